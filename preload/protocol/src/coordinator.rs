@@ -1,0 +1,177 @@
+//! Messages between the coordinator, the checkpoint threads of its computation and its clients (the
+//! `stasis` commands).
+//!
+//! A connection opens with [`Hello`], which says who calls; what follows is [`FromProcess`] and
+//! [`ToProcess`], or [`ClientRequest`] and [`ClientReply`].
+
+use alloc::{string::String, vec::Vec};
+
+use serde::{Deserialize, Serialize};
+
+use crate::store::{CheckpointRecord, DumpStats, Hash};
+
+/// The first message on a connection to a coordinator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    pub version: u32,
+    pub role: Role,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    Process {
+        /// The pid that the program knows itself by (the kernel's comes with the credentials).
+        pid: u32,
+        /// argv, as the program was started.
+        argv: Vec<String>,
+        /// The checkpoint that it was restarted from.
+        restarted_from: Option<String>,
+    },
+    Client,
+}
+
+/// One reason why a checkpoint cannot be taken or restored: what, why, and what can be done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// The pid, descriptor or mapping: `pid 12 (python3), fd 5 (io_uring)`.
+    pub what: String,
+    pub reason: String,
+    pub remedy: String,
+}
+
+impl core::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{}: {}; {}", self.what, self.reason, self.remedy)
+    }
+}
+
+/// What a checkpoint thread is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    #[default]
+    Running,
+    /// Looking for what cannot be checkpointed; threads run.
+    Checking,
+    /// Bringing threads to a stop.
+    Quiescing,
+    /// Threads stand still; state and memory are being copied.
+    Snapshotting,
+    /// Threads run again; the store is working.
+    Storing,
+    /// Threads stand still until the checkpoint is durable and the process is ended.
+    Held,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromProcess {
+    Phase {
+        token: u64,
+        phase: Phase,
+    },
+    /// Nothing was stopped, or all runs again as if nothing had been asked.
+    Refused {
+        token: u64,
+        refusals: Vec<Refusal>,
+    },
+    /// The process is durable in the store; it waits for [`ToProcess::Committed`] if it is held.
+    Dumped {
+        token: u64,
+        manifest: Hash,
+        stats: DumpStats,
+        /// How long threads stood still, in microseconds; 0 when they still do.
+        pause_us: u64,
+        tracker: String,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToProcess {
+    Welcome {
+        version: u32,
+    },
+    Checkpoint {
+        token: u64,
+        /// The path of the store server's socket.
+        store: String,
+        /// Keep the threads stopped when the copy is made, until told [`ToProcess::Committed`] or
+        /// [`ToProcess::Abandoned`].
+        hold: bool,
+        /// The process stood stopped by a signal; the coordinator queued the stop signal to its
+        /// threads and continued it. Stop it again afterwards.
+        was_stopped: bool,
+    },
+    /// The checkpoint exists. A process that is held ends itself (SIGKILL) when `kill` is set, else
+    /// goes on.
+    Committed {
+        token: u64,
+        kill: bool,
+    },
+    /// The checkpoint was given up: go on, and owe the store what this one would have taken.
+    Abandoned {
+        token: u64,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClientRequest {
+    /// Take a checkpoint and answer when it is durable: [`ClientReply::Checkpoint`].
+    Checkpoint { kill: bool, label: Option<String> },
+    /// [`ClientReply::Status`].
+    Status,
+    /// End every process of the computation (SIGKILL). [`ClientReply::Done`] with how many.
+    Kill,
+    /// Take a checkpoint every so many microseconds; `None`: no more. [`ClientReply::Done`].
+    Interval { micros: Option<u64> },
+    /// Answered by [`ClientReply::Done`] as soon as `processes` processes have said hello.
+    AwaitProcesses { processes: u32 },
+    /// The processes that connect from now on continue this computation, from this checkpoint.
+    Resume { computation: String, checkpoint: String },
+    /// End the coordinator; the processes run on. [`ClientReply::Done`].
+    Shutdown,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClientReply {
+    Welcome {
+        version: u32,
+        coordinator_pid: u32,
+    },
+    Checkpoint(CheckpointRecord),
+    Status(Status),
+    Done {
+        count: u32,
+    },
+    /// The request could not be carried out, and nothing was lost.
+    Refused(Vec<Refusal>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    pub computation: String,
+    pub coordinator_pid: u32,
+    pub address: String,
+    pub store: String,
+    pub interval_us: Option<u64>,
+    pub checkpoints_taken: u64,
+    pub checkpoints_failed: u64,
+    /// The last checkpoint's id.
+    pub last: Option<String>,
+    pub processes: Vec<ProcessStatus>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessStatus {
+    /// The pid that the program knows itself by.
+    pub pid: u32,
+    /// The pid that the kernel knows it by, where the coordinator lives.
+    pub real_pid: u32,
+    pub command: String,
+    pub phase: Phase,
+    /// The kernel's state letter (proc(5), /proc/pid/stat).
+    pub state: char,
+    /// Since when it is in this phase, in microseconds ago.
+    pub phase_for_us: u64,
+    pub tracker: String,
+    pub last_pause_us: Option<u64>,
+    pub restarted_from: Option<String>,
+}

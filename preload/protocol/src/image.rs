@@ -1,0 +1,382 @@
+//! The record of one process in a checkpoint: all that is not page data.
+//!
+//! It is written by the checkpoint thread, kept by the store as bytes, and read by `stasis restart`,
+//! which must take every number in it for hostile input. State that the restored library puts back
+//! by itself, from its own memory (signal actions, timers, thread names...), is not here.
+
+use alloc::{string::String, vec::Vec};
+
+use serde::{Deserialize, Serialize};
+
+/// The version of this record, checked before anything else of it is read.
+pub const IMAGE_VERSION: u32 = 1;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessImage {
+    /// [`IMAGE_VERSION`]; the first field, so that it can be read from an image of any version.
+    pub version: u32,
+    pub machine: Machine,
+    pub ids: Ids,
+    pub argv: Vec<String>,
+    pub exe: FileIdentity,
+    pub cwd: String,
+    pub umask: u32,
+    pub layout: Layout,
+    pub mappings: Vec<Mapping>,
+    /// Files, memory and queues whose content is in this checkpoint.
+    pub objects: Vec<Object>,
+    pub descriptions: Vec<Description>,
+    pub descriptors: Vec<Descriptor>,
+    pub threads: Vec<Thread>,
+    pub credentials: Credentials,
+    pub limits: Vec<Limit>,
+    pub settings: Settings,
+    pub resume: Resume,
+}
+
+/// What the image needs of the machine it is restored on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// `uname -r`, for messages.
+    pub kernel: String,
+    /// XCR0: the register sets that a signal frame of this process may hold (Intel SDM 1, 13.3).
+    pub xcr0: u64,
+    /// The size in bytes of the extended state in a signal frame (CPUID 0xD, EBX).
+    pub xsave_size: u32,
+    /// CPUID 1 (ECX, EDX), 7.0 (EBX, ECX, EDX) and 7.1 (EAX): instructions the program may have
+    /// chosen by these bits.
+    pub cpuid: [u32; 6],
+    /// The size in bytes and a checksum (FNV-1a, 64 bit) of the vDSO.
+    pub vdso_len: u64,
+    pub vdso_sum: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ids {
+    pub pid: i32,
+    pub ppid: i32,
+    pub pgid: i32,
+    pub sid: i32,
+}
+
+/// A file, and what tells that it is still the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileIdentity {
+    pub path: String,
+    pub device: u64,
+    pub inode: u64,
+    pub size: u64,
+    pub mtime_ns: i64,
+    /// st_mode: the type and the permissions.
+    pub mode: u32,
+}
+
+/// prctl(2), PR_SET_MM_MAP.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layout {
+    pub start_code: u64,
+    pub end_code: u64,
+    pub start_data: u64,
+    pub end_data: u64,
+    pub start_brk: u64,
+    pub brk: u64,
+    pub start_stack: u64,
+    pub arg_start: u64,
+    pub arg_end: u64,
+    pub env_start: u64,
+    pub env_end: u64,
+    pub auxv: Vec<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mapping {
+    pub start: u64,
+    pub end: u64,
+    /// PROT_READ | PROT_WRITE | PROT_EXEC.
+    pub protection: u32,
+    pub shared: bool,
+    /// Where in the backing the mapping starts, in bytes.
+    pub offset: u64,
+    pub backing: Backing,
+    /// See [`flag`].
+    pub flags: u32,
+    /// Ranges of the mapping that are guard regions (madvise(2), MADV_GUARD_INSTALL).
+    pub guards: Vec<(u64, u64)>,
+    /// The name given by PR_SET_VMA_ANON_NAME.
+    pub name: Option<String>,
+}
+
+/// Of [`Mapping::flags`]: VmFlags in proc(5), smaps.
+pub mod flag {
+    pub const GROWSDOWN: u32 = 1 << 0;
+    pub const LOCKED: u32 = 1 << 1;
+    pub const NORESERVE: u32 = 1 << 2;
+    pub const DONTFORK: u32 = 1 << 3;
+    pub const DONTDUMP: u32 = 1 << 4;
+    pub const WIPEONFORK: u32 = 1 << 5;
+    pub const HUGEPAGE: u32 = 1 << 6;
+    pub const NOHUGEPAGE: u32 = 1 << 7;
+    pub const MERGEABLE: u32 = 1 << 8;
+    pub const SEQUENTIAL: u32 = 1 << 9;
+    pub const RANDOM: u32 = 1 << 10;
+    pub const HUGETLB: u32 = 1 << 11;
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Backing {
+    Anonymous,
+    /// A file that is reopened and must be what it was.
+    File(FileIdentity),
+    /// An object of this image, by its id.
+    Object(u32),
+    /// `[vdso]`, `[vvar]`, `[vvar_vclock]`: moved into place, not copied.
+    Kernel(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Object {
+    /// Also the [`crate::store::Space`] of its pages; from 1.
+    pub id: u32,
+    pub kind: ObjectKind,
+    /// Bytes.
+    pub size: u64,
+    pub mode: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ObjectKind {
+    /// Anonymous shared memory (MAP_SHARED | MAP_ANONYMOUS).
+    SharedMemory,
+    Memfd {
+        name: String,
+        /// F_GET_SEALS.
+        seals: u32,
+        hugetlb: bool,
+    },
+    /// A deleted file (or O_TMPFILE), by the path it had.
+    DeletedFile { path: String },
+}
+
+/// An open file description (open(2)): descriptors that were duplicated share one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Description {
+    /// O_* flags as F_GETFL reports them, access mode included.
+    pub flags: u32,
+    /// The file offset.
+    pub offset: u64,
+    /// F_GETOWN_EX type and id, and F_GETSIG.
+    pub owner: Option<(i32, i32)>,
+    pub signal: i32,
+    /// flock(2): LOCK_SH or LOCK_EX.
+    pub flock: Option<i32>,
+    /// Open-file-description locks (F_OFD_SETLK): type, start, length.
+    pub ofd_locks: Vec<(i32, u64, u64)>,
+    pub kind: DescriptionKind,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DescriptionKind {
+    Regular {
+        file: FileIdentity,
+        /// POSIX record locks (F_SETLK) of the process: type, start, length.
+        locks: Vec<(i32, u64, u64)>,
+    },
+    Directory {
+        file: FileIdentity,
+    },
+    /// /dev/null, /dev/urandom...: reopened by path.
+    CharacterDevice {
+        path: String,
+        rdev: u64,
+    },
+    /// A terminal: attached to the one of `stasis restart`.
+    Terminal {
+        path: String,
+        /// It was the controlling terminal.
+        controlling: bool,
+        /// struct termios, as TCGETS gave it.
+        termios: Vec<u8>,
+        winsize: Vec<u8>,
+    },
+    /// One end of a pipe or FIFO whose both ends are in this image.
+    Pipe {
+        /// Names the pipe; both ends say the same.
+        pipe: u64,
+        write: bool,
+        /// F_GETPIPE_SZ.
+        capacity: u32,
+        /// What sits in the pipe, of the first description of it; oldest byte first.
+        content: Vec<u8>,
+        /// O_DIRECT packets: their lengths.
+        packets: Vec<u32>,
+        /// For a FIFO, its path.
+        fifo: Option<String>,
+    },
+    /// Something whose other end is outside, inherited on descriptor 0, 1 or 2: taken from
+    /// `stasis restart`, which has one in the same place.
+    Inherited {
+        fd: i32,
+        what: String,
+    },
+    Event {
+        count: u64,
+        semaphore: bool,
+    },
+    Timer {
+        clock: i32,
+        settime_flags: i32,
+        /// Nanoseconds until it expires (0: disarmed), and its period.
+        value_ns: u64,
+        interval_ns: u64,
+        /// Expirations not read yet.
+        ticks: u64,
+    },
+    Signal {
+        /// The mask, as the kernel prints it in fdinfo.
+        mask: u64,
+    },
+    Epoll {
+        targets: Vec<EpollTarget>,
+    },
+    Inotify {
+        watches: Vec<InotifyWatch>,
+        /// Events queued and not read, as read(2) would give them.
+        queued: Vec<u8>,
+    },
+    Object {
+        /// The id of the object.
+        object: u32,
+        /// Whether it is a memfd rather than a deleted file.
+        memfd: bool,
+    },
+    /// A socketpair or other socket (kind and content as recorded).
+    SocketPair {
+        /// Names the pair: both ends say the same.
+        pair: u64,
+        /// SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET.
+        socket_type: i32,
+        /// What this end has not read yet; one entry per datagram or packet, one in all for streams.
+        received: Vec<Vec<u8>>,
+        shutdown_read: bool,
+        shutdown_write: bool,
+        options: Vec<SocketOption>,
+    },
+    /// A socket bound and perhaps listening, re-made at restart.
+    Socket {
+        domain: i32,
+        socket_type: i32,
+        protocol: i32,
+        /// struct sockaddr as getsockname(2) gave it; empty when not bound.
+        local: Vec<u8>,
+        /// struct sockaddr of a connected UDP peer.
+        peer: Vec<u8>,
+        /// listen(2)'s backlog.
+        backlog: Option<i32>,
+        options: Vec<SocketOption>,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketOption {
+    pub level: i32,
+    pub name: i32,
+    pub value: Vec<u8>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpollTarget {
+    /// The descriptor number it was added by.
+    pub fd: i32,
+    pub events: u32,
+    pub data: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InotifyWatch {
+    pub wd: i32,
+    pub path: String,
+    pub mask: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Descriptor {
+    pub fd: i32,
+    /// Index into [`ProcessImage::descriptions`].
+    pub description: u32,
+    pub close_on_exec: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Thread {
+    pub tid: i32,
+    /// The stack pointer that it is resumed with, inside the stop handler.
+    pub resume_sp: u64,
+    pub fs_base: u64,
+    pub gs_base: u64,
+    /// set_tid_address(2), as PR_GET_TID_ADDRESS tells.
+    pub clear_tid: u64,
+    pub name: String,
+    /// SCHED_*, the static priority, the nice value and sched_attr's flags.
+    pub policy: u32,
+    pub priority: u32,
+    pub nice: i32,
+    pub sched_flags: u64,
+    /// sched_getaffinity(2)'s bytes.
+    pub affinity: Vec<u8>,
+    /// The thread has exited and waits to be the last (a leader after pthread_exit).
+    pub exited: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credentials {
+    /// Real, effective, saved, filesystem.
+    pub uid: [u32; 4],
+    pub gid: [u32; 4],
+    pub groups: Vec<u32>,
+    pub inheritable: u64,
+    pub permitted: u64,
+    pub effective: u64,
+    pub bounding: u64,
+    pub ambient: u64,
+    /// PR_GET_SECUREBITS.
+    pub securebits: u32,
+    pub no_new_privs: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// RLIMIT_*.
+    pub resource: u32,
+    pub soft: u64,
+    pub hard: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// PR_GET_DUMPABLE.
+    pub dumpable: u32,
+    /// PR_GET_CHILD_SUBREAPER.
+    pub subreaper: bool,
+    /// PR_GET_THP_DISABLE.
+    pub thp_disable: bool,
+    /// personality(2).
+    pub personality: u32,
+    /// /proc/self/oom_score_adj.
+    pub oom_score_adj: i32,
+    /// The process stood stopped by a signal.
+    pub stopped: bool,
+    /// Whether it was its session's leader, and whether its group was the terminal's foreground one.
+    pub foreground: bool,
+}
+
+/// Where the restored memory takes over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resume {
+    /// Every user thread but an exited one goes on here, with its `resume_sp`.
+    pub thread_entry: u64,
+    /// The checkpoint thread starts here, with this stack pointer.
+    pub checkpoint_entry: u64,
+    pub checkpoint_sp: u64,
+    /// A [`crate::plan::RestartInfo`] in the library's memory, filled in before any thread goes on.
+    pub restart_info: u64,
+}

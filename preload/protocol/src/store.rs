@@ -1,0 +1,221 @@
+//! Messages between the store server and those who write checkpoints (the checkpoint threads, the
+//! coordinator) or read them (`stasis list`, `show`, `restart`...).
+//!
+//! A connection opens with [`Request::Hello`]. A process dumps itself with `BeginDump`, `Staging`
+//! (the staging memfd travels beside it as SCM_RIGHTS), any number of `Pages` and `EndDump`; page
+//! data is never in a message but in the staging buffer. The coordinator, once every process has
+//! been told [`Reply::Dumped`], sends `Commit`: only then does a checkpoint exist.
+
+use alloc::{string::String, vec::Vec};
+
+use serde::{Deserialize, Serialize};
+
+/// A blake3 hash keyed with the store's secret.
+pub type Hash = [u8; 32];
+
+/// The address space that pages belong to: the memory of the process (0), or one of the image's
+/// objects (its id, see [`crate::image::Object`]), whose pages are counted from its first byte.
+pub type Space = u32;
+
+/// The process' own memory.
+pub const MEMORY: Space = 0;
+
+/// Pages that lie one after the other in a space and in the staging buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StagedRun {
+    pub space: Space,
+    /// Address (or offset in the object) divided by the page size.
+    pub first_page: u64,
+    pub pages: u32,
+    /// Where the first page lies in the staging buffer, in bytes; a multiple of the page size.
+    pub staging_offset: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    Hello {
+        version: u32,
+    },
+    /// Starts (or starts over) the dump of one process for the checkpoint `token`.
+    BeginDump {
+        /// Names the checkpoint while it is being taken; chosen by the coordinator.
+        token: u64,
+        pid: u32,
+        /// The manifest that unchanged pages are taken from; `None`: the dump is full.
+        base: Option<Hash>,
+    },
+    /// The staging buffer: a memfd of `len` bytes, sent beside this message.
+    Staging {
+        len: u64,
+    },
+    /// Takes pages out of the staging buffer. A page given twice: the later one counts.
+    /// Answered by [`Reply::Released`] as soon as the staging buffer may be written again.
+    Pages {
+        runs: Vec<StagedRun>,
+    },
+    /// These pages of the base are holes now. Not answered.
+    Forget {
+        space: Space,
+        first_page: u64,
+        pages: u64,
+    },
+    /// The dump is whole. Answered by [`Reply::Dumped`] once its pages are durable.
+    EndDump {
+        /// The encoded [`crate::image::ProcessImage`].
+        record: Vec<u8>,
+    },
+    /// Forgets the dump of this connection. Not answered.
+    AbortDump,
+    /// Makes a checkpoint of the dumps made under `token`: durable when answered by
+    /// [`Reply::Committed`].
+    Commit {
+        token: u64,
+        draft: CheckpointDraft,
+    },
+    /// Forgets every dump made under `token`. Answered by [`Reply::Done`].
+    Discard {
+        token: u64,
+    },
+    /// All checkpoints, oldest first: [`Reply::Checkpoints`].
+    List,
+    /// The checkpoint that a reference names (an id, a unique prefix of one, a label, `latest`,
+    /// each with an optional `~N`): [`Reply::Checkpoint`].
+    Resolve {
+        reference: String,
+    },
+    /// A dumped process, by its manifest: [`Reply::Process`].
+    ReadProcess {
+        manifest: Hash,
+    },
+    /// Reads every page of a checkpoint (`None`: of all) against its hash: [`Reply::Verified`].
+    Verify {
+        id: Option<String>,
+    },
+    /// Sizes: [`Reply::Usage`].
+    Usage,
+    /// Ends the server once nothing is being written. Answered by [`Reply::Done`].
+    Shutdown,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    Welcome {
+        version: u32,
+        server_pid: u32,
+    },
+    Released,
+    Dumped {
+        manifest: Hash,
+        stats: DumpStats,
+    },
+    Committed(CheckpointRecord),
+    Done,
+    Checkpoints(Vec<CheckpointRecord>),
+    Checkpoint(CheckpointRecord),
+    /// Answers `ReadProcess`; a read-only memfd with the extents and hashes travels beside it: first
+    /// `extents` values of [`Extent`], as laid out by `repr(C)`, then `pages` hashes of 32 bytes, in
+    /// the order of the extents. Extents are sorted by space and first page and do not overlap.
+    Process {
+        record: Vec<u8>,
+        /// The key that page hashes are made with.
+        key: [u8; 32],
+        /// The store's directory; pack N is `packs/{N:08x}.pack` in it.
+        directory: String,
+        extents: u64,
+        pages: u64,
+    },
+    Verified {
+        pages: u64,
+        /// One line for each damaged page or pack: what is damaged and which checkpoints it touches.
+        damage: Vec<String>,
+    },
+    Usage(Usage),
+    /// The request failed; the connection goes on. What it concerns, the reason and the remedy.
+    Refused(String),
+}
+
+/// How a page lies in its pack.
+pub mod kind {
+    /// 4096 bytes, page-aligned.
+    pub const RAW: u32 = 0;
+    /// A page of zeros; nothing is stored.
+    pub const ZERO: u32 = 1;
+}
+
+/// Pages that lie one after the other in a space and in a pack.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent {
+    pub space: Space,
+    /// See [`kind`].
+    pub kind: u32,
+    pub first_page: u64,
+    pub pages: u64,
+    /// The pack's number; 0 where nothing is stored.
+    pub pack: u64,
+    /// Where the first page lies in the pack, in bytes.
+    pub offset: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DumpStats {
+    /// Pages that the dump names.
+    pub pages: u64,
+    /// Of those, handed over for this checkpoint (the rest came from the base).
+    pub received: u64,
+    /// Of those, not known before, hence written.
+    pub written: u64,
+    /// Of those handed over, all zero.
+    pub zero: u64,
+    /// Bytes written to packs.
+    pub bytes: u64,
+}
+
+/// What the coordinator knows of a checkpoint that is to be committed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointDraft {
+    /// Names the computation; stays the same over restarts.
+    pub computation: String,
+    /// The checkpoint that the computation went on from: the last one taken, or the one restarted.
+    pub parent: Option<String>,
+    pub label: Option<String>,
+    pub host: String,
+    /// The longest time that any thread stood still, in microseconds.
+    pub pause_us: u64,
+    pub processes: Vec<ProcessEntry>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessEntry {
+    /// The pid that the program knows itself by.
+    pub pid: u32,
+    /// The command line, for people.
+    pub command: String,
+    pub manifest: Hash,
+    pub stats: DumpStats,
+    /// How changed pages were found: `full`, `wp-async`, `soft-dirty`, `hash`.
+    pub tracker: String,
+}
+
+/// A checkpoint, as committed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointRecord {
+    /// 16 hexadecimal digits, unique in the world for all practical purposes.
+    pub id: String,
+    /// Counts the checkpoints of this store, from 1.
+    pub sequence: u64,
+    /// When it was committed, in microseconds since 1970 (CLOCK_REALTIME).
+    pub taken_us: u64,
+    pub draft: CheckpointDraft,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    pub checkpoints: u64,
+    /// Bytes of all pages of all checkpoints, counted as often as they are named.
+    pub logical: u64,
+    /// Bytes of distinct pages.
+    pub unique: u64,
+    /// Bytes of the packs and the index on disk.
+    pub on_disk: u64,
+}
