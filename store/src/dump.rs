@@ -17,7 +17,7 @@ use stasis_protocol::store::{DumpStats, Hash, Space, StagedRun};
 use crate::{
     error::StoreError,
     hash::{PAGE_SIZE, Page, is_zero},
-    manifest::{LEAF_PAGES, Leaf, MAX_PAGE, Manifest, Reader, Root, rebuild},
+    manifest::{LEAF_PAGES, Leaf, MAX_PAGE, Manifest, Node, Reader, Root, rebuild},
     pack::Place,
     release::Hold,
     session::{Candidate, FinishedDump, Session},
@@ -224,11 +224,7 @@ impl Dump {
         Ok(FinishedDump { manifest: name, nodes })
     }
 
-    fn manifest(
-        &mut self,
-        store: &Store,
-        record: Vec<u8>,
-    ) -> Result<(Manifest, Vec<(Hash, Vec<u8>)>), StoreError> {
+    fn manifest(&mut self, store: &Store, record: Vec<u8>) -> Result<(Manifest, Vec<Node>), StoreError> {
         let mut reader = Reader::new(store.index(), store.node_names(), store.hasher().zero());
         let mut changed: BTreeMap<Space, Vec<(u64, Leaf)>> = BTreeMap::new();
         for ((space, number), leaf) in std::mem::take(&mut self.leaves) {
@@ -281,7 +277,7 @@ impl Dump {
 fn look_up(store: &Store, candidates: &mut [Candidate]) -> Result<(), StoreError> {
     let mut unknown: Vec<&mut Candidate> =
         candidates.iter_mut().filter(|candidate| candidate.place.is_none()).collect();
-    unknown.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    unknown.sort_unstable_by_key(|candidate| candidate.name);
     let names: Vec<Hash> = unknown.iter().map(|candidate| candidate.name).collect();
     for (candidate, place) in unknown.into_iter().zip(store.catalog().places(&names)?) {
         candidate.place = place;

@@ -20,7 +20,7 @@ use crate::{
     error::{StoreError, hex},
     hash::{PAGE_SIZE, PageHasher},
     index::{Index, PackRecord},
-    manifest::NodeNames,
+    manifest::{Node, NodeNames},
     pack::{
         self,
         pool::PackPool,
@@ -87,6 +87,11 @@ impl Store {
             sessions: Mutex::default(),
             session_over: Condvar::new(),
         })
+    }
+
+    /// Ends what goes on in the background. There are no checkpoints afterwards.
+    pub fn close(&self) {
+        self.indexer.close();
     }
 
     #[must_use]
@@ -258,11 +263,7 @@ impl Store {
     }
 
     /// The nodes of the draft's processes that the index does not have.
-    fn new_nodes(
-        &self,
-        draft: &CheckpointDraft,
-        finished: &[FinishedDump],
-    ) -> Result<Vec<(Hash, Vec<u8>)>, StoreError> {
+    fn new_nodes(&self, draft: &CheckpointDraft, finished: &[FinishedDump]) -> Result<Vec<Node>, StoreError> {
         let mut nodes: BTreeMap<Hash, &Vec<u8>> = BTreeMap::new();
         for dump in finished {
             if draft.processes.iter().any(|process| process.manifest == dump.manifest) {
@@ -271,7 +272,7 @@ impl Store {
         }
         let names: Vec<Hash> = nodes.keys().copied().collect();
         let known = self.index().has_nodes(&names)?;
-        let nodes: Vec<(Hash, Vec<u8>)> = nodes
+        let nodes: Vec<Node> = nodes
             .into_iter()
             .zip(known)
             .filter(|(_, known)| !known)
