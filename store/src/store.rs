@@ -21,6 +21,7 @@ use crate::{
     hash::{PAGE_SIZE, PageHasher},
     index::{Index, PackRecord},
     manifest::{Node, NodeNames},
+    naming::Namer,
     pack::{
         self,
         pool::PackPool,
@@ -46,7 +47,7 @@ pub struct Store {
     indexer: Indexer,
     catalog: Arc<Catalog>,
     pool: Arc<PackPool>,
-    hasher: PageHasher,
+    namer: Namer,
     node_names: NodeNames,
     directory: Arc<Directory>,
 }
@@ -77,7 +78,7 @@ impl Store {
         // A dump that comes before this is done makes its own; one that fails says why.
         let _ = thread::Builder::new().name("first-pack".into()).spawn(move || ready.prepare());
         Ok(Self {
-            hasher: PageHasher::new(directory.key()),
+            namer: Namer::start(PageHasher::new(directory.key())).map_err(threads)?,
             node_names: NodeNames::new(directory.key()),
             directory: Arc::new(directory),
             catalog,
@@ -101,7 +102,12 @@ impl Store {
 
     #[must_use]
     pub fn hasher(&self) -> &PageHasher {
-        &self.hasher
+        self.namer.hasher()
+    }
+
+    #[must_use]
+    pub fn namer(&self) -> &Namer {
+        &self.namer
     }
 
     #[must_use]
