@@ -1,85 +1,87 @@
-//! A connection to the store server, blocking.
+//! The store as the commands and the coordinator see it: a server that starts when it is needed, and
+//! whose failures have an exit code.
 
 use std::{
-    io::{Read, Write},
-    os::unix::net::UnixStream,
+    io,
     path::{Path, PathBuf},
+    process::Command,
 };
 
-use stasis_protocol::{
-    VERSION,
-    store::{CheckpointDraft, CheckpointRecord, Hash, Reply, Request},
-    wire,
-};
+use stasis_protocol::store::{CheckpointRecord, Hash};
+pub use stasis_store::client::Client;
+use stasis_store::client::{ClientError, StoredProcess};
 
-pub type Result<T> = std::result::Result<T, anyhow::Error>;
+use crate::{failure::Failure, locate};
 
-pub struct Client {
-    stream: UnixStream,
+/// Connects to the server of the store in `directory`; makes the store and starts its server where they
+/// are missing.
+///
+/// # Errors
+/// Why there is no store to be had.
+pub fn connect_or_start(directory: &Path) -> anyhow::Result<Client> {
+    match Client::connect(directory) {
+        Err(ClientError::NotRunning(_)) => {}
+        other => return Ok(other?),
+    }
+    let server = Command::new(locate::find(locate::STORE_SERVER)?);
+    Ok(Client::connect_or_start_with(directory, server)?)
 }
 
-pub fn socket_path(directory: &Path) -> PathBuf {
-    let announced = std::fs::read_to_string(directory.join("LOCK")).unwrap_or_default();
-    announced.lines().nth(1).unwrap_or_default().into()
+/// A store to read from.
+pub struct Store {
+    client: Client,
+    directory: PathBuf,
 }
 
-impl Client {
-    pub fn connect(directory: &Path) -> Result<Self> {
-        let mut client = Self { stream: UnixStream::connect(socket_path(directory))? };
-        client.request(&Request::Hello { version: VERSION })?;
-        Ok(client)
+impl Store {
+    /// Opens the store in `directory`, starting its server if none runs.
+    ///
+    /// # Errors
+    /// [`Failure::Store`]: there is none, or it cannot be opened.
+    pub fn open(directory: &Path) -> anyhow::Result<Self> {
+        let failure = |message: String| Failure::Store { directory: directory.to_owned(), message };
+        match directory.metadata() {
+            Ok(meta) if meta.is_dir() => {}
+            Ok(_) => return Err(failure("is not a directory; name another one with --store".into()).into()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(failure("does not exist: the first checkpoint makes it".into()).into());
+            }
+            Err(error) => return Err(failure(error.to_string()).into()),
+        }
+        let client = connect_or_start(directory).map_err(|error| failure(format!("{error:#}")))?;
+        Ok(Self { client, directory: directory.to_owned() })
     }
 
-    pub fn connect_or_start(directory: &Path) -> Result<Self> {
-        Self::connect(directory)
+    /// All checkpoints, oldest first.
+    ///
+    /// # Errors
+    /// [`Failure::Store`].
+    pub fn list(&mut self) -> Result<Vec<CheckpointRecord>, Failure> {
+        self.client.list().map_err(|error| self.failure(&error))
     }
 
-    fn request(&mut self, request: &Request) -> Result<Reply> {
-        self.stream.write_all(&wire::frame(request)?)?;
-        let mut header = [0; wire::HEADER];
-        self.stream.read_exact(&mut header)?;
-        let mut payload = vec![0; wire::payload_len(header)?];
-        self.stream.read_exact(&mut payload)?;
-        match wire::decode(&payload)? {
-            Reply::Refused(reason) => Err(anyhow::anyhow!(reason)),
-            reply => Ok(reply),
+    /// The checkpoint that a reference names.
+    ///
+    /// # Errors
+    /// Why it names none; [`Failure::Store`] when the store cannot tell.
+    pub fn resolve(&mut self, reference: &str) -> anyhow::Result<CheckpointRecord> {
+        match self.client.resolve(reference) {
+            Ok(record) => Ok(record),
+            Err(ClientError::Refused(reason)) => Err(anyhow::Error::msg(reason)),
+            Err(error) => Err(self.failure(&error).into()),
         }
     }
 
-    pub fn commit(&mut self, token: u64, draft: CheckpointDraft) -> Result<CheckpointRecord> {
-        match self.request(&Request::Commit { token, draft })? {
-            Reply::Committed(record) => Ok(record),
-            reply => anyhow::bail!("{reply:?}"),
-        }
+    /// A process of a checkpoint, by its manifest.
+    ///
+    /// # Errors
+    /// [`Failure::Store`].
+    pub fn read_process(&mut self, manifest: &Hash) -> Result<StoredProcess, Failure> {
+        self.client.read_process(manifest).map_err(|error| self.failure(&error))
     }
 
-    pub fn discard(&mut self, token: u64) -> Result<()> {
-        self.request(&Request::Discard { token }).map(|_| ())
+    /// The failure for something that is wrong with this store.
+    pub fn failure(&self, error: &dyn std::fmt::Display) -> Failure {
+        Failure::Store { directory: self.directory.clone(), message: error.to_string() }
     }
-
-    pub fn list(&mut self) -> Result<Vec<CheckpointRecord>> {
-        match self.request(&Request::List)? {
-            Reply::Checkpoints(records) => Ok(records),
-            reply => anyhow::bail!("{reply:?}"),
-        }
-    }
-
-    pub fn resolve(&mut self, reference: &str) -> Result<CheckpointRecord> {
-        match self.request(&Request::Resolve { reference: reference.into() })? {
-            Reply::Checkpoint(record) => Ok(record),
-            reply => anyhow::bail!("{reply:?}"),
-        }
-    }
-
-    pub fn read_process(&mut self, manifest: Hash) -> Result<Vec<u8>> {
-        match self.request(&Request::ReadProcess { manifest })? {
-            Reply::Process { record, .. } => Ok(record),
-            reply => anyhow::bail!("{reply:?}"),
-        }
-    }
-}
-
-/// Connects to the server of an existing store.
-pub fn open(directory: &Path) -> Result<Client> {
-    Client::connect(directory)
 }
