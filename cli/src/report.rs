@@ -262,3 +262,22 @@ pub struct Mapping {
     pub offset: u64,
     pub backing: String,
 }
+
+/// `stasis doctor`.
+#[derive(Debug, Serialize)]
+pub struct Doctor {
+    /// Nothing is missing.
+    pub healthy: bool,
+    pub probes: Vec<Probe>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Probe {
+    pub name: &'static str,
+    /// The commands that use it.
+    pub purpose: &'static str,
+    /// `ok`, `fallback` (something else takes its place) or `missing`.
+    pub state: &'static str,
+    pub detail: String,
+    pub remedy: Option<String>,
+}
