@@ -92,3 +92,38 @@ pub fn read_exact(fd: Fd, mut buffer: &mut [u8]) -> Result<()> {
     }
     Ok(())
 }
+
+/// SO_RCVTIMEO or SO_SNDTIMEO of a socket, as seconds and microseconds; `None` where there is none
+/// (socket(7): zero), or no socket.
+pub fn timeout(fd: Fd, option: i32) -> Option<[i64; 2]> {
+    let mut value = [0i64; 2];
+    let mut len = size_of_val(&value) as u32;
+    let arguments = [
+        fd as usize,
+        libc::SOL_SOCKET as usize,
+        option as usize,
+        value.as_mut_ptr() as usize,
+        &raw mut len as usize,
+        0,
+    ];
+    // SAFETY: writes at most `len` bytes, and `len`.
+    unsafe { call(libc::SYS_getsockopt, arguments) }.ok()?;
+    (value != [0; 2]).then_some(value)
+}
+
+/// An integer option of a socket (SOL_SOCKET).
+pub fn option(fd: Fd, option: i32) -> Option<i32> {
+    let mut value = 0i32;
+    let mut len = size_of_val(&value) as u32;
+    let arguments = [
+        fd as usize,
+        libc::SOL_SOCKET as usize,
+        option as usize,
+        &raw mut value as usize,
+        &raw mut len as usize,
+        0,
+    ];
+    // SAFETY: writes at most `len` bytes, and `len`.
+    unsafe { call(libc::SYS_getsockopt, arguments) }.ok()?;
+    Some(value)
+}
