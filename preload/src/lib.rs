@@ -44,4 +44,5 @@ mod start;
 mod state;
 mod stop;
 mod threads;
+mod watches;
 mod wrappers;

@@ -62,7 +62,10 @@ pub fn disarm(call: &mut Call) {
 
 /// What the call gives when its time is over.
 pub fn outcome(call: &Call) -> i64 {
-    let is_unix = || socket::option(call.arguments[0] as i32, libc::SO_DOMAIN) == Some(libc::AF_UNIX);
+    let is_unix = || {
+        let domain = socket::number_option(call.arguments[0] as i32, libc::SOL_SOCKET, libc::SO_DOMAIN);
+        domain == Ok(libc::AF_UNIX)
+    };
     // connect(2): EINPROGRESS; unix_wait_for_peer gives EAGAIN (net/unix/af_unix.c).
     let error = if call.nr == libc::SYS_connect && !is_unix() { libc::EINPROGRESS } else { libc::EAGAIN };
     -i64::from(error)

@@ -25,6 +25,8 @@
 //! moment in which it goes back to sleep after a checkpoint, misses the wake-up, as it does after any
 //! signal (futex(2) asks callers to change the word first). io_uring is refused elsewhere.
 
+#![allow(non_upper_case_globals, reason = "the names of libc, in patterns")]
+
 use libc::*;
 
 /// Not in the libc crate (asm/unistd_64.h).
