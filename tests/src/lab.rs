@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 use crate::{
     DEADLINE,
-    launch::Launch,
+    launch::{Kind, Launch},
     outcome::Outcome,
     process::{self, ProcessHandle},
     running::{Files, Running},
@@ -84,12 +84,12 @@ impl Lab {
 
     /// Runs a command without Stasis, but otherwise as [`Lab::launch`] would.
     pub fn native<S: AsRef<OsStr>>(&self, command: impl IntoIterator<Item = S>) -> Launch {
-        Launch::native(self, command)
+        Launch::new(self, Kind::Native, command)
     }
 
     /// Prepares `stasis launch -- COMMAND`.
     pub fn prepare<S: AsRef<OsStr>>(&self, command: impl IntoIterator<Item = S>) -> Launch {
-        Launch::launch(self, command)
+        Launch::new(self, Kind::Launch, command)
     }
 
     /// `stasis launch -- COMMAND`, output to files.
@@ -100,7 +100,7 @@ impl Lab {
 
     /// Prepares `stasis restart ARGUMENTS`, which continues what was launched last.
     pub fn prepare_restart<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Launch {
-        Launch::restart(self, arguments)
+        Launch::new(self, Kind::Restart, arguments)
     }
 
     /// `stasis restart ARGUMENTS` of what was launched last.

@@ -13,7 +13,7 @@ use crate::{
     running::{Files, Running},
 };
 
-enum Kind {
+pub(crate) enum Kind {
     Native,
     Launch,
     Restart,
@@ -33,7 +33,11 @@ pub struct Launch {
 }
 
 impl Launch {
-    fn new<S: AsRef<OsStr>>(lab: &Lab, kind: Kind, arguments: impl IntoIterator<Item = S>) -> Self {
+    pub(crate) fn new<S: AsRef<OsStr>>(
+        lab: &Lab,
+        kind: Kind,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Self {
         Self {
             lab: lab.clone(),
             kind,
@@ -45,18 +49,6 @@ impl Launch {
             files: None,
             terminal: false,
         }
-    }
-
-    pub(crate) fn native<S: AsRef<OsStr>>(lab: &Lab, command: impl IntoIterator<Item = S>) -> Self {
-        Self::new(lab, Kind::Native, command)
-    }
-
-    pub(crate) fn launch<S: AsRef<OsStr>>(lab: &Lab, command: impl IntoIterator<Item = S>) -> Self {
-        Self::new(lab, Kind::Launch, command)
-    }
-
-    pub(crate) fn restart<S: AsRef<OsStr>>(lab: &Lab, arguments: impl IntoIterator<Item = S>) -> Self {
-        Self::new(lab, Kind::Restart, arguments)
     }
 
     /// Options of `stasis launch`, before `--`.
