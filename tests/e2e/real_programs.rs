@@ -125,7 +125,9 @@ fn node_with_timers_and_worker_threads() {
 #[test]
 fn java_with_several_threads_and_the_g1_collector() {
     let source = script("Work.java");
-    let Some(command) = command("java", &["-XX:+UseG1GC", "-Xmx512m", source.to_str().unwrap()]) else { return };
+    let Some(command) = command("java", &["-XX:+UseG1GC", "-Xmx512m", source.to_str().unwrap()]) else {
+        return;
+    };
     if find_program("javac").is_none() {
         skip("only a Java runtime is installed, and a program is started from its source here");
         return;
@@ -186,8 +188,9 @@ fn gzip_in_a_shells_redirection() {
 
     // As typed: the redirections are the shell's, and gzip sees two descriptors without a name.
     let stasis = lab::binary("stasis");
-    let mut running =
-        lab.native(["sh", "-c", "exec \"$0\" launch -- gzip -9 <data >data.gz", stasis.to_str().unwrap()]).start();
+    let mut running = lab
+        .native(["sh", "-c", "exec \"$0\" launch -- gzip -9 <data >data.gz", stasis.to_str().unwrap()])
+        .start();
     for kill in 1..=KILLS {
         running.wait_size(&output, u64::from(kill) * 5_000_000);
         lab.checkpoint_kill(running);
