@@ -160,12 +160,12 @@ fn sqlite_in_the_middle_of_a_transaction() {
 
 #[test]
 fn xz_with_two_threads() {
-    let Some(command) = command("xz", &["-T2", "--block-size=2MiB", "--keep", "data"]) else { return };
+    let Some(command) = command("xz", &["-T2", "--block-size=1MiB", "--keep", "data"]) else { return };
     Work {
         command,
-        prepare: &|directory| write_text(&directory.join("data"), 60),
+        prepare: &|directory| write_text(&directory.join("data"), 24),
         reach: &|running, directory, kill| {
-            running.wait_size(&directory.join("data.xz"), u64::from(kill) * 4_000_000);
+            running.wait_size(&directory.join("data.xz"), u64::from(kill) * 1_500_000);
             assert!(directory.join("data").exists());
         },
         made: &|directory| fs::read(directory.join("data.xz")).unwrap(),
@@ -181,7 +181,7 @@ fn gzip_in_a_shells_redirection() {
     }
     let lab = Lab::new();
     let input = lab.work().join("data");
-    write_text(&input, 100);
+    write_text(&input, 24);
     let output = lab.work().join("data.gz");
     let shell = lab.native(["sh", "-c", "gzip -9 <data >undisturbed.gz"]).start();
     assert!(shell.wait_exit().success());
@@ -192,7 +192,7 @@ fn gzip_in_a_shells_redirection() {
         .native(["sh", "-c", "exec \"$0\" launch -- gzip -9 <data >data.gz", stasis.to_str().unwrap()])
         .start();
     for kill in 1..=KILLS {
-        running.wait_size(&output, u64::from(kill) * 5_000_000);
+        running.wait_size(&output, u64::from(kill) * 2_000_000);
         lab.checkpoint_kill(running);
         running = lab.restart(["latest"]);
     }
