@@ -10,3 +10,15 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     }
     stasis_sys::process::exit_group(134)
 }
+
+// The prebuilt `alloc` names the unwinder in its tables. Nothing unwinds here (panic = "abort"); hidden, so
+// that the C++ and Rust code of the program never meets these.
+core::arch::global_asm!(
+    ".hidden rust_eh_personality",
+    ".globl rust_eh_personality",
+    "rust_eh_personality:",
+    ".hidden _Unwind_Resume",
+    ".globl _Unwind_Resume",
+    "_Unwind_Resume:",
+    "ud2",
+);

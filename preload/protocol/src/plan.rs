@@ -30,7 +30,9 @@ pub struct Header {
     pub area_len: u64,
     /// Where failures are written: a pipe.
     pub report_fd: u64,
-    /// Where the kernel's own mappings are to lie (of [`Mapping`], `kind` vdso and vvar).
+    /// Of [`KernelMapping`], in address order.
+    pub kernel_mappings: Array,
+    /// Of [`Mapping`], in address order.
     pub mappings: Array,
     /// Of [`Fill`].
     pub fills: Array,
@@ -39,6 +41,7 @@ pub struct Header {
     /// The key of the hashes.
     pub key: [u8; 32],
     /// Of [`Call`]: made in this order once memory is whole, before any thread is made.
+    /// Arguments that are addresses mean the restored memory, unless `relocate` says otherwise.
     pub calls: Array,
     /// Of [`Thread`]: the leader first.
     pub threads: Array,
@@ -62,26 +65,24 @@ pub struct Header {
 pub struct Mapping {
     pub start: u64,
     pub len: u64,
-    /// The final protection; it is set after filling.
+    /// The protection while memory is filled; the final one is set by a call.
     pub protection: u32,
     /// mmap(2) flags, without MAP_FIXED_NOREPLACE.
     pub flags: u32,
     /// -1: anonymous.
     pub fd: i32,
-    /// See [`mapping`].
-    pub kind: u32,
+    pub _pad: u32,
     pub offset: u64,
-    /// The length to be mapped with huge pages while it is filled, from its start; 0: none.
-    pub huge: u64,
 }
 
-/// Values of [`Mapping::kind`].
-pub mod mapping {
-    /// Mapped as the fields say.
-    pub const MAP: u32 = 0;
-    /// The `n`th of the kernel's own mappings of the fresh process, in address order, is moved here; `n`
-    /// is in `offset`.
-    pub const KERNEL: u32 = 1;
+/// Where one of the kernel's own mappings (`[vvar]`, `[vvar_vclock]`, `[vdso]`) is to lie.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct KernelMapping {
+    /// Its name as in /proc/self/maps, NUL-padded.
+    pub name: [u8; 16],
+    pub start: u64,
+    pub len: u64,
 }
 
 /// Pages read from a pack (or a file) into memory.
