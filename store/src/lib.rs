@@ -1,1 +1,52 @@
+//! The content-addressed store of checkpoints.
+//!
+//! A page is named by its keyed blake3 hash and written once, to an append-only *pack*; a process
+//! is a Merkle tree of page names (its *manifest*); a checkpoint is one record that names the
+//! manifests of all its processes and appears in one atomic, durable step. One server process per
+//! store directory ([`server`], the binary `stasis-store`) is the only one that opens the index
+//! (RocksDB); everybody else is its [`client`], over a unix socket.
+//!
+//! What the store assumes of the disk, its formats and how it recovers: `store/README.md`.
+//!
+//! Not here: what is in a process record (opaque bytes to the store), when to take checkpoints, and
+//! how pages come back into a process.
 
+pub mod client;
+pub mod hash;
+pub mod location;
+pub mod transport;
+
+#[cfg(feature = "server")]
+mod catalog;
+#[cfg(feature = "server")]
+mod directory;
+#[cfg(feature = "server")]
+mod dump;
+#[cfg(feature = "server")]
+pub mod error;
+#[cfg(feature = "server")]
+pub mod failpoint;
+#[cfg(feature = "server")]
+mod index;
+#[cfg(feature = "server")]
+mod manifest;
+#[cfg(feature = "server")]
+mod names;
+#[cfg(feature = "server")]
+pub mod pack;
+#[cfg(feature = "server")]
+mod process;
+#[cfg(feature = "server")]
+mod reference;
+#[cfg(feature = "server")]
+mod release;
+#[cfg(feature = "server")]
+pub mod server;
+#[cfg(feature = "server")]
+mod session;
+#[cfg(feature = "server")]
+mod staging;
+#[cfg(feature = "server")]
+mod store;
+#[cfg(feature = "server")]
+mod verify;

@@ -382,3 +382,8 @@ pub struct Resume {
     /// A [`crate::plan::RestartInfo`] in the library's memory, filled in before any thread goes on.
     pub restart_info: u64,
 }
+
+/// FNV-1a, 64 bit: tells one vDSO from another.
+pub fn checksum(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, &byte| (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}

@@ -56,6 +56,8 @@ pub struct Header {
     pub info: RestartInfo,
     /// Of bytes: the handover, and whatever calls point to.
     pub data: Array,
+    /// Of pairs of words: at the first offset of `data`, the address of the second is written.
+    pub pointers: Array,
     /// How many threads fill memory.
     pub fillers: u64,
 }

@@ -44,6 +44,7 @@ extern "C" fn first(stack: *const usize) -> ! {
 
 /// The second half, in the area: nothing else that is mapped matters any more.
 extern "C" fn second(plan: &Plan) -> ! {
+    plan.resolve_pointers();
     layout::replace(plan);
     fill::fill(plan);
     plan.make_calls(plan.calls(), stasis_protocol::plan::step::CALL);

@@ -110,6 +110,14 @@ impl Plan {
         self.base as u64 + data.offset + offset
     }
 
+    /// Writes the addresses that the data holds of itself.
+    pub fn resolve_pointers(&self) {
+        for &[at, to] in self.array::<[u64; 2]>(self.header().pointers) {
+            // SAFETY: inside the plan's data (checked), which is a copy of our own.
+            unsafe { (self.data(at) as *mut u64).write_unaligned(self.data(to)) };
+        }
+    }
+
     /// Makes system calls, in order; a failure that is not allowed ends the process.
     pub fn make_calls(&self, calls: &[Call], step: u64) {
         for (index, call) in calls.iter().enumerate() {

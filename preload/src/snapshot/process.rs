@@ -4,12 +4,12 @@ use alloc::{format, string::String, vec::Vec};
 
 use stasis_protocol::{
     coordinator::Refusal,
-    image::{Credentials, FileIdentity, Ids, Layout, Limit, Machine, Settings},
+    image::{Credentials, FileIdentity, Ids, Layout, Limit, Machine, Settings, checksum},
 };
 use stasis_sys::{file, process};
 
 use super::{descriptors, subject};
-use crate::{arch, procfs};
+use crate::procfs;
 
 pub struct Process {
     pub machine: Machine,
@@ -131,23 +131,16 @@ fn machine() -> Machine {
         };
         vdso_len = end - start;
         // SAFETY: the vDSO is readable and stays mapped while all threads are stopped.
-        vdso_sum = fnv(unsafe { core::slice::from_raw_parts(start as *const u8, vdso_len as usize) });
+        vdso_sum = checksum(unsafe { core::slice::from_raw_parts(start as *const u8, vdso_len as usize) });
     }
     Machine {
         kernel: String::from_utf8_lossy(&release).into_owned(),
-        xcr0: arch::xcr0(),
-        xsave_size: arch::xsave_size(),
-        cpuid: arch::cpuid(),
+        xcr0: stasis_sys::xcr0(),
+        xsave_size: stasis_sys::xsave_size(),
+        cpuid: stasis_sys::cpuid(),
         vdso_len,
         vdso_sum,
     }
-}
-
-/// FNV-1a, 64 bit.
-fn fnv(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |sum, &byte| (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 fn credentials(status: &[u8]) -> Credentials {

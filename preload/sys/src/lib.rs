@@ -16,5 +16,5 @@ pub mod process;
 pub mod socket;
 pub mod sync;
 
-pub use arch::{raw, rdfsbase};
+pub use arch::{cpuid, raw, rdfsbase, xcr0, xsave_size};
 pub use call::{Errno, Result};

@@ -4,4 +4,4 @@
 mod x86_64;
 
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::{raw, rdfsbase};
+pub use x86_64::{cpuid, raw, rdfsbase, xcr0, xsave_size};

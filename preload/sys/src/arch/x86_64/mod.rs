@@ -1,6 +1,10 @@
 //! The system call instruction and the segment bases.
 
+mod cpu;
+
 use core::arch::asm;
+
+pub use cpu::{cpuid, xcr0, xsave_size};
 
 /// Makes a system call and returns what the kernel left in RAX: a result, or a negated errno.
 ///

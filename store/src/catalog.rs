@@ -1,0 +1,284 @@
+//! What the store knows of committed checkpoints and of where pages lie.
+//!
+//! A commit is one synced batch: nodes, pack records, checkpoint record. The names of its new pages
+//! are at once known from memory ([`Catalog::places`]) and are put into the index afterwards, by a
+//! thread of its own; what a crash leaves out is read back from the footers of the packs.
+//!
+//! Not here: how pages get into packs (`session`).
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, mpsc},
+    thread::{self, JoinHandle},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use stasis_protocol::store::{CheckpointDraft, CheckpointRecord, kind};
+
+use crate::{
+    error::{StoreError, hex},
+    failpoint::FailPoint,
+    hash::Hash,
+    index::{Changes, Index, PackRecord},
+    names::NameMap,
+    pack::{PAGE, Place, footer::Footer, reader::PackReader},
+};
+
+/// Index entries per batch: small enough that commits need not wait for long.
+const ENTRIES_AT_ONCE: usize = 4096;
+
+/// A pack that a checkpoint has added to; lengths in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct PackGrowth {
+    pub number: u32,
+    pub from: u64,
+    pub to: u64,
+    pub pages: u64,
+}
+
+/// The committed state of a store.
+pub struct Catalog {
+    index: Index,
+    /// Also taken for the whole of a commit.
+    records: Mutex<BTreeMap<u32, PackRecord>>,
+    /// Names of committed pages that are not in the index yet.
+    recent: RwLock<Vec<Arc<NameMap>>>,
+}
+
+/// What is to be put into the index.
+enum Task {
+    /// The pages of a checkpoint just committed.
+    Committed { names: Arc<NameMap>, grown: Vec<PackGrowth> },
+    /// The pages of packs whose entries a crash has left out.
+    Recover { grown: Vec<PackGrowth>, reader: PackReader },
+}
+
+/// The thread that fills the index. Dropping it waits until it is done.
+pub struct Indexer {
+    catalog: Arc<Catalog>,
+    queue: Option<mpsc::Sender<Task>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Catalog {
+    /// # Errors
+    /// The index cannot be read.
+    pub fn new(index: Index) -> Result<Self, StoreError> {
+        let records = Mutex::new(index.packs()?.into_iter().collect());
+        Ok(Self { index, records, recent: RwLock::default() })
+    }
+
+    #[must_use]
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// The packs that belong to committed checkpoints.
+    #[must_use]
+    pub fn packs(&self) -> BTreeMap<u32, PackRecord> {
+        self.records().clone()
+    }
+
+    /// The places of the pages called `names`, which must be sorted.
+    ///
+    /// # Errors
+    /// The index cannot be read.
+    pub fn places(&self, names: &[Hash]) -> Result<Vec<Option<Place>>, StoreError> {
+        // Recent names first: they leave the table only after they are in the index.
+        let recent = self.recent.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut places = self.index.places(names)?;
+        for (name, place) in names.iter().zip(&mut places) {
+            if place.is_none() {
+                *place = recent.iter().find_map(|table| table.get(name).copied());
+            }
+        }
+        Ok(places)
+    }
+
+    /// Makes a checkpoint: durable when this returns.
+    ///
+    /// # Errors
+    /// It could not be written; then there is no such checkpoint.
+    fn commit(
+        &self,
+        draft: CheckpointDraft,
+        nodes: Vec<(Hash, Vec<u8>)>,
+        grown: &[PackGrowth],
+    ) -> Result<CheckpointRecord, StoreError> {
+        let mut records = self.records();
+        let sequence = self.index.last_checkpoint()?.map_or(0, |record| record.sequence) + 1;
+        let taken = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let record =
+            CheckpointRecord { id: self.new_id()?, sequence, taken_us: taken.as_micros() as u64, draft };
+        let packs: Vec<(u32, PackRecord)> = grown
+            .iter()
+            .map(|growth| {
+                let old = records.get(&growth.number).copied();
+                let old = old.unwrap_or(PackRecord { committed: PAGE, indexed: PAGE, pages: 0 });
+                (growth.number, PackRecord { committed: growth.to, pages: old.pages + growth.pages, ..old })
+            })
+            .collect();
+        let changes = Changes { nodes, packs, checkpoint: Some(record.clone()), ..Changes::default() };
+        FailPoint::BatchBuilt.hit();
+        if let Err(error) = self.index.write(&changes, true) {
+            // The log may have kept the batch although its sync failed. The index has been opened
+            // again since, which makes durable what it found there.
+            if !matches!(self.index.by_id(&record.id), Ok(Some(_))) {
+                return Err(error);
+            }
+        }
+        FailPoint::BatchWritten.hit();
+        records.extend(changes.packs);
+        Ok(record)
+    }
+
+    fn new_id(&self) -> Result<String, StoreError> {
+        loop {
+            let mut bytes = [0; 8];
+            random(&mut bytes).map_err(StoreError::io("cannot read", "/dev/urandom"))?;
+            let id = hex(&bytes);
+            if self.index.by_id(&id)?.is_none() {
+                return Ok(id);
+            }
+        }
+    }
+
+    fn perform(&self, task: Task) -> Result<(), StoreError> {
+        match task {
+            Task::Committed { names, grown } => {
+                let entries = names.iter().map(|(name, place)| (*name, *place));
+                let result = self.insert(entries).and_then(|()| self.mark_indexed(&grown));
+                let mut recent = self.recent.write().unwrap_or_else(PoisonError::into_inner);
+                recent.retain(|table| !Arc::ptr_eq(table, &names));
+                result
+            }
+            Task::Recover { grown, mut reader } => {
+                for growth in grown {
+                    for footer in reader.footers(growth.number, growth.from, growth.to)? {
+                        self.insert(entries(growth.number, &footer))?;
+                    }
+                    self.mark_indexed(&[growth])?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn insert(&self, entries: impl Iterator<Item = (Hash, Place)>) -> Result<(), StoreError> {
+        let mut entries = entries.peekable();
+        while entries.peek().is_some() {
+            let pages = entries.by_ref().take(ENTRIES_AT_ONCE).collect();
+            self.index.write(&Changes { pages, ..Changes::default() }, false)?;
+            FailPoint::IndexPartial.hit();
+        }
+        Ok(())
+    }
+
+    /// Notes that the index knows the pages of these ranges. The records follow the entries in the
+    /// same log, so a crash cannot keep the former and lose the latter.
+    fn mark_indexed(&self, grown: &[PackGrowth]) -> Result<(), StoreError> {
+        FailPoint::IndexWritten.hit();
+        let mut records = self.records();
+        let mut packs = Vec::new();
+        for growth in grown {
+            // Not when an earlier range is missing: it could then never be recovered.
+            if let Some(record) = records.get(&growth.number)
+                && record.indexed == growth.from
+            {
+                packs.push((growth.number, PackRecord { indexed: growth.to, ..*record }));
+            }
+        }
+        let changes = Changes { packs, ..Changes::default() };
+        self.index.write(&changes, false)?;
+        records.extend(changes.packs);
+        Ok(())
+    }
+
+    fn records(&self) -> MutexGuard<'_, BTreeMap<u32, PackRecord>> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Indexer {
+    /// Starts the thread; it begins with what a crash has left out.
+    ///
+    /// # Errors
+    /// There can be no more threads.
+    pub fn start(catalog: Arc<Catalog>, reader: PackReader) -> io::Result<Self> {
+        let (queue, tasks) = mpsc::channel();
+        let worker = Arc::clone(&catalog);
+        let thread = thread::Builder::new().name("indexer".into()).spawn(move || {
+            for task in tasks {
+                // Only dedup suffers: pages that the index does not know are written once more.
+                if let Err(error) = worker.perform(task) {
+                    eprintln!("not all pages were put into the index: {error}");
+                }
+            }
+        })?;
+        let left: Vec<PackGrowth> = catalog
+            .packs()
+            .iter()
+            .filter(|(_, record)| record.indexed < record.committed)
+            .map(|(number, record)| PackGrowth {
+                number: *number,
+                from: record.indexed,
+                to: record.committed,
+                pages: record.pages,
+            })
+            .collect();
+        if !left.is_empty() {
+            let _ = queue.send(Task::Recover { grown: left, reader });
+        }
+        Ok(Self { catalog, queue: Some(queue), thread: Some(thread) })
+    }
+
+    /// Makes a checkpoint: durable when this returns. `names` are the pages that were written for it,
+    /// `grown` where.
+    ///
+    /// # Errors
+    /// It could not be written; then there is no such checkpoint.
+    pub fn commit(
+        &self,
+        draft: CheckpointDraft,
+        nodes: Vec<(Hash, Vec<u8>)>,
+        names: Arc<NameMap>,
+        grown: Vec<PackGrowth>,
+    ) -> Result<CheckpointRecord, StoreError> {
+        let record = self.catalog.commit(draft, nodes, &grown)?;
+        if !names.is_empty() {
+            self.catalog.recent.write().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&names));
+            if let Some(queue) = &self.queue {
+                let _ = queue.send(Task::Committed { names, grown });
+            }
+        }
+        Ok(record)
+    }
+}
+
+impl Drop for Indexer {
+    fn drop(&mut self) {
+        drop(self.queue.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The pages that a footer names.
+fn entries(pack: u32, footer: &Footer) -> impl Iterator<Item = (Hash, Place)> {
+    let runs = footer.runs.iter();
+    let places = runs.flat_map(move |run| {
+        (0..u64::from(run.pages)).map(move |at| {
+            (run.kind == kind::RAW)
+                .then(|| u32::try_from(run.offset / PAGE + at).ok().map(|slot| Place { pack, slot }))
+                .flatten()
+        })
+    });
+    footer.names.iter().zip(places).filter_map(|(name, place)| Some((*name, place?)))
+}
+
+fn random(bytes: &mut [u8]) -> io::Result<()> {
+    use io::Read;
+    std::fs::File::open("/dev/urandom")?.read_exact(bytes)
+}

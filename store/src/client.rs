@@ -1,0 +1,416 @@
+//! A client of the store server: blocking, one request at a time but for [`Client::send_pages`].
+//!
+//! Not here: the checkpoint threads, which cannot use std and speak the protocol themselves.
+
+use std::{
+    fs::{DirBuilder, File, OpenOptions},
+    io,
+    os::{
+        fd::{BorrowedFd, OwnedFd},
+        unix::{
+            fs::{DirBuilderExt, FileExt, OpenOptionsExt},
+            net::UnixStream,
+        },
+    },
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use nix::{sys::socket::MsgFlags, unistd::geteuid};
+use stasis_protocol::{
+    VERSION,
+    store::{
+        CheckpointDraft, CheckpointRecord, DumpStats, Extent, Hash, Reply, Request, Space, StagedRun, Usage,
+    },
+};
+
+use crate::{
+    location::{announced_socket, socket_path},
+    transport::{self, TransportError},
+};
+
+/// The file name of the server's program, which lies beside the program that starts it.
+const SERVER: &str = "stasis-store";
+
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("no store server runs for {}", .0.display())]
+    NotRunning(PathBuf),
+    #[error("the store server of {} could not be started: {reason}", directory.display())]
+    NotStarted { directory: PathBuf, reason: String },
+    #[error("{} cannot be used as a store: {source}", path.display())]
+    Directory { path: PathBuf, source: io::Error },
+    /// What the server says, in its words.
+    #[error("{0}")]
+    Refused(String),
+    #[error("the store server went away: {0}")]
+    Lost(#[from] TransportError),
+    #[error("the store server gave an answer to something else: {0}")]
+    Unexpected(String),
+}
+
+/// A connection to a store server.
+#[derive(Debug)]
+pub struct Client {
+    stream: UnixStream,
+    socket: PathBuf,
+    server_pid: u32,
+}
+
+/// A dumped process, as [`Client::read_process`] hands it out.
+#[derive(Debug)]
+pub struct StoredProcess {
+    /// The encoded [`stasis_protocol::image::ProcessImage`].
+    pub record: Vec<u8>,
+    /// The key that page names are made with.
+    pub key: [u8; 32],
+    /// The store's directory; pack N is `packs/{N:08x}.pack` in it.
+    pub directory: PathBuf,
+    /// Sealed; first the extents, then the names of the pages.
+    pub memfd: OwnedFd,
+    pub extents: u64,
+    pub pages: u64,
+}
+
+/// What [`Client::verify`] found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verification {
+    pub pages: u64,
+    pub damage: Vec<String>,
+}
+
+impl Client {
+    /// Connects to the server of the store in `directory`, if one runs.
+    ///
+    /// # Errors
+    /// [`ClientError::NotRunning`]; or the server is another user's or another version's.
+    pub fn connect(directory: &Path) -> Result<Self, ClientError> {
+        let computed = socket_path(directory).ok();
+        let sockets = announced_socket(directory).into_iter().chain(computed);
+        for socket in sockets {
+            match Self::connect_to(&socket) {
+                Err(ClientError::NotRunning(_)) => {}
+                other => return other,
+            }
+        }
+        Err(ClientError::NotRunning(directory.to_owned()))
+    }
+
+    /// Connects to the server that listens on `socket`.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub fn connect_to(socket: &Path) -> Result<Self, ClientError> {
+        let not_running = |_| ClientError::NotRunning(socket.to_owned());
+        let stream = UnixStream::connect(socket).map_err(not_running)?;
+        let peer = transport::peer(&stream).map_err(TransportError::Io)?;
+        if peer.uid() != geteuid().as_raw() && peer.uid() != 0 && !geteuid().is_root() {
+            return Err(ClientError::Refused(format!(
+                "{} is served by uid {}, not by you (uid {})",
+                socket.display(),
+                peer.uid(),
+                geteuid()
+            )));
+        }
+        let mut client = Self { stream, socket: socket.to_owned(), server_pid: 0 };
+        // A server that is just ending takes the connection and closes it.
+        match client.send(&Request::Hello { version: VERSION }).and_then(|()| client.receive()) {
+            Ok((Reply::Welcome { server_pid, .. }, _)) => client.server_pid = server_pid,
+            Ok((other, _)) => return Err(unexpected(&other)),
+            Err(ClientError::Lost(_)) => return Err(ClientError::NotRunning(socket.to_owned())),
+            Err(error) => return Err(error),
+        }
+        Ok(client)
+    }
+
+    /// Connects to the server of the store in `directory`; makes the directory, and starts the server
+    /// that lies beside this program, where they are missing.
+    ///
+    /// # Errors
+    /// The directory cannot be made, the server cannot be started; as [`Client::connect`].
+    pub fn connect_or_start(directory: &Path) -> Result<Self, ClientError> {
+        let beside = std::env::current_exe().map(|exe| exe.with_file_name(SERVER));
+        let server = beside.map_err(|error| ClientError::NotStarted {
+            directory: directory.to_owned(),
+            reason: format!("this program does not know where it lies: {error}"),
+        })?;
+        Self::connect_or_start_with(directory, Command::new(server))
+    }
+
+    /// As [`Client::connect_or_start`], with a command for the server to which the directory is added.
+    ///
+    /// # Errors
+    /// As [`Client::connect_or_start`].
+    pub fn connect_or_start_with(directory: &Path, mut server: Command) -> Result<Self, ClientError> {
+        match Self::connect(directory) {
+            Err(ClientError::NotRunning(_)) => {}
+            other => return other,
+        }
+        let unusable = |source| ClientError::Directory { path: directory.to_owned(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(unusable)?;
+        // Of several that come at once, one starts the server; the others find it when they get here.
+        let starting = starting_lock(directory).map_err(unusable)?;
+        starting.lock().map_err(unusable)?;
+        match Self::connect(directory) {
+            Err(ClientError::NotRunning(_)) => {}
+            other => return other,
+        }
+        let not_started =
+            |reason: String| ClientError::NotStarted { directory: directory.to_owned(), reason };
+        // The command returns when the server is ready. It must not run under the preload library.
+        let output = server
+            .arg(directory)
+            .env_remove("LD_PRELOAD")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .output()
+            .map_err(|error| not_started(format!("{}: {error}", server.get_program().display())))?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            return Err(not_started(match said.trim() {
+                "" => output.status.to_string(),
+                said => said.trim_start_matches("stasis-store: ").to_owned(),
+            }));
+        }
+        Self::connect(directory)
+    }
+
+    /// The path of the socket that this client is connected to.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    #[must_use]
+    pub fn server_pid(&self) -> u32 {
+        self.server_pid
+    }
+
+    /// Starts a dump. Problems are told by the next request that is answered.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub fn begin_dump(&mut self, token: u64, pid: u32, base: Option<Hash>) -> Result<(), ClientError> {
+        self.send(&Request::BeginDump { token, pid, base })
+    }
+
+    /// Hands over the staging buffer: a memfd of at least `len` bytes, sealed with F_SEAL_SHRINK.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub fn staging(&mut self, memfd: BorrowedFd<'_>, len: u64) -> Result<(), ClientError> {
+        Ok(transport::send(&self.stream, &Request::Staging { len }, &[memfd], MsgFlags::empty())?)
+    }
+
+    /// Sends pages that lie in the staging buffer. Up to 64 such messages may be under way; each needs
+    /// its [`Client::released`].
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub fn send_pages(&mut self, runs: Vec<StagedRun>) -> Result<(), ClientError> {
+        self.send(&Request::Pages { runs })
+    }
+
+    /// Waits until the buffer of the first unanswered [`Client::send_pages`] may be written again.
+    ///
+    /// # Errors
+    /// The pages could not be stored.
+    pub fn released(&mut self) -> Result<(), ClientError> {
+        match self.receive()? {
+            (Reply::Released, _) => Ok(()),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// Makes holes of pages of the base.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub fn forget(&mut self, space: Space, first_page: u64, pages: u64) -> Result<(), ClientError> {
+        self.send(&Request::Forget { space, first_page, pages })
+    }
+
+    /// Ends the dump; its pages are durable when this returns.
+    ///
+    /// # Errors
+    /// Anything that went wrong since [`Client::begin_dump`].
+    pub fn end_dump(&mut self, record: Vec<u8>) -> Result<(Hash, DumpStats), ClientError> {
+        match self.ask(&Request::EndDump { record })? {
+            Reply::Dumped { manifest, stats } => Ok((manifest, stats)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Forgets the dump of this connection.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub fn abort_dump(&mut self) -> Result<(), ClientError> {
+        self.send(&Request::AbortDump)
+    }
+
+    /// Makes a checkpoint of the dumps made under `token`; it is durable when this returns.
+    ///
+    /// # Errors
+    /// A process was not dumped, or the store could not write.
+    pub fn commit(&mut self, token: u64, draft: CheckpointDraft) -> Result<CheckpointRecord, ClientError> {
+        match self.ask(&Request::Commit { token, draft })? {
+            Reply::Committed(record) => Ok(record),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Forgets the dumps made under `token`.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub fn discard(&mut self, token: u64) -> Result<(), ClientError> {
+        self.done(&Request::Discard { token })
+    }
+
+    /// All checkpoints, oldest first.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn list(&mut self) -> Result<Vec<CheckpointRecord>, ClientError> {
+        match self.ask(&Request::List)? {
+            Reply::Checkpoints(records) => Ok(records),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The checkpoint that a reference names; see [`Request::Resolve`].
+    ///
+    /// # Errors
+    /// It names none, or several.
+    pub fn resolve(&mut self, reference: &str) -> Result<CheckpointRecord, ClientError> {
+        match self.ask(&Request::Resolve { reference: reference.to_owned() })? {
+            Reply::Checkpoint(record) => Ok(record),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// What is needed to restore the process called `manifest`.
+    ///
+    /// # Errors
+    /// It is not in the store, or its manifest is damaged.
+    pub fn read_process(&mut self, manifest: &Hash) -> Result<StoredProcess, ClientError> {
+        self.send(&Request::ReadProcess { manifest: *manifest })?;
+        match self.receive()? {
+            (Reply::Process { record, key, directory, extents, pages }, mut descriptors) => {
+                let memfd = descriptors
+                    .pop()
+                    .ok_or_else(|| ClientError::Unexpected("a process without its pages".into()))?;
+                Ok(StoredProcess { record, key, directory: directory.into(), memfd, extents, pages })
+            }
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// Reads every page of a checkpoint (`None`: of all) against its hash.
+    ///
+    /// # Errors
+    /// There is no such checkpoint, or the index cannot be read.
+    pub fn verify(&mut self, reference: Option<&str>) -> Result<Verification, ClientError> {
+        match self.ask(&Request::Verify { id: reference.map(str::to_owned) })? {
+            Reply::Verified { pages, damage } => Ok(Verification { pages, damage }),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// # Errors
+    /// The store cannot be read.
+    pub fn usage(&mut self) -> Result<Usage, ClientError> {
+        match self.ask(&Request::Usage)? {
+            Reply::Usage(usage) => Ok(usage),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Ends the server, once no checkpoint is being taken.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub fn shutdown(&mut self) -> Result<(), ClientError> {
+        self.done(&Request::Shutdown)
+    }
+
+    fn done(&mut self, request: &Request) -> Result<(), ClientError> {
+        match self.ask(request)? {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn ask(&mut self, request: &Request) -> Result<Reply, ClientError> {
+        self.send(request)?;
+        Ok(self.receive()?.0)
+    }
+
+    fn send(&mut self, request: &Request) -> Result<(), ClientError> {
+        Ok(transport::send(&self.stream, request, &[], MsgFlags::empty())?)
+    }
+
+    fn receive(&mut self) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
+        match transport::receive(&self.stream)? {
+            Some((Reply::Refused(why), _)) => Err(ClientError::Refused(why)),
+            Some(message) => Ok(message),
+            None => Err(TransportError::Truncated.into()),
+        }
+    }
+}
+
+impl StoredProcess {
+    /// The extents, sorted by space and first page, and the names of their pages, in the same order.
+    ///
+    /// # Errors
+    /// The memfd is not as long as the reply says.
+    pub fn pages(&self) -> io::Result<(Vec<Extent>, Vec<Hash>)> {
+        const EXTENT: usize = size_of::<Extent>();
+        let file = File::from(self.memfd.try_clone()?);
+        let table_len = self.extents.checked_mul(EXTENT as u64);
+        let names_len = self.pages.checked_mul(32);
+        let (Some(table_len), Some(names_len)) = (table_len, names_len) else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
+        if table_len.checked_add(names_len) != Some(file.metadata()?.len()) {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let mut table = vec![0; table_len as usize];
+        file.read_exact_at(&mut table, 0)?;
+        let mut names = vec![[0; 32]; self.pages as usize];
+        file.read_exact_at(names.as_flattened_mut(), table_len)?;
+        Ok((table.as_chunks::<EXTENT>().0.iter().map(extent).collect(), names))
+    }
+}
+
+/// An extent from its `repr(C)` bytes.
+fn extent(bytes: &[u8; size_of::<Extent>()]) -> Extent {
+    let word = |at: usize| {
+        let mut word = [0; 8];
+        word.copy_from_slice(&bytes[at..at + 8]);
+        u64::from_ne_bytes(word)
+    };
+    let half = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    Extent {
+        space: half(0),
+        kind: half(4),
+        first_page: word(8),
+        pages: word(16),
+        pack: word(24),
+        offset: word(32),
+    }
+}
+
+/// The file that is locked while a server is being started. It lies beside the socket, because the
+/// directory may turn out to be none of ours.
+fn starting_lock(directory: &Path) -> io::Result<File> {
+    let path = socket_path(directory)?.with_extension("starting");
+    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+fn unexpected(reply: &Reply) -> ClientError {
+    let text = format!("{reply:?}");
+    ClientError::Unexpected(text.chars().take(80).collect())
+}

@@ -1,0 +1,290 @@
+//! The dump of one process: pages come in, are named, looked up, placed; at the end there is a
+//! manifest.
+//!
+//! A page is compared first with the page of the same address in the base, which costs nothing, then
+//! looked up in the index with its whole block, in sorted order, and then among what this checkpoint
+//! has written.
+//!
+//! Not here: the writing (`session`), what makes the manifest part of a checkpoint (`store`).
+
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    sync::Arc,
+};
+
+use stasis_protocol::store::{DumpStats, Hash, Space, StagedRun};
+
+use crate::{
+    error::StoreError,
+    hash::{PAGE_SIZE, Page, is_zero},
+    manifest::{LEAF_PAGES, Leaf, MAX_PAGE, Manifest, Reader, Root, rebuild},
+    pack::Place,
+    release::Hold,
+    session::{Candidate, FinishedDump, Session},
+    staging::Staging,
+    store::Store,
+};
+
+/// Pages that are named and looked up together: 4 MiB, one write.
+const BLOCK: usize = 1024;
+
+/// The most leaves (2 MiB each) of one dump: 2 TiB of pages that a process really touched.
+const MAX_LEAVES: usize = 1 << 20;
+
+const LEAF: u64 = LEAF_PAGES as u64;
+
+/// A dump under way.
+pub struct Dump {
+    session: Arc<Session>,
+    base: Option<Manifest>,
+    /// Leaves that differ, or may differ, from the base's.
+    leaves: BTreeMap<(Space, u64), Leaf>,
+    /// Pages that the base has in those leaves, by space.
+    replaced: BTreeMap<Space, u64>,
+    stats: DumpStats,
+}
+
+/// A staged page and where it belongs.
+#[derive(Clone, Copy)]
+struct Staged<'a> {
+    space: Space,
+    number: u64,
+    /// Where it lies in the staging buffer, in bytes.
+    at: usize,
+    page: &'a Page,
+}
+
+impl Dump {
+    /// Starts a dump that takes part in `session`.
+    ///
+    /// # Errors
+    /// The base is not in the store; the session takes no more.
+    pub fn begin(store: &Store, session: Arc<Session>, base: Option<Hash>) -> Result<Self, StoreError> {
+        let base = base.map(|name| Manifest::load(store.index(), store.node_names(), &name)).transpose()?;
+        session.join()?;
+        Ok(Self {
+            session,
+            base,
+            leaves: BTreeMap::new(),
+            replaced: BTreeMap::new(),
+            stats: DumpStats::default(),
+        })
+    }
+
+    /// Takes pages out of the staging buffer. They are being written when this returns; `hold` is
+    /// released when they have been.
+    ///
+    /// # Errors
+    /// A run lies outside the buffer or the address space; the pages cannot be written.
+    pub fn take(
+        &mut self,
+        store: &Store,
+        staging: &Arc<Staging>,
+        runs: &[StagedRun],
+        hold: &Hold,
+    ) -> Result<(), StoreError> {
+        let mut block: Vec<Staged<'_>> = Vec::with_capacity(BLOCK);
+        for run in runs {
+            let outside = || {
+                StoreError::Refused(format!(
+                    "{} pages at page {:#x} of space {} and offset {:#x} of the staging buffer lie outside \
+                     of one of them",
+                    run.pages, run.first_page, run.space, run.staging_offset
+                ))
+            };
+            let start = usize::try_from(run.staging_offset).map_err(|_| outside())?;
+            let end = run.first_page.checked_add(u64::from(run.pages)).ok_or_else(outside)?;
+            if end > MAX_PAGE || start % PAGE_SIZE != 0 {
+                return Err(outside());
+            }
+            let pages = staging.pages(start, run.pages as usize).ok_or_else(outside)?;
+            for (index, page) in pages.iter().enumerate() {
+                let number = run.first_page + index as u64;
+                block.push(Staged { space: run.space, number, at: start + index * PAGE_SIZE, page });
+                if block.len() == BLOCK {
+                    self.take_block(store, staging, &block, hold)?;
+                    block.clear();
+                }
+            }
+        }
+        self.take_block(store, staging, &block, hold)
+    }
+
+    fn take_block(
+        &mut self,
+        store: &Store,
+        staging: &Arc<Staging>,
+        block: &[Staged<'_>],
+        hold: &Hold,
+    ) -> Result<(), StoreError> {
+        self.stats.received += block.len() as u64;
+        let zero = *store.hasher().zero();
+        let mut filled: Vec<Staged<'_>> = Vec::with_capacity(block.len());
+        for staged in block {
+            if is_zero(staged.page) {
+                self.stats.zero += 1;
+                self.leaf(store, staged.space, staged.number / LEAF)?.set(
+                    (staged.number % LEAF) as usize,
+                    zero,
+                    Place::ZERO,
+                );
+            } else {
+                filled.push(*staged);
+            }
+        }
+        let pages: Vec<&Page> = filled.iter().map(|staged| staged.page).collect();
+        let mut names = vec![[0; 32]; pages.len()];
+        store.hasher().name_pages(&pages, &mut names);
+
+        let mut candidates = Vec::with_capacity(filled.len());
+        for (staged, name) in filled.iter().zip(&names) {
+            let leaf = self.leaf(store, staged.space, staged.number / LEAF)?;
+            let place = leaf
+                .get((staged.number % LEAF) as usize)
+                .and_then(|(old, place)| (old == name).then_some(place));
+            candidates.push(Candidate { name: *name, staged: staged.at, place });
+        }
+        look_up(store, &mut candidates)?;
+        let written = self.session.place(store, &mut candidates, staging, hold)?;
+        self.stats.written += written;
+        self.stats.bytes += written * PAGE_SIZE as u64;
+        for (staged, candidate) in filled.iter().zip(candidates) {
+            if let Some(place) = candidate.place {
+                let leaf = self.leaf(store, staged.space, staged.number / LEAF)?;
+                leaf.set((staged.number % LEAF) as usize, candidate.name, place);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes holes of pages.
+    ///
+    /// # Errors
+    /// The base cannot be read.
+    pub fn forget(
+        &mut self,
+        store: &Store,
+        space: Space,
+        first_page: u64,
+        pages: u64,
+    ) -> Result<(), StoreError> {
+        let end = first_page.saturating_add(pages).min(MAX_PAGE);
+        if first_page >= end {
+            return Ok(());
+        }
+        let touched = first_page / LEAF..end.div_ceil(LEAF);
+        let mut numbers: BTreeSet<u64> =
+            self.leaves.range((space, touched.start)..(space, touched.end)).map(|(key, _)| key.1).collect();
+        if let Some(root) = self.base.as_ref().and_then(|base| base.root(space)) {
+            let mut reader = Reader::new(store.index(), store.node_names(), store.hasher().zero());
+            numbers.extend(reader.leaves_in(root.name, touched)?);
+        }
+        for number in numbers {
+            let leaf = self.leaf(store, space, number)?;
+            let (start, stop) = (first_page.max(number * LEAF), end.min((number + 1) * LEAF));
+            if stop - start == LEAF {
+                *leaf = Leaf::default();
+            } else {
+                (start..stop).for_each(|page| leaf.remove((page % LEAF) as usize));
+            }
+        }
+        Ok(())
+    }
+
+    /// The dump is whole: makes its pages durable and its manifest.
+    ///
+    /// # Errors
+    /// Something could not be written: the checkpoint has failed.
+    pub fn finish(mut self, store: &Store, record: Vec<u8>) -> Result<(Hash, DumpStats), StoreError> {
+        match self.complete(store, record) {
+            Ok(finished) => {
+                let told = (finished.manifest, self.stats);
+                store.leave(&self.session, Some(finished));
+                Ok(told)
+            }
+            Err(error) => {
+                self.abort(store);
+                Err(error)
+            }
+        }
+    }
+
+    /// Forgets the dump.
+    pub fn abort(self, store: &Store) {
+        store.leave(&self.session, None);
+    }
+
+    fn complete(&mut self, store: &Store, record: Vec<u8>) -> Result<FinishedDump, StoreError> {
+        // The tree is made while the last pages are being written.
+        let (manifest, mut nodes) = self.manifest(store, record)?;
+        self.session.make_durable(store)?;
+        self.stats.pages = manifest.roots.iter().map(|root| root.pages).sum();
+        let (name, bytes) = manifest.encode(store.node_names())?;
+        nodes.push((name, bytes));
+        Ok(FinishedDump { manifest: name, nodes })
+    }
+
+    fn manifest(
+        &mut self,
+        store: &Store,
+        record: Vec<u8>,
+    ) -> Result<(Manifest, Vec<(Hash, Vec<u8>)>), StoreError> {
+        let mut reader = Reader::new(store.index(), store.node_names(), store.hasher().zero());
+        let mut changed: BTreeMap<Space, Vec<(u64, Leaf)>> = BTreeMap::new();
+        for ((space, number), leaf) in std::mem::take(&mut self.leaves) {
+            changed.entry(space).or_default().push((number, leaf));
+        }
+        let old: &[Root] = self.base.as_ref().map_or(&[], |base| &base.roots);
+        let spaces: BTreeSet<Space> =
+            old.iter().map(|root| root.space).chain(changed.keys().copied()).collect();
+        let (mut roots, mut nodes) = (Vec::new(), Vec::new());
+        for space in spaces {
+            let base = old.iter().find(|root| root.space == space);
+            let leaves = changed.remove(&space).unwrap_or_default();
+            let rebuilt = rebuild(&mut reader, base.map(|root| root.name), &leaves)?;
+            nodes.extend(rebuilt.nodes);
+            if let Some(name) = rebuilt.root {
+                let kept = base.map_or(0, |root| root.pages)
+                    - self.replaced.get(&space).copied().unwrap_or_default();
+                let pages = kept + leaves.iter().map(|(_, leaf)| leaf.len() as u64).sum::<u64>();
+                roots.push(Root { space, name, pages });
+            }
+        }
+        Ok((Manifest::new(roots, record), nodes))
+    }
+
+    /// The leaf to change, as the base has it if it was not changed yet.
+    fn leaf(&mut self, store: &Store, space: Space, number: u64) -> Result<&mut Leaf, StoreError> {
+        let count = self.leaves.len();
+        match self.leaves.entry((space, number)) {
+            Entry::Occupied(entry) => Ok(entry.into_mut()),
+            Entry::Vacant(_) if count >= MAX_LEAVES => Err(StoreError::Refused(format!(
+                "the dump has pages in more than {MAX_LEAVES} ranges of 2 MiB; that is more than the store takes"
+            ))),
+            Entry::Vacant(entry) => {
+                let root = self.base.as_ref().and_then(|base| base.root(space));
+                let leaf = match root {
+                    Some(root) => Reader::new(store.index(), store.node_names(), store.hasher().zero())
+                        .leaf(root.name, number)?,
+                    None => None,
+                };
+                if let Some(leaf) = &leaf {
+                    *self.replaced.entry(space).or_default() += leaf.len() as u64;
+                }
+                Ok(entry.insert(leaf.unwrap_or_default()))
+            }
+        }
+    }
+}
+
+/// Looks up the candidates that have no place yet among all that was ever committed.
+fn look_up(store: &Store, candidates: &mut [Candidate]) -> Result<(), StoreError> {
+    let mut unknown: Vec<&mut Candidate> =
+        candidates.iter_mut().filter(|candidate| candidate.place.is_none()).collect();
+    unknown.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    let names: Vec<Hash> = unknown.iter().map(|candidate| candidate.name).collect();
+    for (candidate, place) in unknown.into_iter().zip(store.catalog().places(&names)?) {
+        candidate.place = place;
+    }
+    Ok(())
+}

@@ -1,0 +1,338 @@
+//! The index: what must be looked up or committed together, in RocksDB. No page data.
+//!
+//! | column family | key | value |
+//! |---|---|---|
+//! | `pages` | page name | kind u8, pack u32, slot u32 |
+//! | `nodes` | node name | a manifest node (`manifest`) |
+//! | `default` | `c` sequence u64 BE | checkpoint record |
+//! | | `i` id | its sequence |
+//! | | `l` label | the sequence of its last checkpoint |
+//! | | `p` pack u32 BE | pack record |
+//!
+//! `pages` may lag behind the packs (it is rebuilt from their footers) but never names bytes that
+//! are not durable in a pack that has a record.
+//!
+//! Not here: when what is written.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{PoisonError, RwLock},
+};
+
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, Direction, IteratorMode, Options,
+    WriteBatch, WriteOptions,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use stasis_protocol::{
+    store::{CheckpointRecord, kind},
+    wire,
+};
+
+use crate::{error::StoreError, hash::Hash, pack::Place};
+
+const PAGES: &str = "pages";
+const NODES: &str = "nodes";
+
+const CHECKPOINT: u8 = b'c';
+const ID: u8 = b'i';
+const LABEL: u8 = b'l';
+const PACK: u8 = b'p';
+
+/// Bits per key of the bloom filters: 1 % of look-ups of unknown names touch a table.
+const BLOOM_BITS: f64 = 10.0;
+
+/// What is known of a pack; all lengths in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PackRecord {
+    /// Up to here it is synced and belongs to committed checkpoints.
+    pub committed: u64,
+    /// Up to here its pages are in `pages`.
+    pub indexed: u64,
+    /// How many pages it holds.
+    pub pages: u64,
+}
+
+/// The open database.
+pub struct Index {
+    directory: PathBuf,
+    /// `None` after a failed attempt to open it again.
+    db: RwLock<Option<DB>>,
+}
+
+/// Changes that are made together.
+#[derive(Default)]
+pub struct Changes {
+    pub pages: Vec<(Hash, Place)>,
+    pub nodes: Vec<(Hash, Vec<u8>)>,
+    pub packs: Vec<(u32, PackRecord)>,
+    pub checkpoint: Option<CheckpointRecord>,
+}
+
+impl Index {
+    /// Opens the database in `directory`, making it if there is none.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn open(directory: &Path) -> Result<Self, StoreError> {
+        let db = open(directory).map_err(|source| error(directory, source))?;
+        Ok(Self { directory: directory.to_owned(), db: RwLock::new(Some(db)) })
+    }
+
+    /// The places of the pages called `names`, which must be sorted.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn places(&self, names: &[Hash]) -> Result<Vec<Option<Place>>, StoreError> {
+        self.read(|db| {
+            let found = db.batched_multi_get_cf(family(db, PAGES)?, names, true);
+            found.into_iter().map(|value| Ok(value?.and_then(|value| decode_place(&value)))).collect()
+        })
+    }
+
+    /// The node called `name`.
+    ///
+    /// # Errors
+    /// The database cannot be read. That there is none is for the caller to judge.
+    pub fn node(&self, name: &Hash) -> Result<Option<Vec<u8>>, StoreError> {
+        self.read(|db| Ok(db.get_cf(family(db, NODES)?, name)?))
+    }
+
+    /// The nodes called `names`, in order.
+    ///
+    /// # Errors
+    /// As [`Index::node`].
+    pub fn nodes(&self, names: &[Hash]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        self.read(|db| {
+            let found = db.batched_multi_get_cf(family(db, NODES)?, names, false);
+            found.into_iter().map(|value| Ok(value?.map(|value| value.to_vec()))).collect()
+        })
+    }
+
+    /// Which of the nodes called `names` there are.
+    ///
+    /// # Errors
+    /// As [`Index::node`].
+    pub fn has_nodes(&self, names: &[Hash]) -> Result<Vec<bool>, StoreError> {
+        self.read(|db| {
+            let found = db.batched_multi_get_cf(family(db, NODES)?, names, false);
+            found.into_iter().map(|value| Ok(value?.is_some())).collect()
+        })
+    }
+
+    /// Makes `changes`, all or none; `durable`: before this returns, else some time later but in order.
+    ///
+    /// # Errors
+    /// They cannot be written. The database is opened again, because RocksDB refuses every further
+    /// write after one that failed (a full disk).
+    pub fn write(&self, changes: &Changes, durable: bool) -> Result<(), StoreError> {
+        let written = self.read(|db| {
+            let mut batch = WriteBatch::default();
+            let (pages, nodes) = (family(db, PAGES)?, family(db, NODES)?);
+            for (name, place) in &changes.pages {
+                batch.put_cf(pages, name, encode_place(*place));
+            }
+            for (name, node) in &changes.nodes {
+                batch.put_cf(nodes, name, node);
+            }
+            for (number, record) in &changes.packs {
+                put(&mut batch, &key(PACK, &number.to_be_bytes()), record);
+            }
+            if let Some(record) = &changes.checkpoint {
+                put(&mut batch, &key(CHECKPOINT, &record.sequence.to_be_bytes()), record);
+                put(&mut batch, &key(ID, record.id.as_bytes()), &record.sequence);
+                if let Some(label) = &record.draft.label {
+                    put(&mut batch, &key(LABEL, label.as_bytes()), &record.sequence);
+                }
+            }
+            let mut options = WriteOptions::default();
+            options.set_sync(durable);
+            Ok(db.write_opt(batch, &options)?)
+        });
+        if written.is_err() {
+            let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+            drop(db.take());
+            *db = open(&self.directory).ok();
+        }
+        written
+    }
+
+    /// All checkpoints, oldest first.
+    ///
+    /// # Errors
+    /// The database cannot be read, or a record in it is not one.
+    pub fn checkpoints(&self) -> Result<Vec<CheckpointRecord>, StoreError> {
+        self.scan(CHECKPOINT, |_, value| decode(value, "a checkpoint record"))
+    }
+
+    /// The last checkpoint.
+    ///
+    /// # Errors
+    /// As [`Index::checkpoints`].
+    pub fn last_checkpoint(&self) -> Result<Option<CheckpointRecord>, StoreError> {
+        let value = self.read(|db| {
+            let end = [CHECKPOINT + 1];
+            match db.iterator(IteratorMode::From(&end, Direction::Reverse)).next() {
+                Some(entry) => Ok(Some(entry?)),
+                None => Ok(None),
+            }
+        })?;
+        match value {
+            Some((key, value)) if key.first() == Some(&CHECKPOINT) => {
+                decode(&value, "a checkpoint record").map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The checkpoint with this id.
+    ///
+    /// # Errors
+    /// As [`Index::checkpoints`].
+    pub fn by_id(&self, id: &str) -> Result<Option<CheckpointRecord>, StoreError> {
+        self.by_name(&key(ID, id.as_bytes()))
+    }
+
+    /// The last checkpoint with this label.
+    ///
+    /// # Errors
+    /// As [`Index::checkpoints`].
+    pub fn by_label(&self, label: &str) -> Result<Option<CheckpointRecord>, StoreError> {
+        self.by_name(&key(LABEL, label.as_bytes()))
+    }
+
+    fn by_name(&self, name: &[u8]) -> Result<Option<CheckpointRecord>, StoreError> {
+        let Some(value) = self.read(|db| Ok(db.get(name)?))? else { return Ok(None) };
+        let sequence: u64 = decode(&value, "a name of a checkpoint")?;
+        match self.read(|db| Ok(db.get(key(CHECKPOINT, &sequence.to_be_bytes()))?))? {
+            Some(value) => decode(&value, "a checkpoint record").map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// All packs that have a record.
+    ///
+    /// # Errors
+    /// As [`Index::checkpoints`].
+    pub fn packs(&self) -> Result<Vec<(u32, PackRecord)>, StoreError> {
+        self.scan(PACK, |key, value| {
+            let number = key.get(1..).and_then(|digits| digits.try_into().ok()).map(u32::from_be_bytes);
+            let number = number.ok_or_else(|| StoreError::Damaged("a pack record has no number".into()))?;
+            Ok((number, decode(value, "a pack record")?))
+        })
+    }
+
+    fn scan<T>(
+        &self,
+        prefix: u8,
+        mut take: impl FnMut(&[u8], &[u8]) -> Result<T, StoreError>,
+    ) -> Result<Vec<T>, StoreError> {
+        let entries = self.read(|db| {
+            let entries = db
+                .iterator(IteratorMode::From(&[prefix], Direction::Forward))
+                .take_while(|entry| !matches!(entry, Ok((key, _)) if key.first() != Some(&prefix)))
+                .collect::<Result<Vec<_>, _>>()?;
+            Ok(entries)
+        })?;
+        entries.iter().map(|(key, value)| take(key, value)).collect()
+    }
+
+    fn read<T>(&self, ask: impl FnOnce(&DB) -> Result<T, Problem>) -> Result<T, StoreError> {
+        let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(db) = &*db {
+            return ask(db).map_err(|source| error(&self.directory, source));
+        }
+        drop(db);
+        let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        let open = match db.take() {
+            Some(open) => open,
+            None => open(&self.directory).map_err(|source| error(&self.directory, source))?,
+        };
+        let answer = ask(&open).map_err(|source| error(&self.directory, source));
+        *db = Some(open);
+        answer
+    }
+}
+
+/// What RocksDB says.
+struct Problem(String);
+
+impl From<rocksdb::Error> for Problem {
+    fn from(error: rocksdb::Error) -> Self {
+        Self(error.into_string())
+    }
+}
+
+fn error(directory: &Path, Problem(problem): Problem) -> StoreError {
+    StoreError::Index { directory: directory.to_owned(), problem }
+}
+
+fn open(directory: &Path) -> Result<DB, Problem> {
+    let cache = Cache::new_lru_cache(64 << 20);
+    let mut tables = BlockBasedOptions::default();
+    tables.set_bloom_filter(BLOOM_BITS, false);
+    tables.set_block_cache(&cache);
+    tables.set_format_version(5);
+
+    let mut pages = Options::default();
+    pages.set_block_based_table_factory(&tables);
+    pages.set_write_buffer_size(64 << 20);
+    // Names are evenly spread: whole-key probes of the memtable are worth a small filter, too.
+    pages.set_memtable_prefix_bloom_ratio(0.02);
+    pages.set_memtable_whole_key_filtering(true);
+    let mut nodes = Options::default();
+    nodes.set_block_based_table_factory(&tables);
+    nodes.set_write_buffer_size(64 << 20);
+
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    options.set_block_based_table_factory(&tables);
+    options.set_max_background_jobs(2);
+    options.set_max_open_files(256);
+    options.set_keep_log_file_num(2);
+    options.set_max_log_file_size(4 << 20);
+    // Small stores on small disks: preallocated logs would be the largest thing in them.
+    options.set_manifest_preallocation_size(64 << 10);
+    options.set_max_total_wal_size(256 << 20);
+    options.set_skip_stats_update_on_db_open(true);
+    let families = [("default", options.clone()), (PAGES, pages), (NODES, nodes)];
+    let families = families.map(|(name, options)| ColumnFamilyDescriptor::new(name, options));
+    Ok(DB::open_cf_descriptors(&options, directory, families)?)
+}
+
+fn family<'a>(db: &'a DB, name: &str) -> Result<&'a ColumnFamily, Problem> {
+    db.cf_handle(name).ok_or_else(|| Problem(format!("there is no column family {name}")))
+}
+
+fn key(prefix: u8, rest: &[u8]) -> Vec<u8> {
+    [&[prefix], rest].concat()
+}
+
+fn put<T: Serialize>(batch: &mut WriteBatch, key: &[u8], value: &T) {
+    // Encoding plain structs into a growing buffer does not fail.
+    batch.put(key, wire::encode(value).unwrap_or_default());
+}
+
+fn decode<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, StoreError> {
+    wire::decode(bytes)
+        .map_err(|_| StoreError::Damaged(format!("{what} in the index cannot be read; see `stasis verify`")))
+}
+
+fn encode_place(place: Place) -> [u8; 9] {
+    let mut value = [0; 9];
+    value[0] = kind::RAW as u8;
+    value[1..5].copy_from_slice(&place.pack.to_le_bytes());
+    value[5..9].copy_from_slice(&place.slot.to_le_bytes());
+    value
+}
+
+/// `None` for kinds that this program does not know: the page is then simply written again.
+fn decode_place(value: &[u8]) -> Option<Place> {
+    let value: &[u8; 9] = value.try_into().ok()?;
+    let [raw, p0, p1, p2, p3, s0, s1, s2, s3] = *value;
+    (u32::from(raw) == kind::RAW).then(|| Place {
+        pack: u32::from_le_bytes([p0, p1, p2, p3]),
+        slot: u32::from_le_bytes([s0, s1, s2, s3]),
+    })
+}

@@ -1,0 +1,184 @@
+//! `stasis-store DIR [--idle-seconds N] [--foreground]`: the store server of one directory.
+//!
+//! Returns as soon as the server is ready (status 0) or could not start (status 1, the reason on
+//! stderr); the server itself goes on in the background, detached from terminal and session, and
+//! writes what it has to say to `server.log` in the directory. With `--foreground` it does neither:
+//! it prints the line `listening on SOCKET` when it is ready, and refuses at once when another server has the store open instead of waiting for it.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, PipeReader, PipeWriter, Read, Write},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::fs::OpenOptionsExt,
+    },
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::signal::{Signal, kill},
+    sys::stat::{Mode, umask},
+    unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid},
+};
+use stasis_store::server::{LOG, Server};
+
+const USAGE: &str = "usage: stasis-store DIR [--idle-seconds N] [--foreground]";
+
+/// How long a server may take to open its store, which includes waiting for one that is just ending.
+const READY: Duration = Duration::from_secs(30);
+
+/// What a server that is ready tells the process that started it.
+const OK: &[u8] = b"ok";
+
+struct Arguments {
+    directory: PathBuf,
+    idle: Duration,
+    foreground: bool,
+}
+
+fn main() -> ExitCode {
+    let outcome = arguments().and_then(|arguments| {
+        umask(Mode::from_bits_truncate(0o077));
+        if arguments.foreground { serve(&arguments, None) } else { start(&arguments) }
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            let _ = writeln!(io::stderr(), "stasis-store: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn arguments() -> Result<Arguments, String> {
+    let mut directory = None;
+    let mut idle = Duration::from_secs(60);
+    let mut foreground = false;
+    let mut rest = std::env::args_os().skip(1);
+    while let Some(argument) = rest.next() {
+        match argument.to_str() {
+            Some("--foreground") => foreground = true,
+            Some("--idle-seconds") => {
+                let value = rest.next().and_then(|value| value.to_str()?.parse::<f64>().ok());
+                idle = value
+                    .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+                    .ok_or("--idle-seconds needs a number of seconds")?;
+            }
+            Some(option) if option.starts_with("--") => {
+                return Err(format!("unknown option {option}\n{USAGE}"));
+            }
+            _ if directory.is_none() => directory = Some(PathBuf::from(argument)),
+            _ => return Err(USAGE.into()),
+        }
+    }
+    Ok(Arguments { directory: directory.ok_or(USAGE)?, idle, foreground })
+}
+
+/// Starts the server in the background and waits until it is ready.
+fn start(arguments: &Arguments) -> Result<(), String> {
+    let (ready, told) = io::pipe().map_err(|error| format!("no pipe: {error}"))?;
+    // SAFETY: this process has one thread, so the child may do whatever the parent may.
+    match unsafe { fork() }.map_err(|errno| format!("fork: {errno}"))? {
+        ForkResult::Parent { child } => {
+            drop(told);
+            wait_until_ready(ready, child, &arguments.directory)
+        }
+        ForkResult::Child => {
+            drop(ready);
+            let _ = setsid();
+            let told = close_inherited(told)?;
+            serve(arguments, Some(told))
+        }
+    }
+}
+
+fn wait_until_ready(mut ready: PipeReader, child: Pid, directory: &Path) -> Result<(), String> {
+    let mut events = [PollFd::new(ready.as_fd(), PollFlags::POLLIN)];
+    let timeout = PollTimeout::try_from(READY).unwrap_or(PollTimeout::MAX);
+    let came = loop {
+        match poll(&mut events, timeout) {
+            Err(nix::Error::EINTR) => {}
+            other => break other.map_err(|errno| format!("poll: {errno}"))?,
+        }
+    };
+    if came == 0 {
+        let _ = kill(child, Signal::SIGKILL);
+        return Err(format!(
+            "the server of {} was not ready after {} s; another one seems to hold the store (its pid is in the \
+             file LOCK there) without answering: end it",
+            directory.display(),
+            READY.as_secs()
+        ));
+    }
+    let mut said = Vec::new();
+    ready.read_to_end(&mut said).map_err(|error| format!("the pipe of the server: {error}"))?;
+    match said {
+        said if said == OK => Ok(()),
+        said if said.is_empty() => {
+            Err(format!("the server died while starting; see {}", directory.join(LOG).display()))
+        }
+        said => Err(String::from_utf8_lossy(&said).into_owned()),
+    }
+}
+
+/// Opens the store and serves; tells `told` how that went.
+fn serve(arguments: &Arguments, told: Option<PipeWriter>) -> Result<(), String> {
+    let background = told.is_some();
+    let opened = Server::open(&arguments.directory, arguments.idle, background)
+        .map_err(|error| error.to_string())
+        .and_then(|server| {
+            if background {
+                detach(&arguments.directory)?;
+            }
+            Ok(server)
+        });
+    if let Some(mut told) = told {
+        let said = opened.as_ref().err().map_or(OK, |message| message.as_bytes());
+        let _ = told.write_all(said);
+        if opened.is_err() {
+            // The process that started this one says it.
+            return Ok(());
+        }
+    }
+    let server = opened?;
+    if !background {
+        let _ = writeln!(io::stdout(), "listening on {}", server.socket().display());
+    }
+    server.run().map_err(|error| error.to_string())
+}
+
+/// Closes what the starting process happened to have open: a server that lives on must not keep
+/// somebody's pipe from ending.
+fn close_inherited(told: PipeWriter) -> Result<PipeWriter, String> {
+    let keep = told.as_raw_fd();
+    for (first, last) in [(3, keep - 1), (keep + 1, i32::MAX)] {
+        if first <= last {
+            // SAFETY: close_range(2) takes numbers only. Nothing in this process owns a descriptor in
+            // these ranges yet: standard streams are below 3, and the pipe is left out.
+            unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+        }
+    }
+    Ok(told)
+}
+
+/// Leaves the directory it was started in and the terminal.
+fn detach(directory: &Path) -> Result<(), String> {
+    let path = directory.join(LOG);
+    let log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|error| format!("cannot open {}: {error}", path.display()))?;
+    let null = File::open("/dev/null").map_err(|error| format!("cannot open /dev/null: {error}"))?;
+    let redirect = || -> nix::Result<()> {
+        dup2_stdin(&null)?;
+        dup2_stdout(&log)?;
+        dup2_stderr(&log)
+    };
+    redirect().map_err(|errno| format!("cannot redirect output to {}: {errno}", path.display()))?;
+    std::env::set_current_dir("/").map_err(|error| format!("cannot change to /: {error}"))
+}

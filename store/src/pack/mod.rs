@@ -1,0 +1,66 @@
+//! Packs: append-only files that hold the pages.
+//!
+//! `packs/{N:08x}.pack` is a header of one page, then segments. A segment is pages, in the order in
+//! which they came (which is address order), and a footer that names them. Whatever follows the last
+//! durable footer was never promised to anybody.
+//!
+//! Not here: which pages are worth writing (`session`), where a page of a name lies (`index`).
+
+pub mod footer;
+pub mod open;
+pub mod pool;
+pub mod reader;
+pub mod writer;
+
+use std::path::{Path, PathBuf};
+
+use crate::hash::PAGE_SIZE;
+
+/// The size of a page as an offset.
+pub const PAGE: u64 = PAGE_SIZE as u64;
+
+/// A pack that has reached this length, in bytes, takes no more segments.
+pub const FULL: u64 = 256 << 20;
+
+/// A page in memory aligned for direct I/O (open(2), O_DIRECT).
+#[repr(C, align(4096))]
+#[derive(Clone)]
+pub struct AlignedPage(pub [u8; PAGE_SIZE]);
+
+impl AlignedPage {
+    /// Zeros.
+    pub const ZERO: Self = Self([0; PAGE_SIZE]);
+}
+
+/// Where a page lies. Eight bytes, because there is one for each page of each manifest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    pub pack: u32,
+    /// The offset in the pack divided by the page size. Never 0 (there is the header) but for
+    /// [`Place::ZERO`].
+    pub slot: u32,
+}
+
+impl Place {
+    /// The place of pages of zeros, which are not stored.
+    pub const ZERO: Self = Self { pack: 0, slot: 0 };
+
+    /// Where the page starts in its pack, in bytes.
+    #[must_use]
+    pub fn offset(self) -> u64 {
+        u64::from(self.slot) * PAGE
+    }
+}
+
+/// The path of a pack below the directory `packs`.
+#[must_use]
+pub fn path(packs: &Path, number: u32) -> PathBuf {
+    packs.join(format!("{number:08x}.pack"))
+}
+
+/// The number in the name of a pack's file.
+#[must_use]
+pub fn number(file_name: &str) -> Option<u32> {
+    let digits = file_name.strip_suffix(".pack")?;
+    if digits.len() == 8 { u32::from_str_radix(digits, 16).ok() } else { None }
+}

@@ -1,0 +1,101 @@
+//! Packs ready to be appended to. A pack is lent to one checkpoint at a time and stays open between
+//! them, so that a small checkpoint needs neither a new file nor a synced directory.
+//!
+//! Not here: the records that say how much of a pack is committed (`index`).
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use super::{FULL, open::OpenPack};
+use crate::error::StoreError;
+
+/// How many packs stay open when nobody appends to them.
+const KEPT_OPEN: usize = 8;
+
+pub struct PackPool {
+    packs: PathBuf,
+    state: Mutex<State>,
+}
+
+struct State {
+    open: Vec<OpenPack>,
+    /// Packs with room that are not open: number and committed length in bytes.
+    closed: BTreeMap<u32, u64>,
+    next: u32,
+}
+
+impl PackPool {
+    /// A pool over the directory `packs`, where `known` are the packs with their committed lengths in
+    /// bytes; new packs are numbered from `next`.
+    #[must_use]
+    pub fn new(packs: &Path, known: impl IntoIterator<Item = (u32, u64)>, next: u32) -> Self {
+        let closed = known.into_iter().filter(|(_, len)| *len < FULL).collect();
+        let state = Mutex::new(State { open: Vec::new(), closed, next });
+        Self { packs: packs.to_owned(), state }
+    }
+
+    /// Sees to it that a pack is at hand. Called when a store is opened and when a dump begins, so
+    /// that no dump waits for it.
+    ///
+    /// # Errors
+    /// As [`PackPool::lease`].
+    pub fn prepare(&self) -> Result<(), StoreError> {
+        if self.lock().open.is_empty() {
+            let pack = self.lease()?;
+            self.give_back(pack);
+        }
+        Ok(())
+    }
+
+    /// A pack that nobody else appends to, until it is given back.
+    ///
+    /// # Errors
+    /// A new one cannot be made.
+    pub fn lease(&self) -> Result<OpenPack, StoreError> {
+        let (number, committed) = {
+            let mut state = self.lock();
+            if let Some(pack) = state.open.pop() {
+                return Ok(pack);
+            }
+            match state.closed.pop_last() {
+                Some((number, committed)) => (number, Some(committed)),
+                None => {
+                    let number = state.next;
+                    state.next += 1;
+                    (number, None)
+                }
+            }
+        };
+        match committed {
+            // A pack that cannot be opened any more is `verify`'s business; a new one will do.
+            Some(committed) => match OpenPack::reopen(&self.packs, number, committed) {
+                Ok(pack) => Ok(pack),
+                Err(error) => {
+                    eprintln!("not appending to a pack: {error}");
+                    self.lease()
+                }
+            },
+            None => OpenPack::create(&self.packs, number),
+        }
+    }
+
+    /// Takes a pack back. What is not committed of it must have been rewound.
+    pub fn give_back(&self, pack: OpenPack) {
+        let mut state = self.lock();
+        if pack.room() == 0 {
+            return;
+        }
+        if state.open.len() < KEPT_OPEN {
+            state.open.push(pack);
+        } else {
+            state.closed.insert(pack.file.number, pack.committed);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

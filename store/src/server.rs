@@ -1,0 +1,181 @@
+//! The store server: one process per store, a thread per connection, gone when nobody needs it.
+//!
+//! A connection that fails, lies or hangs costs itself only. Threads write to shared state under
+//! locks that are never held while waiting for a client.
+//!
+//! Not here: what the requests do (`connection`), becoming a background process (`main.rs`).
+
+mod connection;
+
+use std::{
+    fs, io,
+    os::{
+        fd::AsFd,
+        unix::net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::eventfd::EventFd,
+};
+
+use crate::{error::StoreError, location::socket_path, store::Store};
+
+pub use crate::directory::{FORMAT, LOG};
+
+/// The most connections at a time: a thread and two descriptors each.
+const MAX_CONNECTIONS: usize = 8192;
+
+/// How often dumps that nobody commits are looked for.
+const HOUSEKEEPING: Duration = Duration::from_secs(60);
+
+/// An open store and the socket it is reached by.
+pub struct Server {
+    listener: UnixListener,
+    socket: PathBuf,
+    idle: Duration,
+    shared: Arc<Shared>,
+}
+
+/// What the connections share.
+struct Shared {
+    store: Store,
+    connections: AtomicUsize,
+    stopping: AtomicBool,
+    /// Written to when a connection ends and when the server is to stop.
+    wake: EventFd,
+}
+
+impl Server {
+    /// Opens the store in `directory` and its socket; `idle` is how long the server stays when nobody
+    /// is connected; see [`Store::open`] for `wait`.
+    ///
+    /// # Errors
+    /// The store cannot be opened, or the socket cannot be made.
+    pub fn open(directory: &Path, idle: Duration, wait: bool) -> Result<Self, StoreError> {
+        let store = Store::open(directory, wait)?;
+        let path = store.directory().path();
+        let socket =
+            socket_path(path).map_err(StoreError::io("cannot find a place for the socket of", path))?;
+        let listener = listen(&socket)?;
+        store.directory().announce(&socket)?;
+        let wake = EventFd::new().map_err(io::Error::from).map_err(StoreError::io("no eventfd for", path))?;
+        let shared =
+            Shared { store, connections: AtomicUsize::new(0), stopping: AtomicBool::new(false), wake };
+        Ok(Self { listener, socket, idle, shared: Arc::new(shared) })
+    }
+
+    /// The path of the socket.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Serves until nobody has been connected for a while, or a client asks for the end.
+    ///
+    /// # Errors
+    /// The listening socket fails.
+    pub fn run(mut self) -> Result<(), StoreError> {
+        let failed = |error| StoreError::io("cannot listen on", &self.socket)(error);
+        let mut last_used = Instant::now();
+        loop {
+            if self.shared.stopping.load(Ordering::Acquire) {
+                let _ = fs::remove_file(&self.socket);
+                return Ok(());
+            }
+            let busy = self.shared.connections.load(Ordering::Acquire) > 0 || self.shared.store.is_busy();
+            if busy {
+                last_used = Instant::now();
+            } else if last_used.elapsed() >= self.idle {
+                // From here on a client finds no socket and starts another server, which waits for the
+                // lock of this one. One that got in just before is still served.
+                let _ = fs::remove_file(&self.socket);
+                match self.listener.accept() {
+                    Ok((stream, _)) => {
+                        self.listener = listen(&self.socket)?;
+                        self.serve(stream);
+                        continue;
+                    }
+                    Err(_) => return Ok(()),
+                }
+            }
+            let wait = if busy { HOUSEKEEPING } else { self.idle.saturating_sub(last_used.elapsed()) };
+            let timeout = PollTimeout::try_from(wait.min(HOUSEKEEPING) + Duration::from_millis(1))
+                .unwrap_or(PollTimeout::MAX);
+            let mut events = [
+                PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut events, timeout) {
+                Ok(0) => self.shared.store.drop_abandoned(),
+                Ok(_) => {}
+                Err(nix::Error::EINTR) => continue,
+                Err(errno) => return Err(failed(errno.into())),
+            }
+            if events[1].any() == Some(true) {
+                let _ = self.shared.wake.read();
+            }
+            if events[0].any() == Some(true) {
+                match self.listener.accept() {
+                    Ok((stream, _)) => self.serve(stream),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => eprintln!("a connection could not be accepted: {error}"),
+                }
+            }
+        }
+    }
+
+    fn serve(&self, stream: UnixStream) {
+        let before = self.shared.connections.fetch_add(1, Ordering::AcqRel);
+        let guard = Connected(Arc::clone(&self.shared));
+        if before >= MAX_CONNECTIONS {
+            eprintln!("a connection was refused: there are {MAX_CONNECTIONS} already");
+            return;
+        }
+        let spawned = thread::Builder::new()
+            .name("connection".into())
+            .spawn(move || connection::serve(&guard.0, stream));
+        if let Err(error) = spawned {
+            eprintln!("a connection was refused: no more threads ({error})");
+        }
+    }
+}
+
+/// A connection that counts. Told by dropping it, also when its thread could not be started.
+struct Connected(Arc<Shared>);
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::AcqRel);
+        let _ = self.0.wake.write(1);
+    }
+}
+
+impl Shared {
+    /// Ends the server.
+    fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        let _ = self.wake.write(1);
+    }
+}
+
+/// Listens on a fresh socket. Whatever has its name is a leftover: this process holds the store's lock.
+fn listen(socket: &Path) -> Result<UnixListener, StoreError> {
+    match fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(StoreError::io("cannot remove", socket)(error));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket).map_err(StoreError::io("cannot listen on", socket))?;
+    listener.set_nonblocking(true).map_err(StoreError::io("cannot listen on", socket))?;
+    Ok(listener)
+}

@@ -1,0 +1,283 @@
+//! One connection: who it is, what it asks, what it is told.
+//!
+//! Requests that are not answered (`BeginDump`, `Staging`, `Forget`) leave their problem for the next
+//! one that is. Not here: the work itself.
+
+use std::{
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use nix::{
+    sys::socket::MsgFlags,
+    unistd::{geteuid, getpid},
+};
+use stasis_protocol::{
+    VERSION,
+    store::{Reply, Request, StagedRun},
+    wire::WireError,
+};
+
+use super::Shared;
+use crate::{
+    dump::Dump,
+    error::StoreError,
+    process, reference,
+    release::Releases,
+    staging::Staging,
+    transport::{self, TransportError},
+    verify::verify,
+};
+
+/// How long a connection may take to say hello.
+const HELLO: Duration = Duration::from_secs(10);
+
+/// How long a client may take to read a reply.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a shutdown waits for checkpoints under way.
+const LAST_CHECKPOINTS: Duration = Duration::from_secs(600);
+
+struct Connection<'a> {
+    shared: &'a Shared,
+    stream: Arc<UnixStream>,
+    releases: Arc<Releases>,
+    staging: Option<Arc<Staging>>,
+    dump: Option<Dump>,
+    /// What went wrong with the dump and has not been told.
+    problem: Option<String>,
+}
+
+/// Serves a connection until it ends.
+pub fn serve(shared: &Shared, stream: UnixStream) {
+    let stream = Arc::new(stream);
+    let mut connection = Connection {
+        shared,
+        stream: Arc::clone(&stream),
+        releases: Releases::new(stream),
+        staging: None,
+        dump: None,
+        problem: None,
+    };
+    if let Err(error) = connection.run() {
+        eprintln!("a connection ended: {error}");
+    }
+    connection.abort_dump();
+}
+
+impl Connection<'_> {
+    fn run(&mut self) -> Result<(), TransportError> {
+        self.stream.set_nonblocking(false)?;
+        self.stream.set_read_timeout(Some(HELLO))?;
+        self.stream.set_write_timeout(Some(PATIENCE))?;
+        if !self.admit()? {
+            return Ok(());
+        }
+        self.stream.set_read_timeout(None)?;
+        loop {
+            match transport::receive::<Request>(&self.stream) {
+                Ok(None) => return Ok(()),
+                Ok(Some((request, descriptors))) => self.handle(request, descriptors)?,
+                Err(TransportError::Wire(error)) => {
+                    // What follows cannot be told from garbage.
+                    self.reply(&Reply::Refused(format!("{error}; the connection is closed")))?;
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Whether the client is one of us and speaks our version.
+    fn admit(&self) -> Result<bool, TransportError> {
+        let peer = transport::peer(&self.stream)?;
+        if peer.uid() != geteuid().as_raw() && peer.uid() != 0 {
+            let (store, uid) = (self.shared.store.directory().path().display(), peer.uid());
+            self.reply(&Reply::Refused(format!(
+                "the store {store} belongs to uid {}, not to uid {uid}; use a store of your own (--store DIR)",
+                geteuid()
+            )))?;
+            return Ok(false);
+        }
+        let version = match transport::receive::<Request>(&self.stream) {
+            Ok(Some((Request::Hello { version }, _))) => version,
+            Ok(Some(_)) | Err(TransportError::Wire(WireError::Malformed | WireError::TooLong(_))) => {
+                self.reply(&Reply::Refused("a connection to the store must open with Hello".into()))?;
+                return Ok(false);
+            }
+            Ok(None) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let server_pid = getpid().as_raw().unsigned_abs();
+        if version != VERSION {
+            self.reply(&Reply::Refused(format!(
+                "the store server (pid {server_pid}) speaks protocol version {VERSION}, this program version \
+                 {version}; end the server (`stasis store --stop`), or use the Stasis that started it"
+            )))?;
+            return Ok(false);
+        }
+        self.reply(&Reply::Welcome { version: VERSION, server_pid })?;
+        Ok(true)
+    }
+
+    fn handle(&mut self, request: Request, descriptors: Vec<OwnedFd>) -> Result<(), TransportError> {
+        match request {
+            Request::BeginDump { token, base, .. } => self.begin_dump(token, base),
+            Request::Staging { len } => self.map_staging(descriptors, len),
+            Request::Pages { runs } => self.take_pages(&runs),
+            Request::Forget { space, first_page, pages } => {
+                if let Some(dump) = &mut self.dump
+                    && let Err(error) = dump.forget(&self.shared.store, space, first_page, pages)
+                {
+                    self.problem.get_or_insert(error.to_string());
+                }
+            }
+            Request::AbortDump => self.abort_dump(),
+            Request::ReadProcess { manifest } => {
+                let store = &self.shared.store;
+                match process::list(store, &manifest) {
+                    Err(error) => self.reply(&Reply::Refused(error.to_string()))?,
+                    Ok(listing) => {
+                        let reply = Reply::Process {
+                            record: listing.record,
+                            key: *store.directory().key(),
+                            directory: store.directory().path().to_string_lossy().into_owned(),
+                            extents: listing.extents,
+                            pages: listing.pages,
+                        };
+                        self.reply_with(&reply, &listing.memfd)?;
+                    }
+                }
+            }
+            other => {
+                let answer = self.answer(other);
+                let reply = answer.unwrap_or_else(|error| Reply::Refused(error.to_string()));
+                self.reply(&reply)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The requests that are answered with one message.
+    fn answer(&mut self, request: Request) -> Result<Reply, StoreError> {
+        // What was asked before is answered before.
+        self.releases.wait();
+        let store = &self.shared.store;
+        Ok(match request {
+            Request::EndDump { record } => self.end_dump(record)?,
+            Request::Commit { token, draft } => Reply::Committed(store.commit(token, draft)?),
+            Request::Discard { token } => {
+                store.discard(token);
+                Reply::Done
+            }
+            Request::List => Reply::Checkpoints(store.index().checkpoints()?),
+            Request::Resolve { reference } => {
+                Reply::Checkpoint(reference::resolve(store.index(), &reference)?)
+            }
+            Request::Verify { id } => {
+                let report = verify(store, id.as_deref())?;
+                Reply::Verified { pages: report.pages, damage: report.damage }
+            }
+            Request::Usage => Reply::Usage(store.usage()?),
+            Request::Shutdown => {
+                // No checkpoint begins any more; those under way may end.
+                self.shared.stopping.store(true, Ordering::Release);
+                store.wait_for_sessions(LAST_CHECKPOINTS);
+                self.shared.stop();
+                Reply::Done
+            }
+            Request::Hello { .. } => return Err(StoreError::Refused("Hello was said already".into())),
+            Request::BeginDump { .. }
+            | Request::Staging { .. }
+            | Request::Pages { .. }
+            | Request::Forget { .. }
+            | Request::AbortDump
+            | Request::ReadProcess { .. } => {
+                return Err(StoreError::Refused("the request is not answered this way".into()));
+            }
+        })
+    }
+
+    fn begin_dump(&mut self, token: u64, base: Option<[u8; 32]>) {
+        self.abort_dump();
+        if self.shared.stopping.load(Ordering::Acquire) {
+            self.problem = Some("the store server is ending; take the checkpoint again".into());
+            return;
+        }
+        match self.shared.store.begin_dump(token, base) {
+            Ok(dump) => self.dump = Some(dump),
+            Err(error) => self.problem = Some(error.to_string()),
+        }
+    }
+
+    fn map_staging(&mut self, mut descriptors: Vec<OwnedFd>, len: u64) {
+        let mapped = match descriptors.pop() {
+            Some(memfd) => Staging::map(memfd, len),
+            None => Err("no staging buffer came beside the message".into()),
+        };
+        match mapped {
+            Ok(staging) => self.staging = Some(Arc::new(staging)),
+            Err(problem) => self.problem = Some(problem),
+        }
+    }
+
+    /// Answered when the last holder of `hold` lets go.
+    fn take_pages(&mut self, runs: &[StagedRun]) {
+        let hold = self.releases.begin();
+        let result = match (&self.problem, &mut self.dump, &self.staging) {
+            (Some(problem), ..) => Err(problem.clone()),
+            (None, None, _) => Err("there are pages, but no dump was begun".into()),
+            (None, _, None) => Err("there are pages, but no staging buffer".into()),
+            (None, Some(dump), Some(staging)) => {
+                dump.take(&self.shared.store, staging, runs, &hold).map_err(|error| error.to_string())
+            }
+        };
+        if let Err(problem) = result {
+            hold.refuse(&problem);
+            self.problem.get_or_insert(problem);
+        }
+    }
+
+    fn end_dump(&mut self, record: Vec<u8>) -> Result<Reply, StoreError> {
+        if let Some(problem) = self.problem.take() {
+            self.abort_dump();
+            return Err(StoreError::Refused(problem));
+        }
+        let Some(dump) = self.dump.take() else {
+            return Err(StoreError::Refused("the dump ends, but none was begun".into()));
+        };
+        let (manifest, stats) = dump.finish(&self.shared.store, record)?;
+        Ok(Reply::Dumped { manifest, stats })
+    }
+
+    fn abort_dump(&mut self) {
+        self.problem = None;
+        if let Some(dump) = self.dump.take() {
+            dump.abort(&self.shared.store);
+        }
+    }
+
+    fn reply(&self, reply: &Reply) -> Result<(), TransportError> {
+        self.releases.wait();
+        match transport::send(&self.stream, reply, &[], MsgFlags::empty()) {
+            Err(TransportError::Wire(error)) => {
+                let reply = Reply::Refused(format!("the answer cannot be sent: {error}"));
+                transport::send(&self.stream, &reply, &[], MsgFlags::empty())
+            }
+            other => other,
+        }
+    }
+
+    fn reply_with(&self, reply: &Reply, memfd: &OwnedFd) -> Result<(), TransportError> {
+        self.releases.wait();
+        match transport::send(&self.stream, reply, &[memfd.as_fd()], MsgFlags::empty()) {
+            Err(TransportError::Wire(error)) => Err(io::Error::other(error.to_string()).into()),
+            other => other,
+        }
+    }
+}

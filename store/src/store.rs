@@ -1,0 +1,340 @@
+//! The store: opening and recovering it, and the checkpoints that are being taken.
+//!
+//! Not here: connections (`server`).
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs, io,
+    path::Path,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use stasis_protocol::store::{CheckpointDraft, CheckpointRecord, Hash, Usage};
+
+use crate::{
+    catalog::{Catalog, Indexer},
+    directory::{Directory, sync_directory},
+    dump::Dump,
+    error::{StoreError, hex},
+    hash::{PAGE_SIZE, PageHasher},
+    index::{Index, PackRecord},
+    manifest::NodeNames,
+    pack::{
+        self,
+        pool::PackPool,
+        reader::{PackReader, list},
+        writer::Writers,
+    },
+    reference,
+    session::{End, FinishedDump, Outcome, Session},
+};
+
+/// How long dumps that have ended wait for their commit.
+const ABANDONED: Duration = Duration::from_secs(600);
+
+/// An open store. One process has it at a time.
+///
+/// Dropping it runs through the fields from the first to the last: what is being written ends first,
+/// and the lock of the directory goes when the index is closed.
+pub struct Store {
+    sessions: Mutex<HashMap<u64, Arc<Session>>>,
+    /// Told when a session is over.
+    session_over: Condvar,
+    writers: Writers,
+    indexer: Indexer,
+    catalog: Arc<Catalog>,
+    pool: Arc<PackPool>,
+    hasher: PageHasher,
+    node_names: NodeNames,
+    directory: Arc<Directory>,
+}
+
+impl Store {
+    /// Opens the store in `directory`; see [`Directory::open`]. Packs and parts of packs that belong
+    /// to no committed checkpoint are removed.
+    ///
+    /// # Errors
+    /// It cannot be opened or is not ours to open.
+    pub fn open(directory: &Path, wait: bool) -> Result<Self, StoreError> {
+        let directory = Directory::open(directory, wait)?;
+        let index = Index::open(&directory.index())?;
+        let catalog = Arc::new(Catalog::new(index)?);
+        let known = catalog.packs();
+        let next = recover_packs(&directory.packs(), &known)?;
+        let lengths = known.iter().map(|(number, record)| (*number, record.committed));
+        let pool = Arc::new(PackPool::new(&directory.packs(), lengths, next));
+        let threads = |source| StoreError::Io {
+            action: "cannot start threads for",
+            path: directory.path().to_owned(),
+            source,
+        };
+        let indexer =
+            Indexer::start(Arc::clone(&catalog), PackReader::new(&directory.packs())).map_err(threads)?;
+        let writers = Writers::start().map_err(threads)?;
+        let ready = Arc::clone(&pool);
+        // A dump that comes before this is done makes its own; one that fails says why.
+        let _ = thread::Builder::new().name("first-pack".into()).spawn(move || ready.prepare());
+        Ok(Self {
+            hasher: PageHasher::new(directory.key()),
+            node_names: NodeNames::new(directory.key()),
+            directory: Arc::new(directory),
+            catalog,
+            indexer,
+            pool,
+            writers,
+            sessions: Mutex::default(),
+            session_over: Condvar::new(),
+        })
+    }
+
+    #[must_use]
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    #[must_use]
+    pub fn hasher(&self) -> &PageHasher {
+        &self.hasher
+    }
+
+    #[must_use]
+    pub fn node_names(&self) -> &NodeNames {
+        &self.node_names
+    }
+
+    #[must_use]
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    #[must_use]
+    pub fn index(&self) -> &Index {
+        self.catalog.index()
+    }
+
+    #[must_use]
+    pub fn pool(&self) -> &PackPool {
+        &self.pool
+    }
+
+    #[must_use]
+    pub fn writers(&self) -> &Writers {
+        &self.writers
+    }
+
+    /// Starts a dump for the checkpoint `token`.
+    ///
+    /// # Errors
+    /// The base is not in the store, or the checkpoint has failed.
+    pub fn begin_dump(&self, token: u64, base: Option<Hash>) -> Result<Dump, StoreError> {
+        let session = {
+            let mut sessions = self.sessions();
+            let fresh = || Session::new(token, Arc::clone(&self.directory));
+            Arc::clone(sessions.entry(token).or_insert_with(fresh))
+        };
+        let begun = Dump::begin(self, Arc::clone(&session), base);
+        if begun.is_err() && session.is_empty() {
+            self.drop_session(&session, "the dump could not be started");
+        }
+        begun
+    }
+
+    /// A dump of `session` is over.
+    pub fn leave(&self, session: &Arc<Session>, finished: Option<FinishedDump>) {
+        if session.leave(finished) {
+            self.drop_session(session, "no dump is left");
+        }
+    }
+
+    /// Makes a checkpoint of the dumps made under `token`; durable when this returns.
+    ///
+    /// # Errors
+    /// A process that the draft names has not been dumped: nothing has changed. Or the checkpoint could
+    /// not be written: its dumps are gone.
+    pub fn commit(&self, token: u64, draft: CheckpointDraft) -> Result<CheckpointRecord, StoreError> {
+        reference::check_label(&draft)?;
+        let refuse = |problem: String| Err(StoreError::Refused(problem));
+        if draft.processes.is_empty() {
+            return refuse(format!("the checkpoint {token:#x} names no process"));
+        }
+        let Some(session) = self.sessions().get(&token).cloned() else {
+            return refuse(format!(
+                "nothing has been dumped for the checkpoint {token:#x}, or it was dropped after {} minutes",
+                ABANDONED.as_secs() / 60
+            ));
+        };
+        for process in &draft.processes {
+            if !session.has(&process.manifest) {
+                return refuse(format!(
+                    "pid {} ({}) has not been dumped for the checkpoint {token:#x}: its manifest {} is unknown",
+                    process.pid,
+                    process.command,
+                    hex(&process.manifest)
+                ));
+            }
+        }
+        session.close("the checkpoint was committed without this dump");
+        let prepared = session.outcome().and_then(|outcome| {
+            let nodes = self.new_nodes(&draft, &outcome.finished)?;
+            Ok((outcome, nodes))
+        });
+        let (outcome, nodes) = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                self.end_session(&session, End::Rewind);
+                return Err(error);
+            }
+        };
+        let Outcome { written, grown, .. } = outcome;
+        match self.indexer.commit(draft, nodes, written, grown) {
+            Ok(record) => {
+                self.end_session(&session, End::Commit);
+                Ok(record)
+            }
+            // The batch may be in the log nevertheless: only the next start of the server can tell.
+            Err(error) => {
+                self.end_session(&session, End::Abandon);
+                Err(error)
+            }
+        }
+    }
+
+    /// Forgets every dump made under `token`.
+    pub fn discard(&self, token: u64) {
+        let session = self.sessions().get(&token).cloned();
+        if let Some(session) = session {
+            self.drop_session(&session, "the checkpoint was given up");
+        }
+    }
+
+    /// Forgets dumps that ended long ago and were never committed.
+    pub fn drop_abandoned(&self) {
+        let old: Vec<Arc<Session>> = self
+            .sessions()
+            .values()
+            .filter(|session| session.quiet_since().is_some_and(|since| since.elapsed() > ABANDONED))
+            .cloned()
+            .collect();
+        for session in old {
+            self.drop_session(&session, "the checkpoint was never committed");
+        }
+    }
+
+    /// Whether a checkpoint is being taken.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        !self.sessions().is_empty()
+    }
+
+    /// Waits until no checkpoint is being taken, or for `limit`.
+    pub fn wait_for_sessions(&self, limit: Duration) {
+        let end = Instant::now() + limit;
+        let mut sessions = self.sessions();
+        while !sessions.is_empty() {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            sessions =
+                self.session_over.wait_timeout(sessions, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// # Errors
+    /// The index or the directory cannot be read.
+    pub fn usage(&self) -> Result<Usage, StoreError> {
+        let checkpoints = self.index().checkpoints()?;
+        let processes = checkpoints.iter().flat_map(|record| &record.draft.processes);
+        let pages: u64 = processes.map(|process| process.stats.pages).sum();
+        let distinct: u64 = self.catalog.packs().values().map(|record| record.pages).sum();
+        Ok(Usage {
+            checkpoints: checkpoints.len() as u64,
+            logical: pages * PAGE_SIZE as u64,
+            unique: distinct * PAGE_SIZE as u64,
+            on_disk: disk_usage(&self.directory.packs())? + disk_usage(&self.directory.index())?,
+        })
+    }
+
+    /// The nodes of the draft's processes that the index does not have.
+    fn new_nodes(
+        &self,
+        draft: &CheckpointDraft,
+        finished: &[FinishedDump],
+    ) -> Result<Vec<(Hash, Vec<u8>)>, StoreError> {
+        let mut nodes: BTreeMap<Hash, &Vec<u8>> = BTreeMap::new();
+        for dump in finished {
+            if draft.processes.iter().any(|process| process.manifest == dump.manifest) {
+                nodes.extend(dump.nodes.iter().map(|(name, bytes)| (*name, bytes)));
+            }
+        }
+        let names: Vec<Hash> = nodes.keys().copied().collect();
+        let known = self.index().has_nodes(&names)?;
+        let nodes: Vec<(Hash, Vec<u8>)> = nodes
+            .into_iter()
+            .zip(known)
+            .filter(|(_, known)| !known)
+            .map(|((name, bytes), _)| (name, bytes.clone()))
+            .collect();
+        self.directory.check_room_for_index(nodes.iter().map(|(_, bytes)| bytes.len() as u64 + 64).sum())?;
+        Ok(nodes)
+    }
+
+    fn drop_session(&self, session: &Arc<Session>, why: &str) {
+        session.close(why);
+        self.end_session(session, End::Rewind);
+    }
+
+    fn end_session(&self, session: &Arc<Session>, end: End) {
+        session.end(&self.pool, end);
+        let mut sessions = self.sessions();
+        if sessions.get(&session.token).is_some_and(|known| Arc::ptr_eq(known, session)) {
+            sessions.remove(&session.token);
+        }
+        self.session_over.notify_all();
+    }
+
+    fn sessions(&self) -> MutexGuard<'_, HashMap<u64, Arc<Session>>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Removes packs without a record and cuts the others to what is committed; returns the number for
+/// the next pack.
+fn recover_packs(packs: &Path, known: &BTreeMap<u32, PackRecord>) -> Result<u32, StoreError> {
+    let mut removed = false;
+    for number in list(packs)? {
+        let path = pack::path(packs, number);
+        let Some(record) = known.get(&number) else {
+            fs::remove_file(&path).map_err(StoreError::io("cannot remove the unused", &path))?;
+            removed = true;
+            continue;
+        };
+        let metadata = fs::metadata(&path).map_err(StoreError::io("cannot look at", &path))?;
+        if metadata.len() > record.committed {
+            let file = fs::OpenOptions::new().write(true).open(&path);
+            file.and_then(|file| file.set_len(record.committed))
+                .map_err(StoreError::io("cannot truncate", &path))?;
+        }
+    }
+    if removed {
+        sync_directory(packs)?;
+    }
+    Ok(known.last_key_value().map_or(1, |(number, _)| number + 1))
+}
+
+/// Bytes of the files in a directory, as the disk counts them.
+fn disk_usage(directory: &Path) -> Result<u64, StoreError> {
+    use std::os::unix::fs::MetadataExt;
+    let mut bytes = 0;
+    for entry in fs::read_dir(directory).map_err(StoreError::io("cannot list", directory))? {
+        match entry.and_then(|entry| entry.metadata()) {
+            Ok(metadata) => bytes += metadata.blocks() * 512,
+            // The index removes files as it goes.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(StoreError::io("cannot list", directory)(error)),
+        }
+    }
+    Ok(bytes)
+}

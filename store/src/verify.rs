@@ -1,0 +1,170 @@
+//! Reading everything back: every page of every checkpoint against its name.
+//!
+//! Leaves shared by checkpoints are read once. What is damaged is reported with the pack, the offset
+//! and the name, and with all checkpoints that need it.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use stasis_protocol::store::{CheckpointRecord, Hash};
+
+use crate::{
+    error::{StoreError, hex},
+    hash::{PAGE_SIZE, Page},
+    manifest::{Leaf, Manifest, Reader},
+    pack::{self, Place, reader::PackReader},
+    reference,
+    store::Store,
+};
+
+/// How many damaged things are reported one by one.
+const MAX_LINES: usize = 1000;
+
+/// What `verify` found.
+#[derive(Default)]
+pub struct Report {
+    pub pages: u64,
+    pub damage: Vec<String>,
+}
+
+/// Something damaged: a page or a node, by name.
+type Damage = BTreeMap<Hash, String>;
+
+/// Reads the checkpoint called `reference` (`None`: all).
+///
+/// # Errors
+/// There is no such checkpoint; the index cannot be read at all.
+pub fn verify(store: &Store, reference: Option<&str>) -> Result<Report, StoreError> {
+    let checkpoints = match reference {
+        Some(reference) => vec![reference::resolve(store.index(), reference)?],
+        None => store.index().checkpoints()?,
+    };
+    let mut report = Report::default();
+    let mut damage = Damage::new();
+    let mut packs = PackReader::new(&store.directory().packs());
+    let mut seen: HashSet<Hash> = HashSet::new();
+    let mut buffer = Vec::new();
+    each_leaf(store, &checkpoints, &mut |name| seen.insert(*name), &mut |_, name, leaf| match leaf {
+        Ok(leaf) => {
+            report.pages += leaf.len() as u64;
+            check_leaf(store, &mut packs, leaf, &mut buffer, &mut damage);
+        }
+        Err(problem) => {
+            damage.insert(*name, problem);
+        }
+    });
+    report.damage = explain(store, &checkpoints, damage);
+    Ok(report)
+}
+
+fn check_leaf(store: &Store, packs: &mut PackReader, leaf: &Leaf, buffer: &mut Vec<u8>, damage: &mut Damage) {
+    for run in leaf.runs() {
+        if run.place == Place::ZERO {
+            continue;
+        }
+        let names = leaf.names(run.first, run.pages);
+        buffer.resize(run.pages * PAGE_SIZE, 0);
+        let pack = run.place.pack;
+        let read = packs.read(pack, run.place.offset(), buffer).is_ok();
+        if !read {
+            // Page by page, to name those that cannot be read.
+            for (at, name) in names.iter().enumerate() {
+                let offset = run.place.offset() + (at * PAGE_SIZE) as u64;
+                let page = &mut buffer[at * PAGE_SIZE..(at + 1) * PAGE_SIZE];
+                if let Err(error) = packs.read(pack, offset, page) {
+                    page.fill(0);
+                    damage.insert(*name, format!("page {}, offset {offset:#x}: {error}", hex(name)));
+                }
+            }
+        }
+        let pages: Vec<&Page> = buffer.as_chunks::<PAGE_SIZE>().0.iter().collect();
+        let mut found = vec![[0; 32]; pages.len()];
+        store.hasher().name_pages(&pages, &mut found);
+        for (at, (name, found)) in names.iter().zip(&found).enumerate() {
+            if name != found {
+                let offset = run.place.offset() + (at * PAGE_SIZE) as u64;
+                let path = pack::path(&store.directory().packs(), pack);
+                damage.entry(*name).or_insert_with(|| {
+                    format!(
+                        "page {}: {}, offset {offset:#x}, holds something else",
+                        hex(name),
+                        path.display()
+                    )
+                });
+            }
+        }
+    }
+}
+
+/// One line for each damaged thing, with the checkpoints that need it.
+fn explain(store: &Store, checkpoints: &[CheckpointRecord], damage: Damage) -> Vec<String> {
+    if damage.is_empty() {
+        return Vec::new();
+    }
+    let mut touched: BTreeMap<Hash, BTreeSet<&str>> = BTreeMap::new();
+    for checkpoint in checkpoints {
+        let one = std::slice::from_ref(checkpoint);
+        each_leaf(store, one, &mut |_| true, &mut |_, name, leaf| {
+            let mut note = |name: &Hash| {
+                if damage.contains_key(name) {
+                    touched.entry(*name).or_default().insert(&checkpoint.id);
+                }
+            };
+            note(name);
+            if let Ok(leaf) = leaf {
+                for run in leaf.runs() {
+                    leaf.names(run.first, run.pages).iter().for_each(&mut note);
+                }
+            }
+        });
+    }
+    let total = damage.len();
+    let mut lines: Vec<String> = damage
+        .into_iter()
+        .take(MAX_LINES)
+        .map(|(name, problem)| {
+            let ids: Vec<&str> = touched.get(&name).into_iter().flatten().copied().collect();
+            format!("{problem}; needed by {}", ids.join(", "))
+        })
+        .collect();
+    if total > MAX_LINES {
+        lines.push(format!("and {} more", total - MAX_LINES));
+    }
+    lines
+}
+
+/// Shows every leaf of some checkpoints, and every node that cannot be read, with its problem.
+fn each_leaf(
+    store: &Store,
+    checkpoints: &[CheckpointRecord],
+    want: &mut dyn FnMut(&Hash) -> bool,
+    show: &mut dyn FnMut(u64, &Hash, Result<&Leaf, String>),
+) {
+    for process in checkpoints.iter().flat_map(|checkpoint| &checkpoint.draft.processes) {
+        let manifest = match Manifest::load(store.index(), store.node_names(), &process.manifest) {
+            Ok(manifest) => manifest,
+            Err(error) => {
+                show(0, &process.manifest, Err(error.to_string()));
+                continue;
+            }
+        };
+        for root in &manifest.roots {
+            let mut reader = Reader::new(store.index(), store.node_names(), store.hasher().zero());
+            let walked = reader.each_leaf(root.name, want, &mut |first, name, leaf| {
+                match leaf {
+                    Ok(leaf) => show(first, name, Ok(&leaf)),
+                    Err(error) => {
+                        show(
+                            first,
+                            name,
+                            Err(format!("the pages of pid {} from {first:#x} on: {error}", process.pid)),
+                        );
+                    }
+                }
+                Ok(())
+            });
+            if let Err(error) = walked {
+                show(0, &root.name, Err(error.to_string()));
+            }
+        }
+    }
+}
