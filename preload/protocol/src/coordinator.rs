@@ -122,12 +122,16 @@ pub enum ClientRequest {
     Kill,
     /// Take a checkpoint every so many microseconds; `None`: no more. [`ClientReply::Done`].
     Interval { micros: Option<u64> },
-    /// Answered by [`ClientReply::Done`] as soon as `processes` processes have said hello.
+    /// Answered by [`ClientReply::Done`] as soon as `processes` processes have said hello since the
+    /// computation began or was resumed, whether or not they are still there.
     AwaitProcesses { processes: u32 },
     /// The processes that connect from now on continue this computation, from this checkpoint.
     Resume { computation: String, checkpoint: String },
     /// End the coordinator; the processes run on. [`ClientReply::Done`].
     Shutdown,
+    /// Answered by [`ClientReply::Done`] as soon as the process that the kernel knows by this pid has
+    /// said hello, by [`ClientReply::Refused`] when it ends before.
+    AwaitProcess { real_pid: u32 },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,6 +158,8 @@ pub struct Status {
     pub interval_us: Option<u64>,
     pub checkpoints_taken: u64,
     pub checkpoints_failed: u64,
+    /// Checkpoints of the interval that were not taken because another one was being taken.
+    pub ticks_skipped: u64,
     /// The last checkpoint's id.
     pub last: Option<String>,
     pub processes: Vec<ProcessStatus>,

@@ -1,0 +1,171 @@
+//! Where a coordinator listens: a unix socket, named by its path or by `HOST:PORT`.
+
+use std::{
+    env,
+    ffi::{OsStr, OsString},
+    fs, io,
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{DirBuilderExt, MetadataExt},
+    },
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, bail};
+
+use crate::failure::Failure;
+
+const DEFAULT: &str = "localhost:7779";
+
+/// The longest path that fits sockaddr_un (unix(7): 108 bytes with its NUL).
+const LONGEST_PATH: usize = 107;
+
+/// A coordinator's address: an absolute socket path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address {
+    path: PathBuf,
+}
+
+impl Address {
+    /// Understands `unix:PATH`, an absolute path, or `HOST:PORT`; `None` is the default.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] when it is none of these, is another host, or is too long for a socket.
+    pub fn resolve(text: Option<&OsStr>) -> anyhow::Result<Self> {
+        let text = text.unwrap_or(OsStr::new(DEFAULT));
+        let path = if let Some(path) = text.as_bytes().strip_prefix(b"unix:") {
+            if path.is_empty() {
+                bail!(Failure::Usage("--coord unix: has no path".into()));
+            }
+            std::path::absolute(OsStr::from_bytes(path)).context("the coordinator's address")?
+        } else if text.as_bytes().starts_with(b"/") {
+            PathBuf::from(text)
+        } else {
+            let name = local_name(text)?;
+            runtime_directory()?.join(format!("coord-{name}.sock"))
+        };
+        let len = path.as_os_str().len();
+        if len > LONGEST_PATH {
+            bail!(Failure::Usage(format!(
+                "the coordinator's socket {} has {len} bytes and a unix socket's path at most {LONGEST_PATH}: \
+                 name a shorter one with --coord unix:PATH",
+                path.display()
+            )));
+        }
+        Ok(Self { path })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The path with `suffix` added to the file name: what belongs to the coordinator beside its socket.
+    pub fn beside(&self, suffix: &str) -> PathBuf {
+        let mut path = OsString::from(&self.path);
+        path.push(suffix);
+        path.into()
+    }
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "unix:{}", self.path.display())
+    }
+}
+
+/// Checks `HOST:PORT`; returns the name that stands for it, `localhost:PORT`.
+fn local_name(text: &OsStr) -> Result<String, Failure> {
+    let unintelligible = || {
+        Failure::Usage(format!(
+            "{} is not an address: expected unix:PATH or HOST:PORT",
+            text.to_string_lossy()
+        ))
+    };
+    let (host, port) = text.to_str().and_then(|text| text.rsplit_once(':')).ok_or_else(unintelligible)?;
+    let port: u16 = port.parse().map_err(|_| unintelligible())?;
+    if host.is_empty() {
+        return Err(unintelligible());
+    }
+    let own = nix::unistd::gethostname().ok();
+    let here = ["localhost", "127.0.0.1", "[::1]", "::1"].contains(&host)
+        || own.as_deref().and_then(OsStr::to_str) == Some(host);
+    if !here {
+        return Err(Failure::Usage(format!(
+            "{host}:{port} is on another host, and coordinators listen on their own host only: run `stasis` on {host}"
+        )));
+    }
+    Ok(format!("localhost:{port}"))
+}
+
+/// The user's own directory for sockets, made if need be: $XDG_RUNTIME_DIR/stasis, else
+/// /tmp/stasis-UID. Whoever could write there could pose as a coordinator.
+fn runtime_directory() -> anyhow::Result<PathBuf> {
+    let uid = nix::unistd::geteuid().as_raw();
+    let runtime = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|directory| {
+        // su(1) and sudo(8) may leave another user's in the environment.
+        directory.is_absolute()
+            && fs::metadata(directory).is_ok_and(|meta| meta.is_dir() && meta.uid() == uid)
+    });
+    let directory = match runtime {
+        Some(runtime) => runtime.join("stasis"),
+        None => PathBuf::from(format!("/tmp/stasis-{uid}")),
+    };
+    match fs::DirBuilder::new().mode(0o700).create(&directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(error).with_context(|| format!("cannot make {}", directory.display()));
+        }
+        _ => {}
+    }
+    let meta = fs::symlink_metadata(&directory)
+        .with_context(|| format!("cannot look at {}", directory.display()))?;
+    if !meta.is_dir() || meta.uid() != uid || meta.mode() & 0o077 != 0 {
+        bail!(Failure::refused(
+            directory.display().to_string(),
+            format!(
+                "not a directory that only uid {uid} may enter (mode {:o}, uid {})",
+                meta.mode(),
+                meta.uid()
+            ),
+            "remove it, or name a socket with --coord unix:PATH"
+        ));
+    }
+    Ok(directory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(text: &str) -> PathBuf {
+        Address::resolve(Some(OsStr::new(text))).unwrap().path
+    }
+
+    #[test]
+    fn a_path_is_taken_as_it_is() {
+        assert_eq!(path("unix:/a/b.sock"), Path::new("/a/b.sock"));
+        assert_eq!(path("/a/b.sock"), Path::new("/a/b.sock"));
+    }
+
+    #[test]
+    fn every_name_of_this_host_is_the_same_computation() {
+        assert_eq!(local_name(OsStr::new("127.0.0.1:7779")).unwrap(), "localhost:7779");
+        assert_eq!(local_name(OsStr::new("localhost:7779")).unwrap(), "localhost:7779");
+    }
+
+    #[test]
+    fn what_is_no_address_of_this_host_is_a_usage_error() {
+        for text in
+            ["", "localhost", "localhost:", "localhost:70000", "elsewhere.invalid:1", "../x:1", "unix:"]
+        {
+            let error = Address::resolve(Some(OsStr::new(text))).unwrap_err();
+            assert!(matches!(error.downcast_ref(), Some(Failure::Usage(_))), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_path_too_long_for_a_socket_is_a_usage_error() {
+        assert_eq!(path(&format!("unix:/{}", "x".repeat(106))).as_os_str().len(), 107);
+        let error = Address::resolve(Some(OsStr::new(&format!("unix:/{}", "x".repeat(107))))).unwrap_err();
+        assert!(matches!(error.downcast_ref(), Some(Failure::Usage(_))));
+    }
+}

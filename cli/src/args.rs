@@ -1,0 +1,245 @@
+//! The command line: what `stasis --help` says.
+
+use std::{ffi::OsString, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failed, for the reason printed
+  2  the command line cannot be understood
+  3  no coordinator listens at the address
+  4  refused by name; what ran goes on running
+  5  the store cannot be opened or read, or is corrupt
+`launch` and `restart` end as the program does. Where the program cannot be started:
+  126  it is there and cannot be executed
+  127  it is not there";
+
+/// Checkpoints and restarts a running program, without changing it.
+#[derive(Debug, Parser)]
+#[command(name = "stasis", version, after_help = EXIT_CODES, max_term_width = 100, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Args)]
+pub struct Common {
+    /// The computation's coordinator: unix:PATH, or HOST:PORT.
+    ///
+    /// HOST:PORT names a computation of this user on this host and nothing listens on the network:
+    /// it stands for the unix socket $XDG_RUNTIME_DIR/stasis/coord-HOST:PORT.sock (without
+    /// XDG_RUNTIME_DIR: /tmp/stasis-UID/). The default is localhost:7779.
+    #[arg(
+        long,
+        global = true,
+        env = "STASIS_COORD",
+        value_name = "ADDRESS",
+        hide_env_values = true,
+        help_heading = "Common options"
+    )]
+    pub coord: Option<OsString>,
+    /// Where checkpoints are kept [default: $XDG_DATA_HOME/stasis]
+    #[arg(
+        long,
+        global = true,
+        env = "STASIS_STORE",
+        value_name = "DIR",
+        hide_env_values = true,
+        help_heading = "Common options"
+    )]
+    pub store: Option<PathBuf>,
+    /// Print JSON, for programs
+    #[arg(long, global = true, help_heading = "Common options")]
+    pub json: bool,
+    /// Print only what was asked for
+    #[arg(long, short, global = true, help_heading = "Common options")]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a program so that it can be checkpointed
+    Launch(LaunchArgs),
+    /// Take a checkpoint; prints its id once it is durable
+    Checkpoint(CheckpointArgs),
+    /// Go on from a checkpoint
+    Restart(RestartArgs),
+    /// What the computation is doing
+    Status,
+    /// The checkpoints of the store, oldest first
+    List,
+    /// The checkpoints that lead to one, newest first
+    Log(LogArgs),
+    /// What is in a checkpoint
+    Show(ShowArgs),
+    /// End every process of the computation (SIGKILL)
+    Kill,
+    /// Start the coordinator of a computation, in the background
+    Coordinator(CoordinatorArgs),
+    /// Run the store server of a store in the foreground
+    Store(StoreArgs),
+    /// Say what of this machine Stasis can use, and what is missing
+    Doctor,
+}
+
+impl Command {
+    /// Whether another program takes the place of `stasis`, and with it its signal actions.
+    pub fn becomes_a_program(&self) -> bool {
+        matches!(self, Self::Launch(_) | Self::Restart(_) | Self::Store(_))
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct LaunchArgs {
+    /// Run it in the background; print the computation's id and the pid once it has joined
+    #[arg(long)]
+    pub detach: bool,
+    /// Take a checkpoint every so many seconds (fractions allowed; 0: none)
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub interval: Option<Duration>,
+    /// Reserved: the signal that stops threads, by number or name. Today only the default is there
+    #[arg(long, value_name = "SIGNAL")]
+    pub ckpt_signal: Option<String>,
+    /// The program and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
+    pub program: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckpointArgs {
+    /// End the processes once the checkpoint is durable
+    #[arg(long)]
+    pub kill: bool,
+    /// A name for the checkpoint; it moves from an older checkpoint to this one
+    #[arg(long)]
+    pub label: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct RestartArgs {
+    /// The checkpoint: an id, the beginning of one, a label, latest, each with an optional ~N
+    #[arg(value_name = "REF", default_value = "latest")]
+    pub reference: String,
+    /// Go on at once and load memory as it is touched
+    #[arg(long, conflicts_with = "eager")]
+    pub lazy: bool,
+    /// Load all memory first
+    #[arg(long)]
+    pub eager: bool,
+    /// Run it in the background; print the computation's id and the pids once it runs
+    #[arg(long)]
+    pub detach: bool,
+    /// Take a checkpoint every so many seconds (fractions allowed; 0: none)
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub interval: Option<Duration>,
+    /// What to do about an open file that is not there any more
+    #[arg(long, value_name = "POLICY", value_enum, default_value_t = MissingFile::Refuse)]
+    pub on_missing_file: MissingFile,
+    /// What to do about an open file that is not what it was
+    #[arg(long, value_name = "POLICY", value_enum, default_value_t = ChangedFile::Refuse)]
+    pub on_changed_file: ChangedFile,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MissingFile {
+    /// Do not restart
+    Refuse,
+    /// Restart without the descriptor
+    Skip,
+    /// Put /dev/null in its place
+    Null,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ChangedFile {
+    /// Do not restart
+    Refuse,
+    /// Open it as it is
+    Accept,
+}
+
+#[derive(Debug, Args)]
+pub struct LogArgs {
+    /// Where to begin: an id, the beginning of one, a label, latest, each with an optional ~N
+    #[arg(value_name = "REF")]
+    pub reference: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// An id, the beginning of one, a label, latest, each with an optional ~N
+    #[arg(value_name = "REF", default_value = "latest")]
+    pub reference: String,
+}
+
+#[derive(Debug, Args)]
+pub struct CoordinatorArgs {
+    /// Stay in the foreground and log to standard error
+    #[arg(long)]
+    pub foreground: bool,
+    /// End the coordinator that listens; the processes run on
+    #[arg(long, conflicts_with_all = ["foreground", "interval"])]
+    pub stop: bool,
+    /// Take a checkpoint every so many seconds (fractions allowed; 0: none)
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub interval: Option<Duration>,
+    /// End after so long without a process and a client
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "10")]
+    pub idle_seconds: Duration,
+    /// How long a process may take for a step of a checkpoint that moves no data
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "10")]
+    pub deadline_seconds: Duration,
+    /// Where to report that it listens (by the command that starts it)
+    #[arg(long, hide = true, value_name = "FD")]
+    pub ready_fd: Option<i32>,
+}
+
+#[derive(Debug, Args)]
+pub struct StoreArgs {
+    /// Options of stasis-store
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTION")]
+    pub options: Vec<OsString>,
+}
+
+/// Parses seconds with a fraction.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_string())?;
+    let duration = Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?;
+    if seconds != 0.0 && duration < Duration::from_millis(1) {
+        return Err("less than a millisecond".into());
+    }
+    Ok(duration)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn seconds_take_fractions_and_refuse_what_is_no_time() {
+        assert_eq!(seconds("0.25"), Ok(Duration::from_millis(250)));
+        assert_eq!(seconds("0"), Ok(Duration::ZERO));
+        for text in ["", "x", "-1", "inf", "NaN", "0.0001", "1e300"] {
+            assert!(seconds(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn options_behind_the_program_are_the_programs() {
+        let cli = Cli::parse_from(["stasis", "launch", "--detach", "prog", "--json", "-q", "--", "x"]);
+        let Command::Launch(args) = cli.command else { panic!("not launch") };
+        assert!(args.detach);
+        assert_eq!(args.program, ["prog", "--json", "-q", "--", "x"]);
+        assert!(!cli.common.json && !cli.common.quiet);
+    }
+}

@@ -1,0 +1,9 @@
+//! The commands that ask a coordinator or a store one thing and print the answer.
+
+pub mod checkpoint;
+pub mod kill;
+pub mod list;
+pub mod log;
+pub mod show;
+pub mod status;
+pub mod store;

@@ -1,0 +1,397 @@
+//! The state of one computation: its name, its processes, and what has been made of them.
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read},
+    path::PathBuf,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use stasis_protocol::{
+    coordinator::{FromProcess, Phase, ProcessStatus, Refusal, Status, ToProcess},
+    wire,
+};
+use tokio::{
+    sync::{Mutex, Notify, mpsc, watch},
+    task::AbortHandle,
+    time::Instant,
+};
+
+use super::log;
+use crate::{
+    address::Address,
+    process::{self, Pidfd},
+};
+
+/// How many messages may wait for a process. A checkpoint sends it two; one that leaves more than these
+/// unread does not read at all.
+pub const OUTBOX: usize = 16;
+
+/// What the coordinator was started with.
+#[derive(Debug)]
+pub struct Settings {
+    pub address: Address,
+    pub store: PathBuf,
+    /// For steps of a checkpoint that move no data.
+    pub deadline: Duration,
+    pub idle: Duration,
+}
+
+/// Names a connection; a process that executes another program comes back with a new one.
+pub type MemberId = u64;
+
+/// A process of the computation.
+#[derive(Debug)]
+pub struct Member {
+    /// The pid that the program knows itself by.
+    pub pid: u32,
+    pub real_pid: u32,
+    pub command: String,
+    pub restarted_from: Option<String>,
+    pub pidfd: Rc<Pidfd>,
+    /// Encoded messages on their way to it.
+    pub outbox: mpsc::Sender<Vec<u8>>,
+    pub phase: Phase,
+    pub phase_since: Instant,
+    pub tracker: String,
+    pub last_pause_us: Option<u64>,
+}
+
+impl Member {
+    /// `pid 12 (python3 x.py)`, with the kernel's pid where that is another.
+    pub fn name(&self) -> String {
+        let command = shorten(&self.command);
+        if self.pid == self.real_pid {
+            format!("pid {} ({command})", self.pid)
+        } else {
+            format!("pid {} ({command}, here {})", self.pid, self.real_pid)
+        }
+    }
+
+    /// # Errors
+    /// Why the message will never reach the process.
+    pub fn send(&self, message: &ToProcess) -> Result<(), String> {
+        let frame = wire::frame(message).map_err(|error| error.to_string())?;
+        self.outbox.try_send(frame).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => "it does not read its connection to the coordinator".into(),
+            mpsc::error::TrySendError::Closed(_) => "it closed its connection to the coordinator".into(),
+        })
+    }
+
+    fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.phase_since = Instant::now();
+    }
+}
+
+/// What a process did during a checkpoint.
+#[derive(Debug)]
+pub enum Event {
+    Said(FromProcess),
+    Gone,
+}
+
+/// The checkpoint that is being taken.
+struct Round {
+    token: u64,
+    events: mpsc::Sender<(MemberId, Event)>,
+}
+
+pub struct Computation {
+    pub settings: Settings,
+    state: RefCell<State>,
+    /// Held by the checkpoint that is being taken.
+    pub turn: Arc<Mutex<()>>,
+    /// Told whenever something changed that somebody may wait for.
+    changed: watch::Sender<()>,
+    /// Told when the coordinator is to end.
+    pub shutdown: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    id: Option<String>,
+    /// What the next checkpoint goes on from.
+    parent: Option<String>,
+    /// A restart announced itself and its processes have not come yet.
+    resumed: bool,
+    members: BTreeMap<MemberId, Member>,
+    next_member: MemberId,
+    /// The last process that left, which may be about to come back under another program.
+    departed: Option<(u32, Rc<Pidfd>)>,
+    /// Processes that joined since the computation began or was resumed.
+    joined: u32,
+    connections: usize,
+    round: Option<Round>,
+    interval: Option<(Duration, AbortHandle)>,
+    ticks_skipped: u64,
+    taken: u64,
+    failed: u64,
+    last: Option<String>,
+}
+
+impl Computation {
+    pub fn new(settings: Settings) -> Rc<Self> {
+        Rc::new(Self {
+            settings,
+            state: RefCell::default(),
+            turn: Arc::default(),
+            changed: watch::Sender::new(()),
+            shutdown: Notify::new(),
+        })
+    }
+
+    /// The computation's name, made up when it is first asked for.
+    ///
+    /// # Errors
+    /// When there are no random numbers.
+    pub fn id(&self) -> io::Result<String> {
+        let mut state = self.state.borrow_mut();
+        if let Some(id) = &state.id {
+            return Ok(id.clone());
+        }
+        let id = format!("{:016x}", random()?);
+        state.id = Some(id.clone());
+        Ok(id)
+    }
+
+    /// The checkpoint that the next one goes on from.
+    pub fn parent(&self) -> Option<String> {
+        self.state.borrow().parent.clone()
+    }
+
+    /// Adds a process.
+    pub fn join(&self, member: Member) -> MemberId {
+        let mut state = self.state.borrow_mut();
+        // The connection of the program before an execve(2) may be seen to close only later.
+        let replaced = state.members.extract_if(.., |_, other| other.real_pid == member.real_pid).count() > 0;
+        let came_back = state
+            .departed
+            .take()
+            .is_some_and(|(real_pid, pidfd)| real_pid == member.real_pid && !pidfd.has_ended());
+        if state.members.is_empty() && !replaced && !came_back && !state.resumed {
+            // All that was here has ended: this is another computation.
+            state.id = None;
+            state.parent = None;
+            state.joined = 0;
+        }
+        if member.restarted_from.is_some() && state.parent.is_none() {
+            state.parent.clone_from(&member.restarted_from);
+        }
+        if !replaced && !came_back {
+            state.joined = state.joined.saturating_add(1);
+        }
+        state.resumed = false;
+        let id = state.next_member;
+        state.next_member += 1;
+        log::line(format_args!("{} joined", member.name()));
+        state.members.insert(id, member);
+        drop(state);
+        self.changed.send_replace(());
+        id
+    }
+
+    /// Removes a process whose connection has ended.
+    pub async fn leave(&self, id: MemberId) {
+        let (removed, events) = {
+            let mut state = self.state.borrow_mut();
+            let removed = state.members.remove(&id);
+            if let Some(member) = &removed {
+                log::line(format_args!("{} left", member.name()));
+                state.departed = Some((member.real_pid, Rc::clone(&member.pidfd)));
+            }
+            (removed, state.round.as_ref().map(|round| round.events.clone()))
+        };
+        if let Some(events) = events {
+            // Nobody listens any more when the checkpoint has just ended.
+            let _ = events.send((id, Event::Gone)).await;
+        }
+        drop(removed);
+        self.changed.send_replace(());
+    }
+
+    /// Takes note of what a process says.
+    pub async fn said(&self, id: MemberId, message: FromProcess) {
+        let events = {
+            let mut state = self.state.borrow_mut();
+            let Some(member) = state.members.get_mut(&id) else { return };
+            let token = match &message {
+                FromProcess::Phase { token, phase } => {
+                    member.enter(*phase);
+                    *token
+                }
+                FromProcess::Refused { token, .. } => {
+                    member.enter(Phase::Running);
+                    *token
+                }
+                FromProcess::Dumped { token, tracker, pause_us, .. } => {
+                    member.tracker.clone_from(tracker);
+                    if *pause_us > 0 {
+                        member.last_pause_us = Some(*pause_us);
+                    }
+                    *token
+                }
+            };
+            // What it says of a checkpoint that was given up comes too late.
+            state.round.as_ref().filter(|round| round.token == token).map(|round| round.events.clone())
+        };
+        if let Some(events) = events {
+            let _ = events.send((id, Event::Said(message))).await;
+        }
+    }
+
+    /// Calls `look` with the processes, by their connections.
+    pub fn with_members<T>(&self, look: impl FnOnce(&mut BTreeMap<MemberId, Member>) -> T) -> T {
+        look(&mut self.state.borrow_mut().members)
+    }
+
+    /// Begins a checkpoint: what processes say of `token` comes out of the receiver.
+    pub fn open_round(&self, token: u64) -> mpsc::Receiver<(MemberId, Event)> {
+        let (events, receiver) = mpsc::channel(64);
+        self.state.borrow_mut().round = Some(Round { token, events });
+        receiver
+    }
+
+    /// Ends a checkpoint; `Ok` is the new checkpoint's id.
+    pub fn close_round(&self, result: Result<&str, &[Refusal]>) {
+        let mut state = self.state.borrow_mut();
+        state.round = None;
+        for member in state.members.values_mut() {
+            if member.phase != Phase::Running {
+                member.enter(Phase::Running);
+            }
+        }
+        match result {
+            Ok(id) => {
+                log::line(format_args!("checkpoint {id}"));
+                state.taken += 1;
+                state.last = Some(id.to_string());
+                state.parent = Some(id.to_string());
+            }
+            Err(refusals) => {
+                state.failed += 1;
+                for refusal in refusals {
+                    log::line(format_args!("no checkpoint: {refusal}"));
+                }
+            }
+        }
+    }
+
+    /// Makes what connects from now on the continuation of `id` from `checkpoint`.
+    ///
+    /// # Errors
+    /// Another computation is running here.
+    pub fn resume(&self, id: String, checkpoint: String) -> Result<(), Refusal> {
+        let mut state = self.state.borrow_mut();
+        if let Some(member) = state.members.values().next() {
+            return Err(Refusal {
+                what: member.name(),
+                reason: format!("is running at {}", self.settings.address),
+                remedy: "end it, or restart under a coordinator of its own, --coord".into(),
+            });
+        }
+        state.id = Some(id);
+        state.parent = Some(checkpoint);
+        state.resumed = true;
+        state.departed = None;
+        state.joined = 0;
+        Ok(())
+    }
+
+    /// How many processes joined since the computation began or was resumed.
+    pub fn joined(&self) -> u32 {
+        self.state.borrow().joined
+    }
+
+    /// Counts the connections; the coordinator is idle when there are none.
+    pub fn connected(&self, by: isize) {
+        let mut state = self.state.borrow_mut();
+        state.connections = state.connections.saturating_add_signed(by);
+        drop(state);
+        self.changed.send_replace(());
+    }
+
+    pub fn is_idle(&self) -> bool {
+        let state = self.state.borrow();
+        state.connections == 0 && state.round.is_none()
+    }
+
+    /// Something to wait on until the state has changed.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// Replaces the task that takes checkpoints now and then.
+    pub fn set_interval(&self, interval: Option<(Duration, AbortHandle)>) {
+        let before = std::mem::replace(&mut self.state.borrow_mut().interval, interval);
+        if let Some((_, task)) = before {
+            task.abort();
+        }
+    }
+
+    pub fn skip_tick(&self) {
+        self.state.borrow_mut().ticks_skipped += 1;
+    }
+
+    /// # Errors
+    /// As [`Computation::id`].
+    pub fn status(&self) -> io::Result<Status> {
+        let computation = self.id()?;
+        let state = self.state.borrow();
+        Ok(Status {
+            computation,
+            coordinator_pid: std::process::id(),
+            address: self.settings.address.to_string(),
+            store: self.settings.store.to_string_lossy().into_owned(),
+            interval_us: state.interval.as_ref().map(|(interval, _)| interval.as_micros() as u64),
+            checkpoints_taken: state.taken,
+            checkpoints_failed: state.failed,
+            ticks_skipped: state.ticks_skipped,
+            last: state.last.clone(),
+            processes: state.members.values().map(process_status).collect(),
+        })
+    }
+}
+
+fn process_status(member: &Member) -> ProcessStatus {
+    ProcessStatus {
+        pid: member.pid,
+        real_pid: member.real_pid,
+        command: member.command.clone(),
+        phase: member.phase,
+        state: process::state(member.real_pid).unwrap_or('X'),
+        phase_for_us: member.phase_since.elapsed().as_micros() as u64,
+        tracker: member.tracker.clone(),
+        last_pause_us: member.last_pause_us,
+        restarted_from: member.restarted_from.clone(),
+    }
+}
+
+/// A command line short enough for a message.
+fn shorten(command: &str) -> String {
+    const LONGEST: usize = 60;
+    match command.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}...", &command[..end]),
+        None => command.into(),
+    }
+}
+
+/// 64 random bits that are not all zero.
+///
+/// # Errors
+/// When /dev/urandom cannot be read.
+pub fn random() -> io::Result<u64> {
+    let mut urandom = File::open("/dev/urandom")?;
+    loop {
+        let mut bytes = [0; 8];
+        urandom.read_exact(&mut bytes)?;
+        let value = u64::from_ne_bytes(bytes);
+        if value != 0 {
+            return Ok(value);
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! One peer's connection: who it is, and what is done with what it says. Whatever a peer does, only its
+//! own connection suffers.
+
+use std::{io, rc::Rc, time::Duration};
+
+use stasis_protocol::{
+    VERSION,
+    coordinator::{ClientReply, ClientRequest, FromProcess, Hello, Phase, Refusal, Role, ToProcess},
+};
+use tokio::{
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{mpsc, watch},
+    task::{AbortHandle, spawn_local},
+    time::{Instant, MissedTickBehavior, interval_at, timeout},
+};
+
+use super::{
+    checkpoint::{self, Order},
+    computation::{Computation, Member, OUTBOX},
+    log, message,
+};
+use crate::process::Pidfd;
+
+/// How long a peer may take to say who it is.
+const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long processes may take to end after SIGKILL.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Serves a new connection until it ends.
+pub async fn serve(computation: Rc<Computation>, stream: UnixStream) {
+    computation.connected(1);
+    if let Err(error) = identify(&computation, stream).await {
+        log::line(format_args!("a connection was dropped: {error}"));
+    }
+    computation.connected(-1);
+}
+
+async fn identify(computation: &Rc<Computation>, mut stream: UnixStream) -> io::Result<()> {
+    let peer = stream.peer_cred()?;
+    let own = nix::unistd::geteuid().as_raw();
+    if peer.uid() != own && peer.uid() != 0 {
+        return Err(io::Error::other(format!("it is uid {}'s and this is uid {own}", peer.uid())));
+    }
+    let hello = timeout(HELLO_DEADLINE, message::read::<Hello>(&mut stream));
+    let Some(hello) = hello.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? else {
+        return Ok(());
+    };
+    let welcome = ClientReply::Welcome { version: VERSION, coordinator_pid: std::process::id() };
+    match hello.role {
+        Role::Client => message::write(&mut stream, &welcome).await?,
+        Role::Process { .. } => message::write(&mut stream, &ToProcess::Welcome { version: VERSION }).await?,
+    }
+    if hello.version != VERSION {
+        return Err(io::Error::other(format!(
+            "it speaks version {} and this is version {VERSION}",
+            hello.version
+        )));
+    }
+    match hello.role {
+        Role::Client => serve_client(computation, stream).await,
+        Role::Process { pid, argv, restarted_from } => {
+            let real_pid =
+                peer.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|&pid| pid != 0).ok_or_else(
+                    || io::Error::other("the process is in a pid namespace that cannot be seen from here"),
+                )?;
+            let pidfd = Rc::new(Pidfd::of_peer(&stream, real_pid)?);
+            let (reader, writer) = stream.into_split();
+            let (outbox, messages) = mpsc::channel(OUTBOX);
+            let writing = spawn_local(deliver(messages, writer));
+            let id = computation.join(Member {
+                pid,
+                real_pid,
+                command: argv.join(" "),
+                restarted_from,
+                pidfd: Rc::clone(&pidfd),
+                outbox,
+                phase: Phase::Running,
+                phase_since: Instant::now(),
+                tracker: String::new(),
+                last_pause_us: None,
+            });
+            // A child that the library did not see being made may keep the connection open after its end.
+            let result = tokio::select! {
+                result = listen(computation, id, reader) => result,
+                _ = pidfd.ended() => Ok(()),
+            };
+            computation.leave(id).await;
+            writing.abort();
+            result
+        }
+    }
+}
+
+/// Writes a process' messages. When it ends, so does the channel, which is how a sender is told.
+async fn deliver(mut messages: mpsc::Receiver<Vec<u8>>, mut writer: OwnedWriteHalf) {
+    while let Some(frame) = messages.recv().await {
+        if let Err(error) = message::write_frame(&mut writer, &frame).await {
+            log::line(format_args!("a process cannot be written to: {error}"));
+            return;
+        }
+    }
+}
+
+/// Reads a process' messages.
+async fn listen(computation: &Computation, id: u64, mut reader: OwnedReadHalf) -> io::Result<()> {
+    while let Some(message) = message::read::<FromProcess>(&mut reader).await? {
+        computation.said(id, message).await;
+    }
+    Ok(())
+}
+
+async fn serve_client(computation: &Rc<Computation>, stream: UnixStream) -> io::Result<()> {
+    let (mut reader, mut writer) = stream.into_split();
+    // Requests are read while one is carried out, to see the client go away.
+    let (requests, mut incoming) = mpsc::channel(1);
+    let (present, mut leaving) = watch::channel(());
+    let reading = spawn_local(async move {
+        let _present = present;
+        while let Some(request) = message::read::<ClientRequest>(&mut reader).await? {
+            if requests.send(request).await.is_err() {
+                break;
+            }
+        }
+        Ok(())
+    });
+    let _reading = AbortOnDrop(reading.abort_handle());
+    while let Some(request) = incoming.recv().await {
+        let ends = request == ClientRequest::Shutdown;
+        let reply = tokio::select! {
+            reply = carry_out(computation, request) => reply,
+            // Only what waits is given up: a checkpoint that has begun is a task of its own.
+            _ = leaving.changed() => break,
+        };
+        message::write(&mut writer, &reply).await?;
+        if ends {
+            computation.shutdown.notify_one();
+        }
+    }
+    reading.await.unwrap_or(Ok(()))
+}
+
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn carry_out(computation: &Rc<Computation>, request: ClientRequest) -> ClientReply {
+    match request {
+        ClientRequest::Checkpoint { kill, label } => {
+            let turn = computation.turn.clone().lock_owned().await;
+            let taking = spawn_local(checkpoint::take(Rc::clone(computation), Order { kill, label }, turn));
+            match taking.await {
+                Ok(Ok(record)) => ClientReply::Checkpoint(record),
+                Ok(Err(refusals)) => ClientReply::Refused(refusals),
+                Err(error) => failed("the checkpoint", &error),
+            }
+        }
+        ClientRequest::Status => match computation.status() {
+            Ok(status) => ClientReply::Status(status),
+            Err(error) => failed("the status", &error),
+        },
+        ClientRequest::Kill => kill(computation).await,
+        ClientRequest::Interval { micros } => {
+            set_interval(computation, micros.filter(|&micros| micros > 0).map(Duration::from_micros));
+            ClientReply::Done { count: 0 }
+        }
+        ClientRequest::AwaitProcesses { processes } => {
+            let mut changes = computation.changes();
+            while computation.joined() < processes && changes.changed().await.is_ok() {}
+            ClientReply::Done { count: computation.joined() }
+        }
+        ClientRequest::AwaitProcess { real_pid } => await_process(computation, real_pid).await,
+        ClientRequest::Resume { computation: id, checkpoint } => match computation.resume(id, checkpoint) {
+            Ok(()) => ClientReply::Done { count: 0 },
+            Err(refusal) => ClientReply::Refused(vec![refusal]),
+        },
+        ClientRequest::Shutdown => ClientReply::Done { count: 0 },
+    }
+}
+
+async fn await_process(computation: &Computation, real_pid: u32) -> ClientReply {
+    let ended = || {
+        ClientReply::Refused(vec![Refusal {
+            what: format!("pid {real_pid}"),
+            reason: "ended before it joined the computation".into(),
+            remedy: "run it without --detach to see why".into(),
+        }])
+    };
+    let Ok(pidfd) = Pidfd::open(real_pid) else { return ended() };
+    let mut changes = computation.changes();
+    loop {
+        let here =
+            computation.with_members(|members| members.values().any(|member| member.real_pid == real_pid));
+        if here {
+            return ClientReply::Done { count: 1 };
+        }
+        tokio::select! {
+            _ = changes.changed() => {}
+            _ = pidfd.ended() => return ended(),
+        }
+    }
+}
+
+/// Ends every process.
+async fn kill(computation: &Computation) -> ClientReply {
+    let targets: Vec<(String, Rc<Pidfd>)> = computation.with_members(|members| {
+        members.values().map(|member| (member.name(), Rc::clone(&member.pidfd))).collect()
+    });
+    let mut refusals = Vec::new();
+    let mut count = 0;
+    for (name, pidfd) in &targets {
+        let refuse = |reason: String| Refusal {
+            what: name.clone(),
+            reason,
+            remedy: "see `stasis status` and end it as root".into(),
+        };
+        match pidfd.signal(libc::SIGKILL) {
+            // It was faster.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+            Err(error) => refusals.push(refuse(format!("cannot be killed: {error}"))),
+            Ok(()) => match timeout(KILL_DEADLINE, pidfd.ended()).await {
+                Ok(_) => count += 1,
+                Err(_) => refusals.push(refuse("was killed and does not end".into())),
+            },
+        }
+    }
+    if refusals.is_empty() { ClientReply::Done { count } } else { ClientReply::Refused(refusals) }
+}
+
+/// Takes checkpoints every `interval` from now on.
+pub fn set_interval(computation: &Rc<Computation>, interval: Option<Duration>) {
+    let Some(interval) = interval else { return computation.set_interval(None) };
+    let ticking = Rc::downgrade(computation);
+    let task = spawn_local(async move {
+        let mut ticks = interval_at(Instant::now() + interval, interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        loop {
+            ticks.tick().await;
+            let Some(computation) = ticking.upgrade() else { return };
+            if computation.with_members(|members| members.is_empty()) {
+                continue;
+            }
+            match computation.turn.clone().try_lock_owned() {
+                Ok(turn) => {
+                    spawn_local(checkpoint::take(computation, Order::default(), turn));
+                }
+                Err(_) => computation.skip_tick(),
+            }
+        }
+    });
+    computation.set_interval(Some((interval, task.abort_handle())));
+}
+
+fn failed(what: &str, error: &dyn std::fmt::Display) -> ClientReply {
+    ClientReply::Refused(vec![Refusal {
+        what: what.into(),
+        reason: error.to_string(),
+        remedy: "see the coordinator's log".into(),
+    }])
+}

@@ -1,0 +1,109 @@
+//! Messages on the coordinator's side of a connection, where any peer may be slow or hostile.
+
+use std::{io, time::Duration};
+
+use serde::{Serialize, de::DeserializeOwned};
+use stasis_protocol::wire;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    time::timeout,
+};
+
+/// The longest payload taken from a peer, in bytes: a command line has at most 6 MiB (execve(2): three
+/// quarters of the 8 MiB that argv and environment may have in all).
+const MAX_PAYLOAD: usize = 8 << 20;
+
+/// How long a peer may take to read what it is sent.
+const WRITE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a peer may take over a message that it has begun to send.
+const MESSAGE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Reads one message, however long it takes to come; `None` when the peer closed the connection between
+/// two messages.
+///
+/// # Errors
+/// A message that is too long, malformed, cut short or does not go on, or what the socket reports.
+pub async fn read<T: DeserializeOwned>(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<T>> {
+    let mut header = [0; wire::HEADER];
+    let got = stream.read(&mut header).await?;
+    if got == 0 {
+        return Ok(None);
+    }
+    match timeout(MESSAGE_DEADLINE, read_rest(stream, header, got)).await {
+        Ok(message) => message.map(Some),
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "half a message came, and no more")),
+    }
+}
+
+/// Reads what follows the first `got` bytes of a header.
+async fn read_rest<T: DeserializeOwned>(
+    stream: &mut (impl AsyncRead + Unpin),
+    mut header: [u8; wire::HEADER],
+    got: usize,
+) -> io::Result<T> {
+    stream.read_exact(&mut header[got..]).await?;
+    let len = wire::payload_len(header).map_err(io::Error::other)?;
+    if len > MAX_PAYLOAD {
+        return Err(io::Error::other(wire::WireError::TooLong(len)));
+    }
+    // Grows with what arrives, not with what the header announces.
+    let mut payload = Vec::new();
+    stream.take(len as u64).read_to_end(&mut payload).await?;
+    if payload.len() < len {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    wire::decode(&payload).map_err(io::Error::other)
+}
+
+/// Encodes and writes one message.
+///
+/// # Errors
+/// As [`write_frame`].
+pub async fn write<T: Serialize>(stream: &mut (impl AsyncWrite + Unpin), message: &T) -> io::Result<()> {
+    write_frame(stream, &wire::frame(message).map_err(io::Error::other)?).await
+}
+
+/// Writes an encoded message.
+///
+/// # Errors
+/// TimedOut when the peer does not read, or what the socket reports.
+pub async fn write_frame(stream: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> io::Result<()> {
+    match timeout(WRITE_DEADLINE, stream.write_all(frame)).await {
+        Ok(result) => result,
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the peer does not read")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let mut bytes = Vec::new();
+        run(write(&mut bytes, &"hello".to_string())).unwrap();
+        assert_eq!(run(read::<String>(&mut &bytes[..])).unwrap().as_deref(), Some("hello"));
+        assert_eq!(run(read::<String>(&mut &[][..])).unwrap(), None);
+    }
+
+    #[test]
+    fn a_message_cut_short_anywhere_is_an_error() {
+        let bytes = wire::frame(&"hello".to_string()).unwrap();
+        for len in 1..bytes.len() {
+            assert!(run(read::<String>(&mut &bytes[..len])).is_err(), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn a_header_cannot_make_us_allocate() {
+        let bytes = u32::MAX.to_le_bytes();
+        assert!(run(read::<String>(&mut &bytes[..])).is_err());
+        let bytes = (MAX_PAYLOAD as u32 + 1).to_le_bytes();
+        assert!(run(read::<String>(&mut &bytes[..])).is_err());
+    }
+}

@@ -1,0 +1,51 @@
+//! The coordinator: one process per computation, which tells its processes when to dump themselves and
+//! makes a checkpoint of their dumps.
+//!
+//! It knows only what the processes and the store tell it, so that it can be killed and another one
+//! started. It runs on one thread; the store is spoken to from the runtime's blocking threads.
+//! [`start`] brings one up in the background, [`serve`] is its main loop, [`connection`] speaks with one
+//! peer, [`computation`] is its state, [`checkpoint`] takes one checkpoint, [`stopped`] wakes processes
+//! that a signal stopped.
+//!
+//! Not here: what happens inside a process, or what a page is.
+
+mod checkpoint;
+mod computation;
+mod connection;
+mod log;
+mod message;
+mod serve;
+mod socket;
+pub mod start;
+mod stopped;
+
+use stasis_protocol::coordinator::ClientRequest;
+
+use crate::{args::CoordinatorArgs, client::Client, context::Context, failure::ExitCode, output, report};
+
+/// `stasis coordinator`.
+pub fn run(context: &Context, args: &CoordinatorArgs) -> anyhow::Result<ExitCode> {
+    let address = context.address()?;
+    if args.stop {
+        Client::connect(&address)?.count(&ClientRequest::Shutdown)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let store = context.store()?;
+    if args.foreground {
+        serve::run(address, store, args)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let options = start::Options { idle: Some(args.idle_seconds), deadline: Some(args.deadline_seconds) };
+    let mut client = start::connect_or_start(&address, &store, &options)?;
+    if let Some(interval) = args.interval {
+        client.count(&start::interval_request(interval))?;
+    }
+    let report =
+        report::Coordinator { address: address.to_string(), coordinator_pid: client.coordinator_pid() };
+    if context.json {
+        output::json(&report)?;
+    } else if !context.quiet {
+        output::print(&format!("coordinator {} at {}\n", report.coordinator_pid, report.address))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

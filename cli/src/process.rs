@@ -1,0 +1,160 @@
+//! What the kernel tells of a process, and a handle on one that outlives the reuse of its pid.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout},
+    sys::socket::{getsockopt, sockopt::PeerPidfd},
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// The state letter of /proc/PID/stat (proc(5)); `None` when there is no such process.
+pub fn state(pid: u32) -> Option<char> {
+    // The command's name is in parentheses and may hold any byte, parentheses included.
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let name_end = stat.iter().rposition(|&byte| byte == b')')?;
+    stat.get(name_end + 2).map(|&byte| byte.into())
+}
+
+/// What a state letter means to people.
+pub fn state_name(state: char) -> &'static str {
+    match state {
+        'R' => "running",
+        'S' => "sleeping",
+        'D' => "in an uninterruptible wait",
+        'T' => "stopped by a signal",
+        't' => "stopped by a debugger",
+        'Z' => "a zombie",
+        'X' | 'x' => "dead",
+        'I' => "idle",
+        _ => "in an unknown state",
+    }
+}
+
+/// Resident and swapped-out memory in bytes; 0 when it cannot be told.
+pub fn memory(pid: u32) -> u64 {
+    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return 0 };
+    let kibibytes = |name: &str| -> u64 {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|rest| rest.split_whitespace().next()).and_then(|kib| kib.parse().ok()).unwrap_or(0)
+    };
+    (kibibytes("VmRSS:") + kibibytes("VmSwap:")) << 10
+}
+
+/// A thread, by its id and its name (comm).
+#[derive(Debug)]
+pub struct Thread {
+    pub tid: u32,
+    pub name: String,
+}
+
+/// The threads that a process has now.
+///
+/// # Errors
+/// When /proc/PID/task cannot be read: the process is gone, or is not ours to look at.
+pub fn threads(pid: u32) -> io::Result<Vec<Thread>> {
+    let mut threads = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let entry = entry?;
+        let Some(tid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // A thread that ended since it was listed needs nothing of us.
+        let Ok(name) = fs::read(entry.path().join("comm")) else { continue };
+        threads.push(Thread { tid, name: String::from_utf8_lossy(&name).trim_end_matches('\n').to_string() });
+    }
+    Ok(threads)
+}
+
+/// pidfd_open(2)'s descriptor.
+#[derive(Debug)]
+pub struct Pidfd(OwnedFd);
+
+impl Pidfd {
+    /// The process `pid`, which must not have been waited for.
+    ///
+    /// # Errors
+    /// ESRCH when there is no such process.
+    pub fn open(pid: u32) -> io::Result<Self> {
+        // SAFETY: pidfd_open reads nothing but its two integer arguments.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the call returned a new descriptor that nobody else owns; pidfds are close-on-exec.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
+    }
+
+    /// The process that connected `socket`; `pid` is the one that SO_PEERCRED tells.
+    ///
+    /// # Errors
+    /// When it is gone, or is in a pid namespace that cannot be seen from here.
+    pub fn of_peer(socket: &impl AsFd, pid: u32) -> io::Result<Self> {
+        match getsockopt(socket, PeerPidfd) {
+            Ok(fd) => Ok(Self(fd)),
+            // Linux before 6.5. The pid may in theory have been reused since connect(2).
+            Err(nix::Error::ENOPROTOOPT) => Self::open(pid),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// # Errors
+    /// ESRCH when the process has been waited for.
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
+        // SAFETY: a null siginfo is allowed (pidfd_send_signal(2)); no memory is passed.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.0.as_raw_fd(),
+                signal,
+                std::ptr::null::<libc::siginfo_t>(),
+                0,
+            )
+        };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Whether the process has ended (it may still be a zombie).
+    pub fn has_ended(&self) -> bool {
+        let mut poll = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        nix::poll::poll(&mut poll, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Returns when the process has ended. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// When the descriptor cannot be duplicated or watched.
+    pub async fn ended(&self) -> io::Result<()> {
+        // One descriptor can be in the runtime's epoll set once only.
+        let own = self.0.try_clone()?;
+        // SAFETY: the AsyncFd owns the descriptor, and an OwnedFd stays the same and open until it is dropped.
+        let watched = unsafe { AsyncFd::register_with_interest(own, Interest::READABLE) }?;
+        watched.readable().await.map(|_| ())
+    }
+}
+
+impl AsFd for Pidfd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_seen_until_it_ends() {
+        let mut child = std::process::Command::new("/bin/sleep").arg("1000").spawn().unwrap();
+        let pidfd = Pidfd::open(child.id()).unwrap();
+        assert!(!pidfd.has_ended());
+        assert!(matches!(state(child.id()), Some('S' | 'R' | 'D')));
+        assert_eq!(threads(child.id()).unwrap().len(), 1);
+        pidfd.signal(libc::SIGKILL).unwrap();
+        child.wait().unwrap();
+        assert!(pidfd.has_ended());
+        assert_eq!(state(child.id()), None);
+        assert!(pidfd.signal(libc::SIGKILL).is_err());
+    }
+}

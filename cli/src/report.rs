@@ -1,0 +1,202 @@
+//! What `--json` prints. These names are an interface: they stay when the messages between the parts of
+//! Stasis change. Times end in `_us` (microseconds), sizes in `_bytes`.
+
+use serde::Serialize;
+use stasis_protocol::{
+    PAGE_SIZE,
+    coordinator::{self as wire, Phase},
+    store as wire_store,
+};
+
+use crate::output;
+
+#[derive(Debug, Serialize)]
+pub struct Failure {
+    pub error: FailureBody,
+}
+
+#[derive(Debug, Serialize)]
+pub struct FailureBody {
+    /// `failure`, `usage`, `no-coordinator`, `refused`, `store`, `not-executable`, `not-found`.
+    pub kind: &'static str,
+    pub exit_code: u8,
+    pub message: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub refusals: Vec<Refusal>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Refusal {
+    pub what: String,
+    pub reason: String,
+    pub remedy: String,
+}
+
+impl From<&wire::Refusal> for Refusal {
+    fn from(refusal: &wire::Refusal) -> Self {
+        Self { what: refusal.what.clone(), reason: refusal.reason.clone(), remedy: refusal.remedy.clone() }
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub struct Coordinator {
+    pub address: String,
+    pub coordinator_pid: u32,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Launched {
+    pub computation: String,
+    pub pids: Vec<u32>,
+    pub address: String,
+    pub coordinator_pid: u32,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Killed {
+    pub processes: u32,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Status {
+    pub computation: String,
+    pub address: String,
+    pub coordinator_pid: u32,
+    pub store: String,
+    pub interval_us: Option<u64>,
+    pub checkpoints_taken: u64,
+    pub checkpoints_failed: u64,
+    pub interval_ticks_skipped: u64,
+    pub last_checkpoint: Option<String>,
+    pub processes: Vec<Process>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Process {
+    /// The pid that the program knows itself by.
+    pub pid: u32,
+    pub real_pid: u32,
+    pub command: String,
+    /// The kernel's letter.
+    pub state: char,
+    /// See [`phase`].
+    pub phase: &'static str,
+    pub phase_for_us: u64,
+    /// Empty before the first checkpoint.
+    pub tracker: String,
+    pub last_pause_us: Option<u64>,
+    pub restarted_from: Option<String>,
+}
+
+impl From<wire::Status> for Status {
+    fn from(status: wire::Status) -> Self {
+        Self {
+            computation: status.computation,
+            address: status.address,
+            coordinator_pid: status.coordinator_pid,
+            store: status.store,
+            interval_us: status.interval_us,
+            checkpoints_taken: status.checkpoints_taken,
+            checkpoints_failed: status.checkpoints_failed,
+            interval_ticks_skipped: status.ticks_skipped,
+            last_checkpoint: status.last,
+            processes: status.processes.into_iter().map(Process::from).collect(),
+        }
+    }
+}
+
+impl From<wire::ProcessStatus> for Process {
+    fn from(process: wire::ProcessStatus) -> Self {
+        Self {
+            pid: process.pid,
+            real_pid: process.real_pid,
+            command: process.command,
+            state: process.state,
+            phase: phase(process.phase),
+            phase_for_us: process.phase_for_us,
+            tracker: process.tracker,
+            last_pause_us: process.last_pause_us,
+            restarted_from: process.restarted_from,
+        }
+    }
+}
+
+fn phase(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Running => "running",
+        Phase::Checking => "checking",
+        Phase::Quiescing => "quiescing",
+        Phase::Snapshotting => "snapshotting",
+        Phase::Storing => "storing",
+        Phase::Held => "held",
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub struct Checkpoint {
+    pub id: String,
+    pub sequence: u64,
+    pub taken_us: u64,
+    /// `taken_us` as RFC 3339.
+    pub taken: String,
+    pub computation: String,
+    pub parent: Option<String>,
+    pub label: Option<String>,
+    pub host: String,
+    pub pause_us: u64,
+    /// Memory that the checkpoint names.
+    pub size_bytes: u64,
+    /// Of it, written for this checkpoint.
+    pub written_bytes: u64,
+    pub processes: Vec<CheckpointProcess>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct CheckpointProcess {
+    pub pid: u32,
+    pub command: String,
+    pub tracker: String,
+    pub manifest: String,
+    pub pages: u64,
+    pub pages_received: u64,
+    pub pages_written: u64,
+    pub pages_zero: u64,
+    pub written_bytes: u64,
+}
+
+impl From<wire_store::CheckpointRecord> for Checkpoint {
+    fn from(record: wire_store::CheckpointRecord) -> Self {
+        let draft = record.draft;
+        let pages: u64 = draft.processes.iter().map(|process| process.stats.pages).sum();
+        Self {
+            id: record.id,
+            sequence: record.sequence,
+            taken_us: record.taken_us,
+            taken: output::timestamp(record.taken_us),
+            computation: draft.computation,
+            parent: draft.parent,
+            label: draft.label,
+            host: draft.host,
+            pause_us: draft.pause_us,
+            size_bytes: pages.saturating_mul(PAGE_SIZE as u64),
+            written_bytes: draft.processes.iter().map(|process| process.stats.bytes).sum(),
+            processes: draft.processes.into_iter().map(CheckpointProcess::from).collect(),
+        }
+    }
+}
+
+impl From<wire_store::ProcessEntry> for CheckpointProcess {
+    fn from(entry: wire_store::ProcessEntry) -> Self {
+        Self {
+            pid: entry.pid,
+            command: entry.command,
+            tracker: entry.tracker,
+            manifest: output::hex(&entry.manifest),
+            pages: entry.stats.pages,
+            pages_received: entry.stats.received,
+            pages_written: entry.stats.written,
+            pages_zero: entry.stats.zero,
+            written_bytes: entry.stats.bytes,
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! How coordinators come and go.
+
+use std::{
+    os::unix::process::ExitStatusExt,
+    process::{Command, Stdio},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use stasis_protocol::coordinator::ToProcess;
+
+use crate::peers::{Coordinator, FakeProcess, STASIS, finish, spawn_player};
+
+#[test]
+fn it_goes_away_when_nobody_is_there() {
+    let mut coordinator = Coordinator::start_with(&["--idle-seconds", "0.3"]);
+    let process = FakeProcess::join(&coordinator);
+    assert_eq!(coordinator.json(&["status"]).0, 0);
+    drop(process);
+    assert!(coordinator.wait().success());
+    assert!(!coordinator.socket().exists());
+    assert_eq!(coordinator.json(&["status"]).0, 3);
+}
+
+#[test]
+fn a_command_without_a_coordinator_exits_with_3() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = Command::new(STASIS)
+        .args(["status", "--json", "--coord"])
+        .arg(format!("unix:{}/none", directory.path().display()))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["error"]["kind"], "no-coordinator");
+}
+
+#[test]
+fn sigterm_ends_it_and_the_processes_run_on() {
+    let mut coordinator = Coordinator::start();
+    let mut player = spawn_player(&coordinator);
+    kill(Pid::from_raw(coordinator.pid() as i32), Signal::SIGTERM).unwrap();
+    assert!(coordinator.wait().success());
+    assert!(!coordinator.socket().exists());
+    // It ends by itself when it has read the end of its connection, not by a signal.
+    assert_eq!(player.wait().unwrap().signal(), None);
+}
+
+#[test]
+fn kill_ends_every_process() {
+    let coordinator = Coordinator::start();
+    let mut players = [spawn_player(&coordinator), spawn_player(&coordinator)];
+    let (code, report) = coordinator.json(&["kill"]);
+    assert_eq!((code, &report["processes"]), (0, &2.into()));
+    for player in &mut players {
+        assert_eq!(player.wait().unwrap().signal(), Some(libc::SIGKILL));
+    }
+    assert_eq!(coordinator.json(&["kill"]).1["processes"], 0);
+}
+
+#[test]
+fn a_second_one_for_the_same_socket_is_refused() {
+    let coordinator = Coordinator::start();
+    let output = coordinator.command(&["coordinator", "--foreground"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("listens"));
+    assert_eq!(coordinator.json(&["status"]).1["coordinator_pid"], coordinator.pid());
+}
+
+#[test]
+fn of_many_starters_one_starts_it_and_all_find_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let command = |args: &[&str]| {
+        let mut command = Command::new(STASIS);
+        command
+            .args(args)
+            .args(["--json", "--store", "/nowhere", "--coord"])
+            .arg(format!("unix:{}/c", directory.path().display()))
+            .stdout(Stdio::piped());
+        command
+    };
+    let starters: Vec<_> = (0..8).map(|_| command(&["coordinator"]).spawn().unwrap()).collect();
+    let reports: Vec<_> = starters.into_iter().map(finish).collect();
+    assert!(reports.iter().all(|report| *report == reports[0]), "{reports:?}");
+    assert_eq!(reports[0].0, 0);
+    assert!(command(&["coordinator", "--stop"]).status().unwrap().success());
+    assert!(!directory.path().join("c").exists());
+}
+
+#[test]
+fn a_socket_left_by_a_killed_one_is_taken_over() {
+    let mut coordinator = Coordinator::start();
+    kill(Pid::from_raw(coordinator.pid() as i32), Signal::SIGKILL).unwrap();
+    coordinator.wait();
+    assert!(coordinator.socket().exists());
+    assert_eq!(coordinator.json(&["status"]).0, 3);
+    let (code, _) = coordinator.json(&["coordinator"]);
+    assert_eq!(code, 0);
+    coordinator.assert_well();
+    assert!(coordinator.command(&["coordinator", "--stop"]).status().unwrap().success());
+}
+
+#[test]
+fn a_file_that_is_no_socket_is_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("c");
+    std::fs::write(&path, "precious").unwrap();
+    let output = Command::new(STASIS)
+        .args(["coordinator", "--store", "/nowhere", "--coord"])
+        .arg(&path)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+}
+
+#[test]
+fn the_computation_keeps_its_name_over_execve_and_loses_it_with_its_last_process() {
+    let coordinator = Coordinator::start();
+    let computation = || coordinator.json(&["status"]).1["computation"].clone();
+    let process = FakeProcess::join(&coordinator);
+    let first = computation();
+    drop(process);
+    // The same process comes back, as after execve(2).
+    let process = FakeProcess::join(&coordinator);
+    assert_eq!(computation(), first);
+    drop(process);
+    let mut player = spawn_player(&coordinator);
+    assert_ne!(computation(), first);
+    player.kill().unwrap();
+    player.wait().unwrap();
+}
+
+#[test]
+fn a_restarted_process_goes_on_from_its_checkpoint() {
+    let coordinator = Coordinator::start();
+    let mut process = FakeProcess::join_as(coordinator.connect(), Some("00000000000000aa"));
+    let checkpoint = coordinator.start_json(&["checkpoint"]);
+    let (token, _) = process.expect_checkpoint();
+    process.dump(token);
+    assert_eq!(finish(checkpoint).1["parent"], "00000000000000aa");
+    assert_eq!(process.receive(), Some(ToProcess::Committed { token, kill: false }));
+}
