@@ -196,8 +196,15 @@ impl Copier<'_> {
 
     /// Copies a file's data, leaving out its holes.
     fn file(&mut self, id: Space, fd: Fd) -> Result<(), Vec<Refusal>> {
-        let failed = |error| refusal("a deleted file or memfd", error);
+        // The description is the program's: its offset is put back however the copy ends.
         let offset = file::seek(fd, 0, libc::SEEK_CUR).unwrap_or(0);
+        let copied = self.data(id, fd);
+        let _ = file::seek(fd, offset as i64, libc::SEEK_SET);
+        copied
+    }
+
+    fn data(&mut self, id: Space, fd: Fd) -> Result<(), Vec<Refusal>> {
+        let failed = |error| refusal("a deleted file or memfd", error);
         let mut at = 0;
         // ENXIO: no data behind this offset (lseek(2)).
         while let Ok(data) = file::seek(fd, at as i64, libc::SEEK_DATA) {
@@ -219,7 +226,6 @@ impl Copier<'_> {
             }
             at = at.max(hole);
         }
-        let _ = file::seek(fd, offset as i64, libc::SEEK_SET);
         Ok(())
     }
 }

@@ -44,3 +44,4 @@ mod start;
 mod state;
 mod stop;
 mod threads;
+mod watches;

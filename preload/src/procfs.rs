@@ -39,6 +39,19 @@ impl Write for Path {
     }
 }
 
+/// A path of any length, for a call to the kernel.
+pub fn c_path(path: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(path.len() + 1);
+    bytes.extend_from_slice(path);
+    bytes.push(0);
+    bytes
+}
+
+/// stat(2) of a path of any length.
+pub fn stat(path: &[u8]) -> Result<libc::stat> {
+    file::stat(CStr::from_bytes_until_nul(&c_path(path)).unwrap_or(c""))
+}
+
 /// A [`Path`] by format.
 macro_rules! path {
     ($($part:tt)*) => { $crate::procfs::Path::new(core::format_args!($($part)*)) };

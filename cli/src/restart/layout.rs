@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     fs::{File, OpenOptions},
     os::fd::{OwnedFd, RawFd},
-    path::Path,
+    path::PathBuf,
 };
 
 use stasis_protocol::{
@@ -111,7 +111,7 @@ pub fn free_area(image: &ProcessImage, len: u64) -> Option<u64> {
 /// Writes the address space into the plan; opens what it takes, at numbers that the image does not use.
 pub fn plan(
     image: &ProcessImage,
-    pages: &Pages<'_>,
+    pages: &Pages,
     objects: &BTreeMap<u32, OwnedFd>,
     numbers: &mut Numbers,
     plan: &mut Plan,
@@ -211,14 +211,14 @@ fn advise(mapping: &stasis_protocol::image::Mapping, plan: &mut Plan) {
 }
 
 /// The pages of a process: extents and their hashes, in the same order.
-pub struct Pages<'a> {
-    pub extents: &'a [Extent],
-    pub hashes: &'a [[u8; 32]],
+pub struct Pages {
+    pub extents: Vec<Extent>,
+    pub hashes: Vec<[u8; 32]>,
     /// The store's directory.
-    pub directory: &'a Path,
+    pub directory: PathBuf,
 }
 
-impl Pages<'_> {
+impl Pages {
     /// Extents of one space, each with the index of its first hash.
     pub fn of(&self, space: u32) -> impl Iterator<Item = (&Extent, usize)> {
         self.extents
@@ -241,13 +241,13 @@ impl Pages<'_> {
     }
 
     /// The path of a pack.
-    pub fn pack(&self, number: u64) -> std::path::PathBuf {
+    pub fn pack(&self, number: u64) -> PathBuf {
         self.directory.join(format!("packs/{number:08x}.pack"))
     }
 }
 
 fn fills(
-    pages: &Pages<'_>,
+    pages: &Pages,
     modified: &[(u64, u64)],
     numbers: &mut Numbers,
     plan: &mut Plan,
@@ -255,7 +255,7 @@ fn fills(
     let page = PAGE_SIZE as u64;
     let mut packs: BTreeMap<u64, RawFd> = BTreeMap::new();
     let mut zeros: Option<RawFd> = None;
-    plan.hashes = pages.hashes.to_vec();
+    plan.hashes = pages.hashes.clone();
     for (extent, first_hash) in pages.of(MEMORY) {
         let (start, len) = (extent.first_page * page, extent.pages * page);
         let fd = match extent.kind {
@@ -265,8 +265,8 @@ fn fills(
                     continue;
                 }
                 match zeros {
-                    Some(index) => index,
-                    None => *zeros.insert(reserved.own(File::open("/dev/zero")?.into())),
+                    Some(fd) => fd,
+                    None => *zeros.insert(numbers.place(File::open("/dev/zero")?.into())?),
                 }
             }
             _ => match packs.get(&extent.pack) {

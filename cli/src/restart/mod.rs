@@ -43,7 +43,8 @@ use crate::{
 struct Saved {
     record: CheckpointRecord,
     image: ProcessImage,
-    process: stasis_store::client::Process,
+    pages: layout::Pages,
+    key: [u8; 32],
 }
 
 /// `stasis restart`; ends as the program does, or returns why it could not be restarted.
@@ -83,7 +84,8 @@ pub fn run(context: &Context, args: &RestartArgs) -> anyhow::Result<ExitCode> {
 fn read(context: &Context, reference: &str) -> anyhow::Result<Saved> {
     let directory = context.store()?;
     let mut client = store::open(&directory)?;
-    let record = client.resolve(reference).map_err(|error| store::failure(&directory, error))?;
+    let failed = |message: String| Failure::Store { directory: directory.clone(), message };
+    let record = client.resolve(reference).map_err(|error| failed(error.to_string()))?;
     let [entry] = record.draft.processes.as_slice() else {
         bail!(Failure::refused(
             format!("checkpoint {}", record.id),
@@ -91,9 +93,11 @@ fn read(context: &Context, reference: &str) -> anyhow::Result<Saved> {
             "restart a checkpoint of a single process"
         ))
     };
-    let process = client.read_process(entry.manifest).map_err(|error| store::failure(&directory, error))?;
+    let process = client.read_process(&entry.manifest).map_err(|error| failed(error.to_string()))?;
     let image = decode(&process.record).with_context(|| format!("checkpoint {}", record.id))?;
-    Ok(Saved { record, image, process })
+    let (extents, hashes) = process.pages().map_err(|error| failed(error.to_string()))?;
+    let pages = layout::Pages { extents, hashes, directory: process.directory };
+    Ok(Saved { record, image, pages, key: process.key })
 }
 
 /// Decodes a record, after a look at its version.

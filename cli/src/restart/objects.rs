@@ -22,7 +22,7 @@ use super::layout::Pages;
 pub fn fill(
     image: &ProcessImage,
     objects: &BTreeMap<u32, OwnedFd>,
-    pages: &Pages<'_>,
+    pages: &Pages,
     key: &[u8; 32],
 ) -> anyhow::Result<()> {
     let hasher = PageHasher::new(key);

@@ -20,7 +20,7 @@ use stasis_protocol::{
 
 use super::{
     Saved, credentials, descriptors, failure,
-    layout::{self, Pages},
+    layout,
     numbers::Numbers,
     objects,
     plan::{Plan, call},
@@ -77,7 +77,7 @@ pub fn spawn(request: &Request<'_>) -> anyhow::Result<Child> {
         )),
     };
     drop(prepared);
-    await_report(report_read.into(), image, child)?;
+    await_report(OwnedFd::from(report_read).into(), image, child)?;
     Ok(Child { pid: child, owns_terminal: image.ids.pgid == pid && image.settings.foreground && !request.detach })
 }
 
@@ -112,17 +112,16 @@ struct Prepared {
 
 fn prepare(request: &Request<'_>, report: OwnedFd) -> anyhow::Result<Prepared> {
     let (saved, image) = (request.saved, &request.saved.image);
-    let pages =
-        Pages { extents: saved.process.extents(), hashes: saved.process.hashes(), directory: &saved.process.directory };
+    let pages = &saved.pages;
     let mut numbers = Numbers::new(image);
     let mut plan = Plan::default();
     plan.header.report_fd = numbers.place(report)? as u64;
-    plan.header.key = saved.process.key;
+    plan.header.key = saved.key;
 
     let objects = descriptors::create_objects(image).map_err(|refusal| Failure::Refused(vec![refusal]))?;
-    objects::fill(image, &objects, &pages, &saved.process.key)?;
+    objects::fill(image, &objects, pages, &saved.key)?;
     descriptors::seal_objects(image, &objects).map_err(|refusal| Failure::Refused(vec![refusal]))?;
-    layout::plan(image, &pages, &objects, &mut numbers, &mut plan)?;
+    layout::plan(image, pages, &objects, &mut numbers, &mut plan)?;
     let exe = match File::open(&image.exe.path) {
         Ok(exe) => Some(numbers.place(exe.into())?),
         Err(_) => None,
@@ -159,7 +158,7 @@ fn info(saved: &Saved, address: &Address, coordinator_fd: i32, handover: u64) ->
     for (to, from) in info.checkpoint.iter_mut().zip(saved.record.id.bytes()) {
         *to = from;
     }
-    for (to, from) in info.coordinator.iter_mut().zip(address.path().as_os_str().bytes()) {
+    for (to, from) in info.coordinator.iter_mut().zip(address.path().as_os_str().as_bytes()) {
         *to = *from;
     }
     info

@@ -250,11 +250,15 @@ pub enum DescriptionKind {
         object: u32,
         /// Whether it is a memfd rather than a deleted file.
         memfd: bool,
+        /// POSIX record locks, as in `Regular`.
+        locks: Vec<(i32, u64, u64)>,
     },
     /// A socketpair or other socket (kind and content as recorded).
     SocketPair {
-        /// Names the pair: both ends say the same.
+        /// Names the pair: both ends say the same. Where one says it, the other is closed.
         pair: u64,
+        /// struct sockaddr of this end, as getsockname(2) gave it; empty when it has no name.
+        local: Vec<u8>,
         /// SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET.
         socket_type: i32,
         /// What this end has not read yet; one entry per datagram or packet, one in all for streams.
@@ -275,6 +279,10 @@ pub enum DescriptionKind {
         /// listen(2)'s backlog.
         backlog: Option<i32>,
         options: Vec<SocketOption>,
+    },
+    /// A location only, not open for reading or writing (O_PATH).
+    Path {
+        file: FileIdentity,
     },
 }
 

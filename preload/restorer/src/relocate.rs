@@ -5,14 +5,6 @@ use stasis_sys::memory;
 
 use crate::{arch, plan::Plan, report};
 
-unsafe extern "C" {
-    /// The first byte of the program as loaded (GNU ld).
-    static __ehdr_start: u8;
-    /// The first byte behind it.
-    static _end: u8;
-    static _DYNAMIC: [Dynamic; 0];
-}
-
 /// Elf64_Dyn.
 #[repr(C)]
 struct Dynamic {
@@ -35,8 +27,8 @@ const R_X86_64_RELATIVE: u64 = 8;
 
 /// Where the program lies.
 fn image() -> (usize, usize) {
-    let start = &raw const __ehdr_start as usize;
-    (start, &raw const _end as usize - start)
+    let (start, end) = arch::program();
+    (start, end - start)
 }
 
 /// Writes every address that the program holds of itself: a copy at `to` then means `base`.
@@ -46,7 +38,7 @@ fn image() -> (usize, usize) {
 unsafe fn relocate(to: usize, base: usize) {
     let (start, _) = image();
     let (mut table, mut bytes) = (0, 0);
-    let mut entry = (&raw const _DYNAMIC).cast::<Dynamic>();
+    let mut entry = arch::dynamic_section() as *const Dynamic;
     // SAFETY: the linker ends the dynamic section with DT_NULL and describes one relocation table; all
     // relocations of a static-pie without undefined symbols are relative.
     unsafe {

@@ -60,7 +60,8 @@ fn make(plan: &Plan, thread: &Thread, flags: i32, stacks: usize, index: usize) {
         stack: stack as u64,
         stack_size: (start - stack) as u64,
         tls: thread.fs_base,
-        set_tid: &raw const tid as u64,
+        // clone3(2) refuses an address of no ids.
+        set_tid: if tid == 0 { 0 } else { &raw const tid as u64 },
         set_tid_size: u64::from(tid != 0),
         ..CloneArguments::default()
     };

@@ -11,7 +11,7 @@ use stasis_protocol::{
     coordinator::Refusal,
     image::{Backing, Mapping, ObjectKind, flag},
 };
-use stasis_sys::{file, process};
+use stasis_sys::process;
 
 use super::{Objects, Source};
 use crate::{
@@ -250,7 +250,7 @@ fn describe(
             return found(mapping(Backing::Anonymous, None), Content::All);
         }
         let source = Source::Mapped { address: line.start, len: line.end - line.start, offset: line.offset };
-        let id = objects.id(0, line.inode, source, || {
+        let id = objects.id(&path, line.inode, source, || {
             let kind = match path.strip_prefix("/memfd:") {
                 Some(name) => ObjectKind::Memfd {
                     name: name.trim_end_matches(" (deleted)").into(),
@@ -277,7 +277,7 @@ fn describe(
         None => {
             let source =
                 Source::Mapped { address: line.start, len: line.end - line.start, offset: line.offset };
-            let id = objects.id(0, line.inode, source, || {
+            let id = objects.id(&path, line.inode, source, || {
                 (ObjectKind::DeletedFile { path: path.trim_end_matches(" (deleted)").into() }, 0, 0o600)
             });
             objects.at_least(id, line.offset + line.end - line.start);
@@ -301,7 +301,7 @@ impl FileCache {
         }
         // maps writes a newline in a name as \012 (proc(5)).
         let real = path.replace("\\012", "\n");
-        let stat = file::stat(path!("{real}").as_c_str()).ok()?;
+        let stat = procfs::stat(real.as_bytes()).ok()?;
         (stat.st_ino == inode).then(|| {
             let identity = super::descriptors::identity(real, &stat);
             self.0.push((inode, identity.clone()));

@@ -46,7 +46,7 @@ pub fn check() -> Result<(), Vec<Refusal>> {
     let mut refusals = Vec::new();
     process::check(&mut refusals);
     let mut objects = Objects::default();
-    if let Err(more) = descriptors::capture(&mut objects) {
+    if let Err(more) = descriptors::capture(&mut objects, descriptors::Moment::Running) {
         refusals.extend(more);
     }
     match mappings::capture(&mappings::Advice::default(), &mut objects) {
@@ -62,7 +62,7 @@ pub fn take(quiet: &Quiet, advice: &mappings::Advice, stopped: bool) -> Result<S
     let pid = stasis_sys::process::getpid();
     set_subject(quiet.tids.first().copied().unwrap_or(pid));
     let mut objects = Objects::default();
-    let (descriptions, descriptors) = match descriptors::capture(&mut objects) {
+    let (descriptions, descriptors) = match descriptors::capture(&mut objects, descriptors::Moment::Stopped) {
         Ok(captured) => captured,
         Err(refusals) => {
             objects.close();

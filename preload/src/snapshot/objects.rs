@@ -16,10 +16,19 @@ pub enum Source {
 }
 
 struct Found {
-    device: u64,
+    /// A hash (FNV-1a) of the path that /proc shows, and the inode. Not the device: for a file on btrfs or
+    /// overlayfs, maps and stat(2) tell different ones.
+    path: u64,
     inode: u64,
     object: Object,
     sources: Vec<Source>,
+}
+
+impl Found {
+    /// Whether all of the content can be read through a descriptor.
+    fn is_open(&self) -> bool {
+        self.sources.iter().any(|source| matches!(source, Source::Descriptor(_)))
+    }
 }
 
 /// The objects of a process, each once however often it is open or mapped.
@@ -27,32 +36,31 @@ struct Found {
 pub struct Objects(Vec<Found>);
 
 impl Objects {
-    /// The id of the object with this inode; `kind`, `size` and `mode` are asked when it is new. A further source
-    /// is kept: a mapping may show a part only.
+    /// The id of the object with this inode and the path that /proc shows for it (` (deleted)` included); `kind`,
+    /// `size` and `mode` are asked when it is new. A further source is kept: a mapping may show a part only.
     pub fn id(
         &mut self,
-        device: u64,
+        path: &str,
         inode: u64,
         source: Source,
         describe: impl FnOnce() -> (ObjectKind, u64, u32),
     ) -> u32 {
-        if let Some(found) = self.0.iter_mut().find(|found| found.inode == inode && found.device == device) {
+        let path = path.bytes().fold(0xcbf2_9ce4_8422_2325, |sum: u64, byte| {
+            (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+        });
+        if let Some(found) = self.0.iter_mut().find(|found| found.inode == inode && found.path == path) {
             match source {
                 Source::Descriptor(fd) => {
                     let _ = file::close(fd);
                 }
+                Source::Mapped { .. } if found.is_open() => {}
                 Source::Mapped { .. } => found.sources.push(source),
             }
             return found.object.id;
         }
         let id = self.0.len() as u32 + 1;
         let (kind, size, mode) = describe();
-        self.0.push(Found {
-            device,
-            inode,
-            object: Object { id, kind, size, mode },
-            sources: [source].into(),
-        });
+        self.0.push(Found { path, inode, object: Object { id, kind, size, mode }, sources: [source].into() });
         id
     }
 

@@ -79,6 +79,16 @@ pub fn stat(path: &CStr) -> Result<libc::stat> {
     }
 }
 
+/// lstat(2): does not follow a link at the end.
+pub fn lstat(path: &CStr) -> Result<libc::stat> {
+    let mut stat = core::mem::MaybeUninit::<libc::stat>::zeroed();
+    // SAFETY: reads a string, writes one struct stat.
+    unsafe {
+        call(libc::SYS_lstat, [path.as_ptr() as usize, stat.as_mut_ptr() as usize, 0, 0, 0, 0])?;
+        Ok(stat.assume_init())
+    }
+}
+
 pub fn fstat(fd: Fd) -> Result<libc::stat> {
     let mut stat = core::mem::MaybeUninit::<libc::stat>::zeroed();
     // SAFETY: writes one struct stat.
@@ -148,4 +158,43 @@ pub fn pipe(flags: i32) -> Result<(Fd, Fd)> {
     // SAFETY: writes two integers.
     unsafe { call(libc::SYS_pipe2, [ends.as_mut_ptr() as usize, flags as usize, 0, 0, 0, 0]) }?;
     Ok((ends[0], ends[1]))
+}
+
+/// poll(2) of one descriptor without waiting: the events that are there, of `events`, POLLHUP and POLLERR.
+pub fn ready(fd: Fd, events: i16) -> Result<i16> {
+    let mut poll = libc::pollfd { fd, events, revents: 0 };
+    // SAFETY: reads and writes one struct pollfd.
+    unsafe { call(libc::SYS_poll, [&raw mut poll as usize, 1, 0, 0, 0, 0]) }.map(|_| poll.revents)
+}
+
+/// kcmp(2), KCMP_FILE: how the open file descriptions of two descriptors of the thread `tid` are ordered; equal
+/// means the same.
+///
+/// # Errors
+/// ENOSYS on a kernel without CONFIG_KCMP; EBADF when one is not open.
+pub fn compare_descriptions(tid: i32, one: Fd, other: Fd) -> Result<core::cmp::Ordering> {
+    const KCMP_FILE: usize = 0;
+    // SAFETY: no memory is touched.
+    match unsafe {
+        call(libc::SYS_kcmp, [tid as usize, tid as usize, KCMP_FILE, one as usize, other as usize, 0])
+    }? {
+        0 => Ok(core::cmp::Ordering::Equal),
+        1 => Ok(core::cmp::Ordering::Less),
+        _ => Ok(core::cmp::Ordering::Greater),
+    }
+}
+
+/// kcmp(2), KCMP_EPOLL_TFD: whether `fd` of the thread `tid` is what its epoll instance `epoll` watches under the
+/// number `target`; `nth` counts targets of the same number.
+///
+/// # Errors
+/// As for [`compare_descriptions`]; ENOENT when there is no such target.
+pub fn is_epoll_target(tid: i32, fd: Fd, epoll: Fd, target: Fd, nth: u32) -> Result<bool> {
+    const KCMP_EPOLL_TFD: usize = 7;
+    // struct kcmp_epoll_slot (linux/kcmp.h).
+    let slot = [epoll as u32, target as u32, nth];
+    let tid = tid as usize;
+    // SAFETY: reads the slot.
+    unsafe { call(libc::SYS_kcmp, [tid, tid, KCMP_EPOLL_TFD, fd as usize, slot.as_ptr() as usize, 0]) }
+        .map(|order| order == 0)
 }

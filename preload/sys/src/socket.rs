@@ -1,4 +1,4 @@
-//! Unix stream sockets, as far as talking to the coordinator and the store server needs.
+//! Sockets: talking to the coordinator and the store server, and asking about the program's own.
 
 use crate::{Errno, Result, call::call, file::Fd};
 
@@ -91,4 +91,63 @@ pub fn read_exact(fd: Fd, mut buffer: &mut [u8]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// socket(2).
+pub fn socket(domain: i32, kind: i32, protocol: i32) -> Result<Fd> {
+    // SAFETY: no memory is touched.
+    unsafe { call(libc::SYS_socket, [domain as usize, kind as usize, protocol as usize, 0, 0, 0]) }
+        .map(|fd| fd as Fd)
+}
+
+/// getsockopt(2); how many bytes of `value` were filled in.
+pub fn option(socket: Fd, level: i32, name: i32, value: &mut [u8]) -> Result<usize> {
+    let mut len = value.len() as u32;
+    let address = value.as_mut_ptr() as usize;
+    // SAFETY: writes at most the value's length, and the length.
+    unsafe {
+        call(
+            libc::SYS_getsockopt,
+            [socket as usize, level as usize, name as usize, address, &raw mut len as usize, 0],
+        )?;
+    }
+    Ok((len as usize).min(value.len()))
+}
+
+/// getsockopt(2) of an int.
+pub fn number_option(socket: Fd, level: i32, name: i32) -> Result<i32> {
+    let mut value = [0; 4];
+    option(socket, level, name, &mut value).map(|_| i32::from_ne_bytes(value))
+}
+
+/// setsockopt(2) of an int.
+pub fn set_number_option(socket: Fd, level: i32, name: i32, value: i32) -> Result<()> {
+    let address = &raw const value as usize;
+    // SAFETY: reads one int.
+    unsafe {
+        call(
+            libc::SYS_setsockopt,
+            [socket as usize, level as usize, name as usize, address, size_of::<i32>(), 0],
+        )
+    }
+    .map(drop)
+}
+
+/// getsockname(2), or getpeername(2); how many bytes of `address` were filled in.
+pub fn name(socket: Fd, peer: bool, address: &mut [u8; 128]) -> Result<usize> {
+    let nr = if peer { libc::SYS_getpeername } else { libc::SYS_getsockname };
+    let mut len = address.len() as u32;
+    // SAFETY: writes at most the address' length, and the length.
+    unsafe { call(nr, [socket as usize, address.as_mut_ptr() as usize, &raw mut len as usize, 0, 0, 0])? };
+    Ok((len as usize).min(address.len()))
+}
+
+/// Reads without consuming and without waiting (recv(2), MSG_PEEK | MSG_DONTWAIT | `flags`). Descriptors that travel
+/// with it are not received.
+pub fn peek(socket: Fd, buffer: &mut [u8], flags: i32) -> Result<usize> {
+    let flags = (libc::MSG_PEEK | libc::MSG_DONTWAIT | flags) as usize;
+    // SAFETY: writes at most the buffer's length.
+    unsafe {
+        call(libc::SYS_recvfrom, [socket as usize, buffer.as_mut_ptr() as usize, buffer.len(), flags, 0, 0])
+    }
 }

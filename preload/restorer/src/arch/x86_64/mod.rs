@@ -97,3 +97,26 @@ pub fn set_bases(fs: u64, gs: u64) {
 
 /// The end of user space with 47-bit addresses (arch/x86/include/asm/page_64_types.h, TASK_SIZE_MAX).
 pub const ADDRESS_END: usize = (1 << 47) - 4096;
+
+/// Where this program lies: its first byte, and the first behind it (symbols that the linker defines). Not
+/// by way of the global offset table, which is not relocated yet.
+pub fn program() -> (usize, usize) {
+    let (start, end);
+    // SAFETY: computes two addresses.
+    unsafe {
+        asm!("lea {start}, [rip + __ehdr_start]", "lea {end}, [rip + _end]", start = out(reg) start,
+            end = out(reg) end, options(nomem, nostack, preserves_flags));
+    }
+    (start, end)
+}
+
+/// Where this program's dynamic section lies.
+pub fn dynamic_section() -> usize {
+    let address;
+    // SAFETY: computes an address.
+    unsafe {
+        asm!(".hidden _DYNAMIC", "lea {address}, [rip + _DYNAMIC]", address = out(reg) address,
+            options(nomem, nostack, preserves_flags));
+    }
+    address
+}
