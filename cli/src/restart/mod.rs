@@ -89,7 +89,10 @@ fn read(context: &Context, reference: &str) -> anyhow::Result<Saved> {
     let [entry] = record.draft.processes.as_slice() else {
         bail!(Failure::refused(
             format!("checkpoint {}", record.id),
-            format!("it holds {} processes; computations of several are not supported yet", record.draft.processes.len()),
+            format!(
+                "it holds {} processes; computations of several are not supported yet",
+                record.draft.processes.len()
+            ),
             "restart a checkpoint of a single process"
         ))
     };
