@@ -80,12 +80,8 @@ fn compiled_programs_are_found_again() {
 fn a_terminal_shows_what_the_program_prints_and_brings_what_is_typed() {
     let lab = Lab::new();
     let mut terminal = Pseudoterminal::new(24, 80);
-    let running = lab
-        .native(["sh", "-c", "read line; echo heard $line; stty size"])
-        .stdin(terminal.stdio())
-        .stdout(terminal.stdio())
-        .on_terminal()
-        .start();
+    let running =
+        lab.native(["sh", "-c", "read line; echo heard $line; stty size"]).on_terminal(&terminal).start();
     terminal.type_line("hello");
     terminal.expect("heard hello", Duration::from_secs(10));
     terminal.expect("24 80", Duration::from_secs(10));

@@ -5,6 +5,7 @@ use std::{
     env,
     ffi::OsStr,
     fs,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -182,6 +183,7 @@ impl Lab {
             .env("XDG_STATE_HOME", self.place.path().join("run"))
             .env(MARK, self.place.path())
             .current_dir(self.work());
+        inherit_standard_descriptors_only(&mut command);
         command
     }
 
@@ -269,6 +271,21 @@ fn collect_logs(directory: &Path, logs: &mut Vec<PathBuf>) {
             logs.push(path);
         }
     }
+}
+
+/// What the test's own surroundings left open (a shell's pipes, a job server's) is no program's business here, and
+/// would be one more connection to the outside in every checkpoint.
+fn inherit_standard_descriptors_only(command: &mut Command) {
+    let close = || {
+        // SAFETY: close_range takes three integers; with this flag it closes nothing before exec.
+        match unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) }
+        {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: between fork and exec it makes one system call, and allocates nothing.
+    unsafe { command.pre_exec(close) };
 }
 
 /// A binary that `cargo xtask build` made.

@@ -10,6 +10,7 @@ use std::{
 use crate::{
     lab::{Lab, binary},
     outcome::describe,
+    pseudoterminal::Pseudoterminal,
     running::{Files, Running},
 };
 
@@ -86,8 +87,9 @@ impl Launch {
         self
     }
 
-    /// Makes the program the leader of a session whose controlling terminal is its standard input.
-    pub fn on_terminal(mut self) -> Self {
+    /// Makes the program the leader of a session in front of a terminal, which its standard descriptors are.
+    pub fn on_terminal(mut self, terminal: &Pseudoterminal) -> Self {
+        self.stdio = [(); 3].map(|()| Some(terminal.stdio()));
         self.terminal = true;
         self
     }

@@ -22,6 +22,7 @@
 pub mod compile;
 pub mod lab;
 pub mod launch;
+pub mod mount;
 pub mod outcome;
 pub mod process;
 pub mod pseudoterminal;
@@ -32,7 +33,7 @@ pub mod watch;
 pub use lab::Lab;
 pub use launch::Launch;
 pub use outcome::Outcome;
-pub use requirement::{find_program, skip};
+pub use requirement::{find_library, find_program, skip};
 pub use running::Running;
 
 use std::time::Duration;

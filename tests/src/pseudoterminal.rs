@@ -32,6 +32,17 @@ impl Pseudoterminal {
         self.terminal.try_clone().expect("dup").into()
     }
 
+    /// Presses ctrl-C.
+    pub fn interrupt(&mut self) {
+        self.keyboard.write_all(b"\x03").expect("the terminal takes a byte");
+    }
+
+    /// Whether the terminal shows what is typed.
+    pub fn echoes(&self) -> bool {
+        let modes = nix::sys::termios::tcgetattr(&self.terminal).expect("the terminal's modes");
+        modes.local_flags.contains(nix::sys::termios::LocalFlags::ECHO)
+    }
+
     /// Types a line.
     pub fn type_line(&mut self, line: &str) {
         self.keyboard.write_all(format!("{line}\n").as_bytes()).expect("the terminal takes a line");

@@ -81,3 +81,35 @@ fn state(
         }
     }
 }
+
+/// Waits until files in a directory have been made or written to `count` times.
+///
+/// # Panics
+/// When that has not happened after `deadline`.
+#[track_caller]
+pub fn changes(watched: &Directory, count: usize, deadline: Duration) {
+    let end = Instant::now() + deadline;
+    let mut seen = 0;
+    while seen < count {
+        let left = end.saturating_duration_since(Instant::now());
+        assert!(!left.is_zero(), "{} changes were waited for, and {seen} came", count);
+        let mut fds = [PollFd::new(watched.inotify.as_fd(), PollFlags::POLLIN)];
+        let _ = poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
+        seen += watched.inotify.read_events().map_or(0, |events| events.len());
+    }
+}
+
+/// A directory whose changes count from now on.
+pub struct Directory {
+    inotify: Inotify,
+}
+
+impl Directory {
+    pub fn watch(path: &Path) -> Self {
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).expect("inotify_init1");
+        inotify
+            .add_watch(path, AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE)
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        Self { inotify }
+    }
+}

@@ -55,3 +55,24 @@ fn children() -> Vec<libc::pid_t> {
     }
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn what_a_command_leaves_behind_is_named_and_ended() {
+        adopt().unwrap();
+        // The shell ends; its child and its child's child stay.
+        let mut shell = Command::new("sh")
+            .args(["-c", "sh -c 'sleep 1000 & exec sleep 1000' >/dev/null 2>&1 & exit 0"])
+            .spawn()
+            .unwrap();
+        assert!(shell.wait().unwrap().success());
+        let ended = end_all();
+        assert!(!ended.is_empty());
+        assert!(children().is_empty());
+    }
+}

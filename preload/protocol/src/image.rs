@@ -32,6 +32,8 @@ pub struct ProcessImage {
     pub limits: Vec<Limit>,
     pub settings: Settings,
     pub resume: Resume,
+    /// What the library keeps for its restarted self; handed back by [`crate::plan::RestartInfo`].
+    pub handover: Vec<u8>,
 }
 
 /// What the image needs of the machine it is restored on.
