@@ -1,4 +1,5 @@
 // User and group ids and capabilities: the Uid, Gid, Groups, Cap* and NoNewPrivs lines of /proc/self/status.
+// argv[1]: `nobody` gives all up first, `mixed` keeps some of each kind; else they are what they are.
 #include "verify.h"
 #include <grp.h>
 #include <linux/capability.h>
@@ -30,6 +31,12 @@ int main(int argc, char **argv) {
         REQUIRE(syscall(SYS_capset, &header, data) == 0);
         REQUIRE(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_CHOWN, 0, 0) != -1 || errno == EPERM);
         // A change of ids makes a process undumpable, and its /proc files root's.
+        prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
+    }
+    if (argc > 1 && strcmp(argv[1], "nobody") == 0) {
+        gid_t groups[] = {5, 65534};
+        REQUIRE(setgroups(2, groups) == 0 && setresgid(65534, 65534, 65534) == 0);
+        REQUIRE(setresuid(65534, 65534, 65534) == 0);
         prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
     }
     credential_lines(before, sizeof before);
