@@ -3,7 +3,7 @@
 use std::{fs, thread, time::Duration};
 
 use nix::sys::signal::Signal;
-use stasis_tests::{Lab, Running, Workload, process::ProcessHandle};
+use stasis_tests::{Lab, Running, Workload, process::ProcessHandle, workload::wait_joined};
 
 const PROGRAM: Workload = Workload { program: "stopped", arguments: &[] };
 

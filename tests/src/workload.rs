@@ -5,10 +5,11 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::Path,
+    thread,
     time::{Duration, Instant},
 };
 
-use crate::{Lab, Launch, compile, running::Running};
+use crate::{DEADLINE, Lab, Launch, compile, running::Running};
 
 /// How many checkpoints [`Workload::goes_on_after_checkpoints`] takes before the program verifies its state.
 const CHECKPOINTS: usize = 5;
@@ -126,7 +127,7 @@ impl Workload {
         for _ in 0..generations {
             lab.checkpoint_kill(running);
             running = lab.restart(["latest"]);
-            running.wait_ready();
+            wait_joined(&lab);
         }
         running.expect_ok();
     }
@@ -158,6 +159,23 @@ impl Workload {
             running.expect_ok();
         }
     }
+}
+
+/// Waits until a restarted process has joined its coordinator, from when on it can be checkpointed; returns the pid
+/// that the kernel knows it by. Its output tells nothing of that, and `stasis status` tells only when it is asked.
+///
+/// # Panics
+/// When no process has joined after [`DEADLINE`].
+#[track_caller]
+pub fn wait_joined(lab: &Lab) -> u32 {
+    let begun = Instant::now();
+    while begun.elapsed() < DEADLINE {
+        if let Some(pid) = lab.json(["status"])["processes"][0]["real_pid"].as_u64() {
+            return pid as u32;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    panic!("no restarted process has joined after {DEADLINE:?}{}", lab.evidence());
 }
 
 /// The names in the `loses("name")` of a program's source, each once.
