@@ -66,8 +66,7 @@ fn it_comes_back_stopped_after_kill_and_restart() {
     let running = launch_and_stop(&lab);
     lab.checkpoint_kill(running);
     let running = lab.restart(["latest"]);
-    let pid =
-        lab.json(["status"])["processes"][0]["real_pid"].as_u64().expect("the restarted process") as u32;
+    let pid = wait_joined(&lab);
     wait_stopped(pid);
     continue_process(pid);
     running.expect_ok();
