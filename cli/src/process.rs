@@ -13,8 +13,25 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 /// The state letter of /proc/PID/stat (proc(5)); `None` when there is no such process.
 pub fn state(pid: u32) -> Option<char> {
+    state_in(&format!("/proc/{pid}/stat"))
+}
+
+/// Whether a signal stopped the process. Its state letter is its first thread's, which may have ended
+/// before the others.
+pub fn is_stopped(pid: u32) -> bool {
+    match state(pid) {
+        Some('Z') => threads(pid).is_ok_and(|threads| {
+            threads
+                .iter()
+                .any(|thread| state_in(&format!("/proc/{pid}/task/{}/stat", thread.tid)) == Some('T'))
+        }),
+        state => state == Some('T'),
+    }
+}
+
+fn state_in(path: &str) -> Option<char> {
     // The command's name is in parentheses and may hold any byte, parentheses included.
-    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let stat = fs::read(path).ok()?;
     let name_end = stat.iter().rposition(|&byte| byte == b')')?;
     stat.get(name_end + 2).map(|&byte| byte.into())
 }

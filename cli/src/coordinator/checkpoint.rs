@@ -147,7 +147,7 @@ fn ask(computation: &Computation, subjects: &Subjects, message: &ToProcess) -> R
                 refusals.push(gone(subject, None));
                 continue;
             };
-            let sent = if process::state(member.real_pid) == Some('T') {
+            let sent = if process::is_stopped(member.real_pid) {
                 stopped::wake(member, &stopped_message(message))
             } else {
                 member.send(message)
