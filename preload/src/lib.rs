@@ -1,1 +1,48 @@
+//! libstasis.so: what `stasis launch` puts into a program, by LD_PRELOAD.
+//!
+//! It starts one checkpoint thread, which answers the coordinator: brings the program's threads to
+//! a stop inside a signal handler, copies what changed to the store server, lets them go on; and
+//! which, after a restart, finds itself in the restored memory and puts back the kernel's half of
+//! the state.
+//!
+//! Rules that hold in this crate, because its code runs inside somebody else's process:
+//! - no malloc, directly or through libc; the checkpoint thread allocates from [`arena`], the
+//!   program's threads never allocate here;
+//! - no thread-local storage, no errno: the kernel is called directly (`stasis-sys`);
+//! - no lock that a thread of the program may hold: while they stand still the checkpoint thread
+//!   must always get on;
+//! - no panic that unwinds, formats through std or allocates: [`panic`] writes one line and ends the
+//!   process.
+//!
+//! The checkpoint thread has its own descriptor table (clone without CLONE_FILES): the program can
+//! neither see nor close what Stasis has open, and inherits none of it.
+//!
+//! Not here: hashing, disk, policy on files at restart. Those are the store server's and
+//! `stasis restart`'s.
+
 #![no_std]
+
+extern crate alloc;
+
+#[macro_use]
+mod procfs;
+
+mod arch;
+mod arena;
+mod checkpoint;
+mod dump;
+mod fork;
+mod interrupted;
+mod link;
+mod pagemap;
+mod panic;
+
+mod quiesce;
+mod restart;
+mod snapshot;
+mod start;
+mod state;
+mod stop;
+mod threads;
+mod watches;
+mod wrappers;

@@ -155,12 +155,15 @@ fn kind(kind: &DescriptionKind) -> &'static str {
         DescriptionKind::Object { memfd: false, .. } => "deleted file",
         DescriptionKind::SocketPair { .. } => "socketpair",
         DescriptionKind::Socket { .. } => "socket",
+        DescriptionKind::Path { .. } => "path",
     }
 }
 
 fn what(description: &Description, image: &ProcessImage) -> String {
     match &description.kind {
-        DescriptionKind::Regular { file, .. } | DescriptionKind::Directory { file } => file.path.clone(),
+        DescriptionKind::Regular { file, .. }
+        | DescriptionKind::Directory { file }
+        | DescriptionKind::Path { file } => file.path.clone(),
         DescriptionKind::CharacterDevice { path, .. } | DescriptionKind::Terminal { path, .. } => {
             path.clone()
         }

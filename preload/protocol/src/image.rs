@@ -32,6 +32,8 @@ pub struct ProcessImage {
     pub limits: Vec<Limit>,
     pub settings: Settings,
     pub resume: Resume,
+    /// What the library keeps for its restarted self; handed back by [`crate::plan::RestartInfo`].
+    pub handover: Vec<u8>,
 }
 
 /// What the image needs of the machine it is restored on.
@@ -248,11 +250,15 @@ pub enum DescriptionKind {
         object: u32,
         /// Whether it is a memfd rather than a deleted file.
         memfd: bool,
+        /// POSIX record locks, as in `Regular`.
+        locks: Vec<(i32, u64, u64)>,
     },
     /// A socketpair or other socket (kind and content as recorded).
     SocketPair {
-        /// Names the pair: both ends say the same.
+        /// Names the pair: both ends say the same. Where one says it, the other is closed.
         pair: u64,
+        /// struct sockaddr of this end, as getsockname(2) gave it; empty when it has no name.
+        local: Vec<u8>,
         /// SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET.
         socket_type: i32,
         /// What this end has not read yet; one entry per datagram or packet, one in all for streams.
@@ -273,6 +279,10 @@ pub enum DescriptionKind {
         /// listen(2)'s backlog.
         backlog: Option<i32>,
         options: Vec<SocketOption>,
+    },
+    /// A location only, not open for reading or writing (O_PATH).
+    Path {
+        file: FileIdentity,
     },
 }
 
@@ -379,4 +389,11 @@ pub struct Resume {
     pub checkpoint_sp: u64,
     /// A [`crate::plan::RestartInfo`] in the library's memory, filled in before any thread goes on.
     pub restart_info: u64,
+}
+
+/// FNV-1a, 64 bit: tells one vDSO from another.
+pub fn checksum(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |sum, &byte| (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }

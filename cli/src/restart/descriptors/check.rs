@@ -1,0 +1,197 @@
+//! Checks before anything is made: are the files there, and are they what they were?
+
+use std::{
+    collections::BTreeSet,
+    fs::Metadata,
+    os::unix::{fs::FileTypeExt, fs::MetadataExt, net::UnixStream},
+    path::Path,
+};
+
+use stasis_protocol::{
+    coordinator::Refusal,
+    image::{Description, DescriptionKind, FileIdentity, ProcessImage},
+};
+
+use super::{Policy, kernel::owned, refuse, sockets};
+use crate::args::{ChangedFile, MissingFile};
+
+pub const PUT_IT_BACK: &str = "put it back, or restart with --on-missing-file=skip or =null";
+
+const ACCEPT_IT: &str = "put the old one back, or restart with --on-changed-file=accept";
+
+/// Where a path leads in the restarted process: what it sees of itself in /proc goes by its pid, which the child
+/// has only when it exists.
+pub fn path_now(image: &ProcessImage, path: &str) -> String {
+    match path.strip_prefix(&format!("/proc/{}/", image.ids.pid)) {
+        Some(rest) => format!("/proc/self/{rest}"),
+        None => path.into(),
+    }
+}
+
+/// Whether a file has a size and a time that mean anything: those of /proc and /sys have not.
+pub fn is_verified(path: &str) -> bool {
+    !path.starts_with("/proc/") && !path.starts_with("/sys/")
+}
+
+/// Every reason why the descriptors of an image cannot be made again here and now. Nothing is changed.
+pub fn check(image: &ProcessImage, policy: &Policy) -> Vec<Refusal> {
+    let written: BTreeSet<&str> = image
+        .descriptions
+        .iter()
+        .filter_map(|description| match &description.kind {
+            DescriptionKind::Regular { file, .. } if writes(description) => Some(file.path.as_str()),
+            _ => None,
+        })
+        .collect();
+    let mut refusals = consistent(image);
+    for (index, description) in image.descriptions.iter().enumerate() {
+        let checked = match &description.kind {
+            DescriptionKind::Regular { file, .. } => {
+                let written = written.contains(file.path.as_str());
+                present(image, policy, &file.path)
+                    .and_then(|found| found.map_or(Ok(()), |found| regular(file, &found, written, policy)))
+            }
+            DescriptionKind::Directory { file } => {
+                present(image, policy, &file.path).and_then(|found| match found {
+                    Some(found) if !found.is_dir() => {
+                        Err(("it is no directory any more".into(), PUT_IT_BACK))
+                    }
+                    _ => Ok(()),
+                })
+            }
+            DescriptionKind::Path { file } => present(image, policy, &file.path).map(drop),
+            DescriptionKind::CharacterDevice { path, rdev } => {
+                present(image, policy, path).and_then(|found| match found {
+                    Some(found) if !found.file_type().is_char_device() || found.rdev() != *rdev => {
+                        Err(("another device has its name now".into(), PUT_IT_BACK))
+                    }
+                    _ => Ok(()),
+                })
+            }
+            DescriptionKind::Pipe { fifo: Some(path), .. } => {
+                present(image, policy, path).and_then(|found| match found {
+                    Some(found) if !found.file_type().is_fifo() => {
+                        Err(("it is no FIFO any more".into(), PUT_IT_BACK))
+                    }
+                    _ => Ok(()),
+                })
+            }
+            DescriptionKind::Inotify { watches, .. } => {
+                let gone = watches.iter().find(|watch| Path::new(&watch.path).symlink_metadata().is_err());
+                gone.map_or(Ok(()), |watch| {
+                    Err((format!("{}, which it watches, is gone", watch.path), "put it back"))
+                })
+            }
+            DescriptionKind::Socket { domain, socket_type, protocol, local, options, .. }
+                if !local.is_empty() =>
+            {
+                address(image, *domain, *socket_type, *protocol, local, options)
+            }
+            _ => Ok(()),
+        };
+        if let Err((reason, remedy)) = checked {
+            refusals.push(refuse(image, index, reason, remedy));
+        }
+    }
+    refusals
+}
+
+type Checked<T> = Result<T, (String, &'static str)>;
+
+fn writes(description: &Description) -> bool {
+    description.flags as i32 & libc::O_ACCMODE != libc::O_RDONLY
+}
+
+/// What is at a path; `None` where nothing is and the policy allows that.
+fn present(image: &ProcessImage, policy: &Policy, path: &str) -> Checked<Option<Metadata>> {
+    // What the process sees of itself in /proc is there when the process is.
+    if path_now(image, path) != path {
+        return Ok(None);
+    }
+    match Path::new(path).symlink_metadata() {
+        Ok(found) => Ok(Some(found)),
+        Err(error)
+            if error.kind() == std::io::ErrorKind::NotFound && policy.missing != MissingFile::Refuse =>
+        {
+            Ok(None)
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(("it is gone".into(), PUT_IT_BACK)),
+        Err(error) => Err((format!("it cannot be looked at: {error}"), "restart as a user that may")),
+    }
+}
+
+fn regular(file: &FileIdentity, found: &Metadata, written: bool, policy: &Policy) -> Checked<()> {
+    if !found.is_file() {
+        return Err(("something of another type has its name now".into(), PUT_IT_BACK));
+    }
+    if policy.changed == ChangedFile::Accept || !is_verified(&file.path) {
+        return Ok(());
+    }
+    let size = found.size();
+    if size < file.size {
+        return Err((format!("it has {size} bytes, and had {} at the checkpoint", file.size), ACCEPT_IT));
+    }
+    if written {
+        return if found.ino() == file.inode {
+            Ok(())
+        } else {
+            Err(("another file has its name now, which would be written over".into(), ACCEPT_IT))
+        };
+    }
+    if size > file.size {
+        return Err((format!("it has {size} bytes, and had {} at the checkpoint", file.size), ACCEPT_IT));
+    }
+    let mtime_ns = found.mtime() * 1_000_000_000 + found.mtime_nsec();
+    if mtime_ns == file.mtime_ns {
+        Ok(())
+    } else {
+        Err(("it was modified since the checkpoint".into(), ACCEPT_IT))
+    }
+}
+
+/// Whether an address can be bound, by doing so for a moment. A unix socket's file is replaced unless somebody
+/// listens behind it.
+fn address(
+    image: &ProcessImage,
+    domain: i32,
+    socket_type: i32,
+    protocol: i32,
+    local: &[u8],
+    options: &[stasis_protocol::image::SocketOption],
+) -> Checked<()> {
+    const REMEDY: &str = "end the process that uses the address (ss -nlp tells which)";
+    if let Some(path) = sockets::path(local) {
+        let path = Path::new(&image.cwd).join(path);
+        return match path.symlink_metadata() {
+            Ok(found) if !found.file_type().is_socket() => {
+                Err(("something that is no socket has its name now".into(), "move it away"))
+            }
+            Ok(_) if socket_type == libc::SOCK_STREAM && UnixStream::connect(&path).is_ok() => {
+                Err(("another process listens there".into(), REMEDY))
+            }
+            _ => Ok(()),
+        };
+    }
+    // SAFETY: no memory is touched.
+    let socket = owned(unsafe { libc::socket(domain, socket_type | libc::SOCK_CLOEXEC, protocol) })
+        .map_err(|error| (format!("such a socket cannot be made here: {error}"), "see `stasis doctor`"))?;
+    let _ = sockets::set_options(&socket, options);
+    sockets::bind(&socket, local).map_err(|error| (format!("its address cannot be bound: {error}"), REMEDY))
+}
+
+/// What `install` relies on: an image is hostile input.
+fn consistent(image: &ProcessImage) -> Vec<Refusal> {
+    let mut seen = BTreeSet::new();
+    let mut refusals = Vec::new();
+    for descriptor in &image.descriptors {
+        let known = (descriptor.description as usize) < image.descriptions.len();
+        if descriptor.fd < 0 || !known || !seen.insert(descriptor.fd) {
+            refusals.push(crate::restart::refusal(
+                format!("pid {}, fd {}", image.ids.pid, descriptor.fd),
+                "the image contradicts itself about it",
+                "run `stasis verify`",
+            ));
+        }
+    }
+    refusals
+}

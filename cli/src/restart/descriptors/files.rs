@@ -1,0 +1,100 @@
+//! Files by path, and objects whose content is in the checkpoint.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use stasis_protocol::{
+    coordinator::Refusal,
+    image::{Description, DescriptionKind, FileIdentity},
+};
+
+use super::{Maker, check, failed, kernel, kernel::done, refuse};
+use crate::args::MissingFile;
+
+/// Flags of open(2) that say how a description is made, not what it is: O_TMPFILE is all of __O_TMPFILE and
+/// O_DIRECTORY.
+const MAKING: i32 =
+    libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOCTTY | libc::O_CLOEXEC | libc::O_ASYNC;
+
+/// Opens a file, directory or device by its path; `None` where it is gone and the policy is to go without.
+pub fn open(
+    maker: &mut Maker<'_>,
+    index: usize,
+    description: &Description,
+) -> Result<Option<OwnedFd>, Refusal> {
+    let image = maker.image;
+    let flags = description.flags as i32 & !MAKING;
+    let (file, path) = match &description.kind {
+        DescriptionKind::Regular { file, .. }
+        | DescriptionKind::Directory { file }
+        | DescriptionKind::Path { file } => (Some(file), check::path_now(image, &file.path)),
+        DescriptionKind::CharacterDevice { path, .. } => (None, path.clone()),
+        _ => return Ok(None),
+    };
+    let is_link = file.is_some_and(|file| file.mode & libc::S_IFMT == libc::S_IFLNK);
+    let opened = kernel::open(&path, if is_link { flags | libc::O_NOFOLLOW } else { flags } | libc::O_NOCTTY);
+    let fd = match opened {
+        Ok(fd) => fd,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return match maker.policy.missing {
+                MissingFile::Refuse => Err(refuse(image, index, "it is gone", check::PUT_IT_BACK)),
+                MissingFile::Skip => Ok(None),
+                MissingFile::Null => kernel::open("/dev/null", libc::O_RDWR)
+                    .map(Some)
+                    .map_err(|error| failed(image, index, "/dev/null cannot be opened", &error)),
+            };
+        }
+        Err(error) => return Err(failed(image, index, "it cannot be opened", &error)),
+    };
+    if let Some(file) = file {
+        verify(maker, index, description, file, &fd)?;
+    }
+    if matches!(description.kind, DescriptionKind::Regular { .. } | DescriptionKind::Directory { .. })
+        && description.offset != 0
+    {
+        kernel::seek(&fd, description.offset)
+            .map_err(|error| failed(image, index, "its offset cannot be set", &error))?;
+    }
+    Ok(Some(fd))
+}
+
+/// Looks once more at what was opened, and cuts back what is written to.
+fn verify(
+    maker: &Maker<'_>,
+    index: usize,
+    description: &Description,
+    file: &FileIdentity,
+    fd: &OwnedFd,
+) -> Result<(), Refusal> {
+    let image = maker.image;
+    let stat = kernel::stat(fd).map_err(|error| failed(image, index, "it cannot be looked at", &error))?;
+    if stat.st_mode & libc::S_IFMT != file.mode & libc::S_IFMT {
+        return Err(refuse(image, index, "something of another type has its name now", check::PUT_IT_BACK));
+    }
+    let writes = description.flags as i32 & libc::O_ACCMODE != libc::O_RDONLY;
+    let is_regular = matches!(description.kind, DescriptionKind::Regular { .. });
+    if is_regular && writes && check::is_verified(&file.path) && stat.st_size as u64 > file.size {
+        // SAFETY: no memory is touched.
+        done(unsafe { libc::ftruncate(fd.as_raw_fd(), file.size as i64) })
+            .map_err(|error| failed(image, index, "it cannot be cut back to its size", &error))?;
+    }
+    Ok(())
+}
+
+/// A description of an object.
+pub fn open_object(
+    maker: &Maker<'_>,
+    index: usize,
+    description: &Description,
+    object: u32,
+) -> Result<OwnedFd, Refusal> {
+    let image = maker.image;
+    let Some(content) = maker.objects.get(&object) else {
+        return Err(refuse(image, index, "the checkpoint does not hold its content", "run `stasis verify`"));
+    };
+    let flags = description.flags as i32 & !(MAKING | libc::O_TMPFILE);
+    let fd = kernel::reopen(content, flags)
+        .map_err(|error| failed(image, index, "it cannot be opened", &error))?;
+    kernel::seek(&fd, description.offset)
+        .map_err(|error| failed(image, index, "its offset cannot be set", &error))?;
+    Ok(fd)
+}

@@ -1,0 +1,53 @@
+//! Locks on files: flock(2), and record locks of the process and of the description (fcntl(2)).
+
+use std::{io, os::fd::RawFd};
+
+use stasis_protocol::{
+    coordinator::Refusal,
+    image::{Description, DescriptionKind, ProcessImage},
+};
+
+use super::{kernel::done, refuse};
+
+/// Takes the locks of a description, without waiting. Record locks of the process last across exec, but not
+/// across any close of the file: nothing of it may be closed afterwards.
+///
+/// # Errors
+/// Names the file when somebody else holds a lock on it.
+pub fn take(image: &ProcessImage, index: usize, description: &Description, fd: RawFd) -> Result<(), Refusal> {
+    let refused = |kind: &str, error: io::Error| {
+        let reason = match error.raw_os_error() {
+            Some(libc::EAGAIN | libc::EACCES) => {
+                format!("somebody else holds the {kind} that the program had")
+            }
+            _ => format!("its {kind} cannot be taken: {error}"),
+        };
+        refuse(image, index, reason, "end the process that has it (lslocks tells which)")
+    };
+    if let Some(operation) = description.flock {
+        // SAFETY: no memory is touched.
+        done(unsafe { libc::flock(fd, operation | libc::LOCK_NB) })
+            .map_err(|error| refused("flock", error))?;
+    }
+    for &lock in &description.ofd_locks {
+        record(fd, libc::F_OFD_SETLK, lock).map_err(|error| refused("lock (F_OFD_SETLK)", error))?;
+    }
+    if let DescriptionKind::Regular { locks, .. } | DescriptionKind::Object { locks, .. } = &description.kind
+    {
+        for &lock in locks {
+            record(fd, libc::F_SETLK, lock).map_err(|error| refused("lock (F_SETLK)", error))?;
+        }
+    }
+    Ok(())
+}
+
+fn record(fd: RawFd, command: i32, (kind, start, len): (i32, u64, u64)) -> io::Result<()> {
+    // SAFETY: struct flock is plain data; F_OFD_SETLK wants l_pid to be 0.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = kind as i16;
+    lock.l_whence = libc::SEEK_SET as i16;
+    let bounds = i64::try_from(start).and_then(|start| i64::try_from(len).map(|len| (start, len)));
+    (lock.l_start, lock.l_len) = bounds.map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))?;
+    // SAFETY: reads one struct flock.
+    done(unsafe { libc::fcntl(fd, command, &raw const lock) }).map(drop)
+}

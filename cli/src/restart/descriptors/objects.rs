@@ -1,0 +1,95 @@
+//! Objects: memfds, shared memory and deleted files, made empty, to be filled with the content that the
+//! checkpoint holds.
+
+use std::{
+    collections::BTreeMap,
+    ffi::CString,
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+};
+
+use stasis_protocol::{
+    coordinator::Refusal,
+    image::{Object, ObjectKind, ProcessImage},
+};
+
+use super::kernel::{self, done, owned};
+use crate::restart::refusal;
+
+/// How an object is named in messages.
+pub fn name(image: &ProcessImage, id: u32) -> String {
+    image.objects.iter().find(|object| object.id == id).map_or_else(|| format!("object {id}"), describe)
+}
+
+fn describe(object: &Object) -> String {
+    match &object.kind {
+        ObjectKind::SharedMemory => "shared memory".into(),
+        ObjectKind::Memfd { name, .. } => format!("memfd {name}"),
+        ObjectKind::DeletedFile { path } => format!("{path}, deleted"),
+    }
+}
+
+fn refused(image: &ProcessImage, object: &Object, what: &str, error: &io::Error) -> Refusal {
+    refusal(
+        format!("pid {}, {}", image.ids.pid, describe(object)),
+        format!("{what}: {error}"),
+        "free memory or disk space, and restart again",
+    )
+}
+
+/// Makes the objects of an image, each of its size and empty, by id.
+///
+/// # Errors
+/// Names the object that cannot be made.
+pub fn create_objects(image: &ProcessImage) -> Result<BTreeMap<u32, OwnedFd>, Refusal> {
+    let mut objects = BTreeMap::new();
+    for object in &image.objects {
+        let fd = create(object).map_err(|error| refused(image, object, "it cannot be made", &error))?;
+        objects.insert(object.id, fd);
+    }
+    Ok(objects)
+}
+
+fn create(object: &Object) -> io::Result<OwnedFd> {
+    let fd = match &object.kind {
+        ObjectKind::SharedMemory => memfd("stasis-shared", 0)?,
+        ObjectKind::Memfd { hugetlb: true, .. } => return Err(io::ErrorKind::Unsupported.into()),
+        ObjectKind::Memfd { name, .. } => memfd(name, libc::MFD_ALLOW_SEALING)?,
+        ObjectKind::DeletedFile { path } => {
+            let directory = path.rsplit_once('/').map_or(".", |(directory, _)| directory);
+            // In memory where there is no such directory any more, or a file system without O_TMPFILE.
+            kernel::open(if directory.is_empty() { "/" } else { directory }, libc::O_TMPFILE | libc::O_RDWR)
+                .or_else(|_| memfd("stasis-deleted", 0))?
+        }
+    };
+    // SAFETY: no memory is touched.
+    done(unsafe { libc::fchmod(fd.as_raw_fd(), object.mode & 0o7777) })?;
+    let size = i64::try_from(object.size).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+    // SAFETY: no memory is touched.
+    done(unsafe { libc::ftruncate(fd.as_raw_fd(), size) })?;
+    Ok(fd)
+}
+
+fn memfd(name: &str, flags: u32) -> io::Result<OwnedFd> {
+    let name = CString::new(name).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    // SAFETY: reads a string.
+    owned(unsafe { libc::memfd_create(name.as_ptr(), flags | libc::MFD_CLOEXEC) })
+}
+
+/// Seals the memfds that were sealed (F_ADD_SEALS). To be called when they are filled; one sealed against future
+/// writing must be mapped before, where it is mapped for writing.
+///
+/// # Errors
+/// Names the memfd.
+pub fn seal_objects(image: &ProcessImage, objects: &BTreeMap<u32, OwnedFd>) -> Result<(), Refusal> {
+    for object in &image.objects {
+        let (ObjectKind::Memfd { seals, .. }, Some(fd)) = (&object.kind, objects.get(&object.id)) else {
+            continue;
+        };
+        if *seals != 0 {
+            kernel::fcntl(fd, libc::F_ADD_SEALS, *seals as i32)
+                .map_err(|error| refused(image, object, "it cannot be sealed", &error))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,276 @@
+//! Sockets: pairs with what was not read yet, and those that are bound, pointed and listen.
+
+use std::{
+    io,
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::fs::{FileTypeExt, PermissionsExt},
+    },
+    path::{Path, PathBuf},
+};
+
+use stasis_protocol::{
+    coordinator::Refusal,
+    image::{DescriptionKind, SocketOption},
+};
+
+use super::{
+    Maker, failed,
+    kernel::{done, owned},
+    name, raw, refuse,
+};
+
+/// A struct sockaddr, for messages.
+pub fn display(address: &[u8]) -> String {
+    let port = address.get(2..4).map_or(0, |port| u16::from_be_bytes([port[0], port[1]]));
+    match family(address) {
+        None => "socket".into(),
+        Some(libc::AF_INET) => match address.get(4..8).and_then(|ip| <[u8; 4]>::try_from(ip).ok()) {
+            Some(ip) => format!("socket {}:{port}", std::net::Ipv4Addr::from(ip)),
+            None => "socket".into(),
+        },
+        Some(libc::AF_INET6) => match address.get(8..24).and_then(|ip| <[u8; 16]>::try_from(ip).ok()) {
+            Some(ip) => format!("socket [{}]:{port}", std::net::Ipv6Addr::from(ip)),
+            None => "socket".into(),
+        },
+        Some(_) => match path(address) {
+            Some(path) => format!("socket {}", path.display()),
+            None => format!("socket @{}", String::from_utf8_lossy(address.get(3..).unwrap_or_default())),
+        },
+    }
+}
+
+fn family(address: &[u8]) -> Option<i32> {
+    address.get(..2).map(|family| i32::from(u16::from_ne_bytes([family[0], family[1]])))
+}
+
+/// Where a unix socket is bound in the file system.
+pub fn path(address: &[u8]) -> Option<PathBuf> {
+    use std::os::unix::ffi::OsStrExt;
+    let name = address.get(2..).filter(|_| family(address) == Some(libc::AF_UNIX))?;
+    let name = name.split(|&byte| byte == 0).next()?;
+    (!name.is_empty()).then(|| Path::new(std::ffi::OsStr::from_bytes(name)).to_path_buf())
+}
+
+/// Binds; a socket file that nobody listens on any more is replaced, with its permissions.
+///
+/// # Errors
+/// bind(2)'s.
+pub fn bind(socket: &OwnedFd, address: &[u8]) -> io::Result<()> {
+    let mut permissions = None;
+    let path = path(address);
+    if let Some(path) = &path
+        && let Ok(found) = std::fs::symlink_metadata(path)
+    {
+        if !found.file_type().is_socket() {
+            return Err(io::Error::from_raw_os_error(libc::EADDRINUSE));
+        }
+        permissions = Some(std::fs::Permissions::from_mode(found.permissions().mode() & 0o7777));
+        std::fs::remove_file(path)?;
+    }
+    // SAFETY: reads as many bytes as there are.
+    done(unsafe { libc::bind(raw(socket), address.as_ptr().cast(), address.len() as u32) })?;
+    if let (Some(path), Some(permissions)) = (path, permissions) {
+        std::fs::set_permissions(path, permissions)?;
+    }
+    Ok(())
+}
+
+/// connect(2).
+///
+/// # Errors
+/// connect(2)'s.
+pub fn connect(socket: &OwnedFd, address: &[u8]) -> io::Result<()> {
+    // SAFETY: reads as many bytes as there are.
+    done(unsafe { libc::connect(raw(socket), address.as_ptr().cast(), address.len() as u32) }).map(drop)
+}
+
+/// Sets options. Buffer sizes come back doubled from the kernel (socket(7)), and beyond the system's limit only
+/// the privileged may set them.
+///
+/// # Errors
+/// setsockopt(2)'s, except for buffer sizes.
+pub fn set_options(socket: &OwnedFd, options: &[SocketOption]) -> io::Result<()> {
+    let set = |level: i32, name: i32, value: &[u8]| {
+        // SAFETY: reads as many bytes as there are.
+        done(unsafe { libc::setsockopt(raw(socket), level, name, value.as_ptr().cast(), value.len() as u32) })
+    };
+    for option in options {
+        let force = match (option.level, option.name) {
+            (libc::SOL_SOCKET, libc::SO_SNDBUF) => Some(libc::SO_SNDBUFFORCE),
+            (libc::SOL_SOCKET, libc::SO_RCVBUF) => Some(libc::SO_RCVBUFFORCE),
+            _ => None,
+        };
+        match (force, <[u8; 4]>::try_from(option.value.as_slice())) {
+            (Some(force), Ok(value)) => {
+                let half = (i32::from_ne_bytes(value) / 2).to_ne_bytes();
+                if set(option.level, force, &half).is_err() {
+                    let _ = set(option.level, option.name, &half);
+                }
+            }
+            _ => {
+                set(option.level, option.name, &option.value)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A socket that is not connected to another of the process.
+pub fn open(maker: &mut Maker<'_>, index: usize) -> Result<OwnedFd, Refusal> {
+    let image = maker.image;
+    let DescriptionKind::Socket { domain, socket_type, protocol, local, peer, backlog, options } =
+        &image.descriptions[index].kind
+    else {
+        return maker.inherit(index, -1);
+    };
+    let error = |what: &'static str| move |error: io::Error| failed(image, index, what, &error);
+    // SAFETY: no memory is touched.
+    let socket = owned(unsafe { libc::socket(*domain, socket_type | libc::SOCK_CLOEXEC, *protocol) })
+        .map_err(error("it cannot be made again"))?;
+    set_options(&socket, options).map_err(error("its options cannot be set"))?;
+    if !local.is_empty() {
+        bind(&socket, local).map_err(|error| {
+            let reason = format!("its address cannot be bound: {error}");
+            refuse(image, index, reason, "end the process that uses the address (ss -nlp tells which)")
+        })?;
+    }
+    if !peer.is_empty()
+        && let Err(error) = connect(&socket, peer)
+    {
+        // A datagram socket without its peer gets the same error from send(2) as when the peer goes away.
+        maker.installed.warnings.push(format!(
+            "{}: it cannot be pointed at {} again: {error}",
+            name(image, index),
+            display(peer)
+        ));
+    }
+    if let Some(backlog) = backlog {
+        // SAFETY: no memory is touched.
+        done(unsafe { libc::listen(raw(&socket), *backlog) }).map_err(error("it cannot listen"))?;
+    }
+    Ok(socket)
+}
+
+/// One end of a pair; the other is kept for the description that it belongs to.
+pub fn open_pair(maker: &mut Maker<'_>, index: usize) -> Result<OwnedFd, Refusal> {
+    let image = maker.image;
+    let DescriptionKind::SocketPair { pair, .. } = &image.descriptions[index].kind else {
+        return maker.inherit(index, -1);
+    };
+    if let Some(kept) = maker.pairs.get_mut(pair) {
+        return kept.take().ok_or_else(|| {
+            refuse(image, index, "more than two sockets are one pair", "run `stasis verify`")
+        });
+    }
+    let other =
+        image.descriptions.iter().enumerate().skip(index + 1).find_map(
+            |(at, description)| match &description.kind {
+                DescriptionKind::SocketPair { pair: this, .. } if this == pair => Some(at),
+                _ => None,
+            },
+        );
+    let (one, two) = make_pair(maker, index, other)
+        .map_err(|error| failed(image, index, "the pair cannot be made again", &error))?;
+    // Without a description, the other end was closed.
+    maker.pairs.insert(*pair, other.map(|_| two));
+    Ok(one)
+}
+
+fn make_pair(maker: &Maker<'_>, one: usize, other: Option<usize>) -> io::Result<(OwnedFd, OwnedFd)> {
+    let descriptions = &maker.image.descriptions;
+    let kinds = (&descriptions[one].kind, other.map(|other| &descriptions[other].kind));
+    let DescriptionKind::SocketPair { socket_type, local, .. } = kinds.0 else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    let no_name = Vec::new();
+    let other_local = match kinds.1 {
+        Some(DescriptionKind::SocketPair { local, .. }) => local,
+        _ => &no_name,
+    };
+    let ends = connected(*socket_type, local, other_local)?;
+    let both = [(&ends.0, &ends.1, Some(kinds.0)), (&ends.1, &ends.0, kinds.1)];
+    for (end, writer, kind) in both {
+        let Some(DescriptionKind::SocketPair { received, .. }) = kind else { continue };
+        send_all(writer, received)?;
+        let _ = end;
+    }
+    for (end, _, kind) in both {
+        let Some(DescriptionKind::SocketPair { shutdown_read, shutdown_write, options, .. }) = kind else {
+            continue;
+        };
+        set_options(end, options)?;
+        for (how, wanted) in [(libc::SHUT_RD, shutdown_read), (libc::SHUT_WR, shutdown_write)] {
+            // A closed end takes care of that by itself, and for datagrams it was none.
+            if *wanted && other.is_some() {
+                // SAFETY: no memory is touched.
+                done(unsafe { libc::shutdown(raw(end), how) })?;
+            }
+        }
+    }
+    Ok(ends)
+}
+
+/// Two unix sockets that are connected to each other, with the names they had.
+fn connected(socket_type: i32, one: &[u8], two: &[u8]) -> io::Result<(OwnedFd, OwnedFd)> {
+    if one.is_empty() && two.is_empty() {
+        let mut ends = [0; 2];
+        // SAFETY: writes two ints.
+        done(unsafe {
+            libc::socketpair(libc::AF_UNIX, socket_type | libc::SOCK_CLOEXEC, 0, ends.as_mut_ptr())
+        })?;
+        // SAFETY: socketpair gave both to us.
+        return Ok(unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) });
+    }
+    // Named ends have to be bound and connected, beside the listener of that name, which is not made yet or is
+    // made again: names of unix connections may be the same as their listener's, but only bind(2) gives one.
+    Err(io::Error::other("its ends have names, which is not supported yet"))
+}
+
+/// Sends messages from the other end, without waiting: with a send buffer large enough for all.
+fn send_all(writer: &OwnedFd, messages: &[Vec<u8>]) -> io::Result<()> {
+    if messages.is_empty() {
+        return Ok(());
+    }
+    let before = send_buffer(writer)?;
+    // The kernel counts its own bookkeeping of each message, up to a page, as part of what is queued.
+    let needed: usize = messages.iter().map(|message| message.len() * 2 + 4096).sum();
+    let enlarge = |size: usize| {
+        let value = i32::try_from(size).unwrap_or(i32::MAX).to_ne_bytes().to_vec();
+        set_options(writer, &[SocketOption { level: libc::SOL_SOCKET, name: libc::SO_SNDBUF, value }])
+    };
+    if needed > before {
+        enlarge(needed * 2)?;
+    }
+    for message in messages {
+        let mut sent = 0;
+        loop {
+            let rest = &message[sent..];
+            let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+            // SAFETY: reads the slice.
+            let count = unsafe { libc::send(raw(writer), rest.as_ptr().cast(), rest.len(), flags) };
+            let Ok(count) = usize::try_from(count) else { return Err(io::Error::last_os_error()) };
+            sent += count;
+            if sent >= message.len() {
+                break;
+            }
+        }
+    }
+    if needed > before { enlarge(before) } else { Ok(()) }
+}
+
+/// SO_SNDBUF, in bytes.
+fn send_buffer(socket: &OwnedFd) -> io::Result<usize> {
+    let (mut size, mut len) = (0i32, size_of::<i32>() as u32);
+    // SAFETY: writes an int and its length.
+    done(unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_SNDBUF,
+            (&raw mut size).cast(),
+            &raw mut len,
+        )
+    })?;
+    Ok(size.max(0) as usize)
+}

@@ -1,0 +1,308 @@
+//! From the image's address space to the plan's: what is mapped, where pages come from, and the
+//! calls that make it exactly what it was.
+
+use std::{
+    collections::BTreeMap,
+    fs::{File, OpenOptions},
+    os::fd::{OwnedFd, RawFd},
+    path::PathBuf,
+};
+
+use stasis_protocol::{
+    PAGE_SIZE,
+    coordinator::Refusal,
+    image::{Backing, FileIdentity, ProcessImage, flag},
+    plan::{Fill, KernelMapping, Mapping},
+    store::{Extent, MEMORY, kind},
+};
+
+use super::{
+    numbers::Numbers,
+    plan::{Plan, attempt, call, pointing},
+    refusal,
+};
+
+/// How much one filling thread takes at a time, in bytes.
+const CHUNK: u64 = 2 << 20;
+
+/// Addresses that programs are loaded at are above and below; here hardly anything ever lies.
+const AREA_FROM: u64 = 0x1000_0000_0000;
+const AREA_TO: u64 = 0x5000_0000_0000;
+
+/// The end of user space with 47-bit addresses.
+const ADDRESS_END: u64 = (1 << 47) - 4096;
+
+/// Checks the address space: an image is hostile input.
+pub fn check(image: &ProcessImage, refusals: &mut Vec<Refusal>) {
+    let page = PAGE_SIZE as u64;
+    let mut end = page;
+    for mapping in &image.mappings {
+        let sound = mapping.start >= end
+            && mapping.start < mapping.end
+            && mapping.end <= ADDRESS_END
+            && mapping.start % page == 0
+            && mapping.end % page == 0
+            && mapping.offset % page == 0;
+        if !sound {
+            refusals.push(refusal(
+                format!("mapping {:x}-{:x}", mapping.start, mapping.end),
+                "the image is damaged: the mapping is empty, overlaps another or lies outside user space",
+                "run `stasis verify`, and restart from another checkpoint",
+            ));
+            return;
+        }
+        end = mapping.end;
+        if let Backing::File(file) = &mapping.backing {
+            check_file(file, refusals);
+        }
+    }
+    let inside = |address: u64| image.mappings.iter().any(|m| m.start <= address && address < m.end);
+    let resume = &image.resume;
+    for (what, address) in [
+        ("the library's entry", resume.thread_entry),
+        ("the library's checkpoint entry", resume.checkpoint_entry),
+        ("the library's state", resume.restart_info),
+    ] {
+        if !inside(address) {
+            refusals.push(refusal(
+                format!("address {address:x} ({what})"),
+                "the image is damaged: nothing is mapped there",
+                "run `stasis verify`, and restart from another checkpoint",
+            ));
+        }
+    }
+}
+
+/// A mapped file must be what it was: its unmodified pages are not in the checkpoint.
+fn check_file(file: &FileIdentity, refusals: &mut Vec<Refusal>) {
+    use std::os::unix::fs::MetadataExt;
+    let what = || format!("mapped file {}", file.path);
+    match std::fs::metadata(&file.path) {
+        Err(error) => refusals.push(refusal(what(), format!("it cannot be found: {error}"), "put it back")),
+        Ok(now) => {
+            let mtime_ns = now.mtime() * 1_000_000_000 + now.mtime_nsec();
+            if now.size() != file.size || mtime_ns != file.mtime_ns {
+                refusals.push(refusal(
+                    what(),
+                    "it has changed since the checkpoint (size or modification time), and its unmodified \
+                     pages are taken from it",
+                    "put back the file that the program ran with",
+                ));
+            }
+        }
+    }
+}
+
+/// Where `len` bytes are free in the image's layout.
+pub fn free_area(image: &ProcessImage, len: u64) -> Option<u64> {
+    let mut at = AREA_FROM;
+    for mapping in &image.mappings {
+        if mapping.end <= at {
+            continue;
+        }
+        if mapping.start >= at + len {
+            break;
+        }
+        at = mapping.end.next_multiple_of(1 << 21);
+    }
+    (at + len <= AREA_TO).then_some(at)
+}
+
+/// Writes the address space into the plan; opens what it takes, at numbers that the image does not use.
+pub fn plan(
+    image: &ProcessImage,
+    pages: &Pages,
+    objects: &BTreeMap<u32, OwnedFd>,
+    numbers: &mut Numbers,
+    plan: &mut Plan,
+) -> anyhow::Result<()> {
+    let mut files: BTreeMap<(String, bool), RawFd> = BTreeMap::new();
+    let mut modified: Vec<(u64, u64)> = Vec::new();
+    for mapping in &image.mappings {
+        let len = mapping.end - mapping.start;
+        let mut flags = if mapping.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+        let mut fd = -1;
+        match &mapping.backing {
+            Backing::Kernel(name) => {
+                let mut bytes = [0; 16];
+                bytes[..name.len().min(16)].copy_from_slice(&name.as_bytes()[..name.len().min(16)]);
+                plan.kernel_mappings.push(KernelMapping { name: bytes, start: mapping.start, len });
+                continue;
+            }
+            Backing::Anonymous => flags |= libc::MAP_ANONYMOUS,
+            Backing::Object(id) => {
+                let object =
+                    objects.get(id).ok_or_else(|| anyhow::anyhow!("the image names no object {id}"))?;
+                fd = numbers.place(object.try_clone()?)?;
+            }
+            Backing::File(file) => {
+                let write = mapping.shared && mapping.protection & libc::PROT_WRITE as u32 != 0;
+                let key = (file.path.clone(), write);
+                fd = match files.get(&key) {
+                    Some(fd) => *fd,
+                    None => {
+                        let opened = OpenOptions::new().read(true).write(write).open(&file.path)?;
+                        let fd = numbers.place(opened.into())?;
+                        files.insert(key, fd);
+                        fd
+                    }
+                };
+                if !mapping.shared {
+                    modified.push((mapping.start, mapping.end));
+                }
+            }
+        }
+        if mapping.flags & flag::GROWSDOWN != 0 {
+            flags |= libc::MAP_GROWSDOWN | libc::MAP_STACK;
+        }
+        if mapping.flags & flag::NORESERVE != 0 {
+            flags |= libc::MAP_NORESERVE;
+        }
+        let filled = !mapping.shared && pages.any(mapping.start, mapping.end);
+        let protection = if filled {
+            mapping.protection | (libc::PROT_READ | libc::PROT_WRITE) as u32
+        } else {
+            mapping.protection
+        };
+        if protection != mapping.protection {
+            let args = [mapping.start, len, mapping.protection.into()];
+            plan.calls.push(call(libc::SYS_mprotect, &args));
+        }
+        let flags = flags as u32;
+        plan.mappings.push(Mapping {
+            start: mapping.start,
+            len,
+            protection,
+            flags,
+            fd,
+            _pad: 0,
+            offset: mapping.offset,
+        });
+        advise(mapping, plan);
+    }
+    fills(pages, &modified, numbers, plan)
+}
+
+/// The calls that give a mapping its advice, guards, name and lock.
+fn advise(mapping: &stasis_protocol::image::Mapping, plan: &mut Plan) {
+    const MADV_GUARD_INSTALL: i32 = 102;
+    const PR_SET_VMA: u64 = 0x5356_4d41;
+    const PR_SET_VMA_ANON_NAME: u64 = 0;
+    let (start, len) = (mapping.start, mapping.end - mapping.start);
+    for (bit, advice) in [
+        (flag::DONTFORK, libc::MADV_DONTFORK),
+        (flag::DONTDUMP, libc::MADV_DONTDUMP),
+        (flag::WIPEONFORK, libc::MADV_WIPEONFORK),
+        (flag::HUGEPAGE, libc::MADV_HUGEPAGE),
+        (flag::NOHUGEPAGE, libc::MADV_NOHUGEPAGE),
+        (flag::MERGEABLE, libc::MADV_MERGEABLE),
+        (flag::SEQUENTIAL, libc::MADV_SEQUENTIAL),
+        (flag::RANDOM, libc::MADV_RANDOM),
+    ] {
+        if mapping.flags & bit != 0 {
+            plan.calls.push(call(libc::SYS_madvise, &[start, len, advice as u64]));
+        }
+    }
+    for &(from, to) in &mapping.guards {
+        plan.calls.push(call(libc::SYS_madvise, &[from, to.saturating_sub(from), MADV_GUARD_INSTALL as u64]));
+    }
+    if let Some(name) = &mapping.name {
+        let mut text = name.clone().into_bytes();
+        text.push(0);
+        let at = plan.keep(&text);
+        // A kernel without CONFIG_ANON_VMA_NAME has no names to lose.
+        let named = attempt(libc::SYS_prctl, &[PR_SET_VMA, PR_SET_VMA_ANON_NAME, start, len]);
+        plan.calls.push(pointing(named, 4, at));
+    }
+    if mapping.flags & flag::LOCKED != 0 {
+        plan.calls.push(call(libc::SYS_mlock, &[start, len]));
+    }
+}
+
+/// The pages of a process: extents and their hashes, in the same order.
+pub struct Pages {
+    pub extents: Vec<Extent>,
+    pub hashes: Vec<[u8; 32]>,
+    /// The store's directory.
+    pub directory: PathBuf,
+}
+
+impl Pages {
+    /// Extents of one space, each with the index of its first hash.
+    pub fn of(&self, space: u32) -> impl Iterator<Item = (&Extent, usize)> {
+        self.extents
+            .iter()
+            .scan(0, |next, extent| {
+                let first = *next;
+                *next += extent.pages as usize;
+                Some((extent, first))
+            })
+            .filter(move |(extent, _)| extent.space == space)
+    }
+
+    /// Whether any page of the memory range is in the checkpoint.
+    fn any(&self, start: u64, end: u64) -> bool {
+        let page = PAGE_SIZE as u64;
+        let from =
+            self.extents.partition_point(|e| e.space == MEMORY && (e.first_page + e.pages) * page <= start);
+        self.extents.get(from).is_some_and(|e| e.space == MEMORY && e.first_page * page < end)
+    }
+
+    /// The path of a pack.
+    pub fn pack(&self, number: u64) -> PathBuf {
+        self.directory.join(format!("packs/{number:08x}.pack"))
+    }
+}
+
+fn fills(
+    pages: &Pages,
+    modified: &[(u64, u64)],
+    numbers: &mut Numbers,
+    plan: &mut Plan,
+) -> anyhow::Result<()> {
+    let page = PAGE_SIZE as u64;
+    let mut packs: BTreeMap<u64, RawFd> = BTreeMap::new();
+    let mut zeros: Option<RawFd> = None;
+    plan.hashes = pages.hashes.clone();
+    for (extent, first_hash) in pages.of(MEMORY) {
+        let (start, len) = (extent.first_page * page, extent.pages * page);
+        let fd = match extent.kind {
+            kind::ZERO => {
+                // Fresh anonymous memory is zero; a page of a file that the program zeroed is not.
+                if !modified.iter().any(|&(from, to)| from < start + len && start < to) {
+                    continue;
+                }
+                match zeros {
+                    Some(fd) => fd,
+                    None => *zeros.insert(numbers.place(File::open("/dev/zero")?.into())?),
+                }
+            }
+            _ => match packs.get(&extent.pack) {
+                Some(fd) => *fd,
+                None => {
+                    let path = pages.pack(extent.pack);
+                    let file = File::open(&path).map_err(|error| {
+                        anyhow::anyhow!("the pack {} cannot be opened: {error}", path.display())
+                    })?;
+                    let fd = numbers.place(file.into())?;
+                    packs.insert(extent.pack, fd);
+                    fd
+                }
+            },
+        };
+        let mut at = 0;
+        while at < len {
+            let part = CHUNK.min(len - at);
+            plan.fills.push(Fill {
+                address: start + at,
+                len: part,
+                fd,
+                _pad: 0,
+                offset: extent.offset + at,
+                hash: first_hash as u64 + at / page,
+            });
+            at += part;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! Whether this machine can go on with the image: processor, kernel, vDSO.
+
+use stasis_protocol::{
+    coordinator::Refusal,
+    image::{Machine, checksum},
+};
+
+use super::refusal;
+
+/// Names of the feature bits whose loss people meet: word of [`Machine::cpuid`], bit, name (Intel SDM 2A, CPUID).
+const FEATURES: [(usize, u32, &str); 16] = [
+    (0, 0, "sse3"),
+    (0, 9, "ssse3"),
+    (0, 12, "fma"),
+    (0, 19, "sse4.1"),
+    (0, 20, "sse4.2"),
+    (0, 23, "popcnt"),
+    (0, 25, "aes"),
+    (0, 28, "avx"),
+    (2, 3, "bmi1"),
+    (2, 5, "avx2"),
+    (2, 8, "bmi2"),
+    (2, 16, "avx512f"),
+    (2, 29, "sha"),
+    (2, 30, "avx512bw"),
+    (2, 31, "avx512vl"),
+    (4, 24, "amx-tile"),
+];
+
+/// Bits that tell of the system or the core rather than of instructions: HTT (CPUID 1, EDX 28), the hypervisor
+/// (ECX 31).
+const NOT_INSTRUCTIONS: [u32; 6] = [1 << 31, 1 << 28, 0, 0, 0, 0];
+
+pub fn check(image: &Machine, refusals: &mut Vec<Refusal>) {
+    let here = stasis_sys::cpuid();
+    let mut missing = Vec::new();
+    for word in 0..here.len() {
+        let lost = image.cpuid[word] & !here[word] & !NOT_INSTRUCTIONS[word];
+        for bit in (0..32).filter(|bit| lost & 1 << bit != 0) {
+            let known = FEATURES.iter().find(|(w, b, _)| (*w, *b) == (word, bit));
+            missing.push(
+                known.map_or(format!("cpuid word {word} bit {bit}"), |(_, _, name)| (*name).to_string()),
+            );
+        }
+    }
+    if !missing.is_empty() {
+        refusals.push(refusal(
+            "the processor of this machine",
+            format!("it lacks what the program may be using: {}", missing.join(", ")),
+            "restart on a machine with these features",
+        ));
+    }
+    let lost = image.xcr0 & !stasis_sys::xcr0();
+    if lost != 0 || image.xsave_size > stasis_sys::xsave_size() {
+        refusals.push(refusal(
+            "the processor of this machine",
+            format!(
+                "its register state ({} bytes, XCR0 {:#x}) does not hold the image's ({} bytes, XCR0 {:#x})",
+                stasis_sys::xsave_size(),
+                stasis_sys::xcr0(),
+                image.xsave_size,
+                image.xcr0
+            ),
+            "restart on a machine with these features",
+        ));
+    }
+    match own_vdso() {
+        Ok((len, sum)) if (len, sum) == (image.vdso_len, image.vdso_sum) => {}
+        Ok(_) => refusals.push(refusal(
+            "the vDSO of this kernel",
+            format!(
+                "it is not the one of kernel {}, whose addresses the program has in memory",
+                image.kernel
+            ),
+            "restart on a machine with that kernel",
+        )),
+        Err(error) => {
+            refusals.push(refusal(
+                "the vDSO of this kernel",
+                format!("it cannot be read: {error}"),
+                "mount /proc",
+            ));
+        }
+    }
+}
+
+/// The length and the checksum of the vDSO in this process: every process has the same.
+fn own_vdso() -> std::io::Result<(u64, u64)> {
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    let range = maps
+        .lines()
+        .find(|line| line.ends_with("[vdso]"))
+        .and_then(|line| line.split_whitespace().next())
+        .and_then(|range| range.split_once('-'))
+        .and_then(|(start, end)| {
+            Some((usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?))
+        });
+    let Some((start, end)) = range else { return Ok((0, checksum(&[]))) };
+    // SAFETY: the vDSO is mapped readable for the life of the process.
+    let bytes = unsafe { std::slice::from_raw_parts(start as *const u8, end - start) };
+    Ok((bytes.len() as u64, checksum(bytes)))
+}

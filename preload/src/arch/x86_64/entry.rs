@@ -1,0 +1,95 @@
+//! Code that cannot be written in Rust: it begins or ends with a stack that Rust did not make.
+
+use core::arch::naked_asm;
+
+use crate::threads::Slot;
+
+/// Parks the calling thread until the checkpoint is over. Returns `false` when it simply goes on,
+/// `true` when it finds itself restarted, in another process, perhaps years later.
+///
+/// What the C calling convention keeps is on the stack, and the stack pointer in the slot, before
+/// the thread counts as stopped: the restorer needs no more than that pointer to bring it back.
+#[unsafe(naked)]
+pub extern "C" fn park(slot: &Slot) -> bool {
+    naked_asm!(
+        "push rbx",
+        "push rbp",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "sub rsp, 8",
+        "mov [rdi + {resume_sp}], rsp",
+        "call {parked}",
+        "xor eax, eax",
+        ".globl stasis_unpark",
+        ".hidden stasis_unpark",
+        "stasis_unpark:",
+        "add rsp, 8",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbp",
+        "pop rbx",
+        "ret",
+        resume_sp = const core::mem::offset_of!(Slot, resume_sp),
+        parked = sym crate::stop::parked,
+    )
+}
+
+/// Where a restarted thread goes on, its stack pointer being its slot's `resume_sp`.
+#[unsafe(naked)]
+pub extern "C" fn resume_entry() -> ! {
+    naked_asm!("cld", "mov eax, 1", "jmp stasis_unpark")
+}
+
+/// SA_RESTORER of the stop signal: rt_sigreturn(2).
+#[unsafe(naked)]
+pub extern "C" fn return_from_signal() -> ! {
+    naked_asm!("mov eax, {nr}", "syscall", nr = const libc::SYS_rt_sigreturn)
+}
+
+/// clone(2) with a stack of its own for the new thread, which runs `entry` and never returns from
+/// it. The result is the kernel's: a tid or a negated errno.
+///
+/// # Safety
+/// `stack` is the upper end, 16-byte aligned, of memory that nothing else uses; `flags` ask for
+/// nothing that takes further arguments.
+#[unsafe(naked)]
+pub unsafe extern "C" fn clone_thread(flags: usize, stack: usize, entry: extern "C" fn() -> !) -> isize {
+    naked_asm!(
+        "mov r9, rdx",
+        "xor edx, edx",
+        "xor r10d, r10d",
+        "xor r8d, r8d",
+        "mov eax, {nr}",
+        "syscall",
+        "test rax, rax",
+        "jnz 2f",
+        "xor ebp, ebp",
+        "call r9",
+        "ud2",
+        "2:",
+        "ret",
+        nr = const libc::SYS_clone,
+    )
+}
+
+// Weak: glibc has them since 2.35, and the library must load without.
+core::arch::global_asm!(".weak __rseq_offset", ".weak __rseq_size");
+
+/// The addresses of glibc's `__rseq_offset` and `__rseq_size`; null where it has none.
+pub fn glibc_rseq_symbols() -> (*const i64, *const u32) {
+    let (offset, size);
+    // SAFETY: loads two entries of the global offset table.
+    unsafe {
+        core::arch::asm!(
+            "mov {offset}, [rip + __rseq_offset@GOTPCREL]",
+            "mov {size}, [rip + __rseq_size@GOTPCREL]",
+            offset = out(reg) offset, size = out(reg) size,
+            options(nostack, pure, readonly, preserves_flags)
+        );
+    }
+    (offset, size)
+}

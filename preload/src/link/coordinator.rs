@@ -1,0 +1,71 @@
+//! The connection to the coordinator.
+
+use alloc::{string::String, vec::Vec};
+use core::cell::UnsafeCell;
+
+use stasis_protocol::{
+    VERSION,
+    coordinator::{FromProcess, Hello, Role, ToProcess},
+};
+use stasis_sys::{Errno, file::Fd, process, socket};
+
+use crate::procfs;
+
+const LONGEST: usize = 108;
+
+struct Address(UnsafeCell<([u8; LONGEST], usize)>);
+
+// SAFETY: written before the checkpoint thread starts, or by it.
+unsafe impl Sync for Address {}
+
+static ADDRESS: Address = Address(UnsafeCell::new(([0; LONGEST], 0)));
+
+/// Remembers the path of the coordinator's socket, with or without `unix:`.
+pub fn set_address(address: &[u8]) {
+    let address = address.strip_prefix(b"unix:").unwrap_or(address);
+    let len = address.len().min(LONGEST);
+    // SAFETY: see `Address`.
+    let (bytes, stored) = unsafe { &mut *ADDRESS.0.get() };
+    bytes[..len].copy_from_slice(&address[..len]);
+    *stored = len;
+}
+
+pub fn address() -> &'static [u8] {
+    // SAFETY: see `Address`.
+    let (bytes, len) = unsafe { &*ADDRESS.0.get() };
+    &bytes[..*len]
+}
+
+/// A connection on which the coordinator has said welcome.
+pub struct Coordinator(Fd);
+
+impl Coordinator {
+    /// Connects by the remembered address.
+    pub fn connect() -> Result<Self, Errno> {
+        Self::greet(socket::connect(address())?, None)
+    }
+
+    /// Introduces this process on a connected socket.
+    pub fn greet(socket: Fd, restarted_from: Option<String>) -> Result<Self, Errno> {
+        let argv = procfs::read(c"/proc/self/cmdline")?;
+        let argv = argv.split(|&byte| byte == 0).map(super::text).collect::<Vec<_>>();
+        let role = Role::Process { pid: process::getpid() as u32, argv, restarted_from };
+        super::send(socket, &Hello { version: VERSION, role }, None)?;
+        match super::receive(socket)? {
+            ToProcess::Welcome { version: VERSION } => Ok(Self(socket)),
+            _ => Err(Errno(libc::EPROTO)),
+        }
+    }
+
+    pub fn fd(&self) -> Fd {
+        self.0
+    }
+
+    pub fn receive(&self) -> Result<ToProcess, Errno> {
+        super::receive(self.0)
+    }
+
+    pub fn send(&self, message: &FromProcess) -> Result<(), Errno> {
+        super::send(self.0, message, None)
+    }
+}

@@ -1,0 +1,139 @@
+//! The connection to the store server, and the staging buffer that page data goes through.
+
+use alloc::{format, string::String, vec::Vec};
+
+use stasis_protocol::{
+    VERSION,
+    store::{DumpStats, Hash, Reply, Request, StagedRun},
+};
+use stasis_sys::{Errno, file, file::Fd, memory, socket};
+
+/// A connection on which the store server has said welcome, with a staging buffer of two halves: one
+/// is filled while the other is hashed and written.
+pub struct Store {
+    socket: Fd,
+    staging: usize,
+    half: usize,
+    /// How many `Pages` messages have not been answered yet: at most two, one a half.
+    outstanding: usize,
+    next_half: usize,
+}
+
+impl Store {
+    /// Connects, and gives the server a staging buffer of `len` bytes (a power of two).
+    ///
+    /// # Errors
+    /// What the server could not be told, or said.
+    pub fn connect(path: &str, len: usize) -> Result<Self, String> {
+        let failed = |what: &str, error: Errno| format!("{what}: {error}");
+        let socket = socket::connect(path.as_bytes())
+            .map_err(|error| format!("the store server at {path} cannot be reached: {error}"))?;
+        let mut store = Self { socket, staging: 0, half: len / 2, outstanding: 0, next_half: 0 };
+        store.send(&Request::Hello { version: VERSION }, None)?;
+        match store.receive()? {
+            Reply::Welcome { version: VERSION, .. } => {}
+            other => return Err(store.unexpected(other)),
+        }
+        let fd = file::memfd(c"stasis-staging", libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING)
+            .map_err(|error| failed("no staging buffer", error))?;
+        let mapped = file::ftruncate(fd, len as u64)
+            .and_then(|()| {
+                let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+                file::fcntl(fd, libc::F_ADD_SEALS, seals as usize)
+            })
+            .and_then(|_| {
+                let protection = libc::PROT_READ | libc::PROT_WRITE;
+                // SAFETY: a new mapping where the kernel finds room.
+                unsafe { memory::map(0, len, protection, libc::MAP_SHARED | libc::MAP_POPULATE, fd, 0) }
+            });
+        let sent = match mapped {
+            Ok(address) => {
+                store.staging = address;
+                store.send(&Request::Staging { len: len as u64 }, Some(fd))
+            }
+            Err(error) => Err(failed("no staging buffer", error)),
+        };
+        let _ = file::close(fd);
+        sent.map(|()| store)
+    }
+
+    /// The staging buffer's address and length: not part of any image.
+    pub fn staging(&self) -> (usize, usize) {
+        (self.staging, self.half * 2)
+    }
+
+    /// Whether the server is still there: nothing is to be read between dumps but its end.
+    pub fn is_alive(&self) -> bool {
+        stasis_sys::sync::poll(self.socket, libc::POLLIN, 0) == Ok(0)
+    }
+
+    pub fn half_len(&self) -> usize {
+        self.half
+    }
+
+    pub fn send(&self, request: &Request, beside: Option<Fd>) -> Result<(), String> {
+        super::send(self.socket, request, beside)
+            .map_err(|error| format!("the store server is gone: {error}"))
+    }
+
+    fn receive(&self) -> Result<Reply, String> {
+        match super::receive(self.socket) {
+            Ok(Reply::Refused(reason)) => Err(reason),
+            Ok(reply) => Ok(reply),
+            Err(error) => Err(format!("the store server is gone: {error}")),
+        }
+    }
+
+    fn unexpected(&self, reply: Reply) -> String {
+        format!("the store server does not speak this version ({VERSION}): {reply:?}")
+    }
+
+    /// A half of the staging buffer that may be filled: its offset in the buffer and its address.
+    /// Waits for the server if both are with it.
+    pub fn free_half(&mut self) -> Result<(u64, *mut u8), String> {
+        if self.outstanding == 2 {
+            self.await_released()?;
+        }
+        let offset = self.next_half * self.half;
+        Ok((offset as u64, (self.staging + offset) as *mut u8))
+    }
+
+    /// Hands over what was put into the half that [`Self::free_half`] gave last.
+    pub fn hand_over(&mut self, runs: Vec<StagedRun>) -> Result<(), String> {
+        self.send(&Request::Pages { runs }, None)?;
+        self.outstanding += 1;
+        self.next_half ^= 1;
+        Ok(())
+    }
+
+    fn await_released(&mut self) -> Result<(), String> {
+        match self.receive()? {
+            Reply::Released => {
+                self.outstanding -= 1;
+                Ok(())
+            }
+            other => Err(self.unexpected(other)),
+        }
+    }
+
+    /// Ends the dump; returns when it is durable.
+    pub fn end_dump(&mut self, record: Vec<u8>) -> Result<(Hash, DumpStats), String> {
+        while self.outstanding > 0 {
+            self.await_released()?;
+        }
+        self.send(&Request::EndDump { record }, None)?;
+        match self.receive()? {
+            Reply::Dumped { manifest, stats } => Ok((manifest, stats)),
+            other => Err(self.unexpected(other)),
+        }
+    }
+
+    /// Closes the connection: the server forgets an unfinished dump by itself.
+    pub fn close(self) {
+        let _ = file::close(self.socket);
+        if self.staging != 0 {
+            // SAFETY: only this value knows the buffer.
+            let _ = unsafe { memory::unmap(self.staging, self.half * 2) };
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Bringing every thread of the program to a stop, in bounded time.
+
+use alloc::{format, string::String, vec::Vec};
+
+use stasis_protocol::coordinator::Refusal;
+use stasis_sys::{file, process, sync};
+
+use crate::{procfs, state, stop, threads};
+
+/// A thread that has not stopped by then is named and the checkpoint given up, in nanoseconds.
+const DEADLINE: u64 = 3_000_000_000;
+
+/// How long to wait for arrivals before looking whether threads have ended meanwhile.
+const LOOK_AGAIN: u64 = 2_000_000;
+
+/// Stands for "all threads are stopped"; [`Quiet::release`] lets them go on.
+pub struct Quiet {
+    /// The threads that stand in the stop handler.
+    pub tids: Vec<i32>,
+    /// Threads that have ended but wait to be the last (a leader after pthread_exit(3)).
+    pub exited: Vec<i32>,
+    /// CLOCK_MONOTONIC when the first stop signal was sent, in nanoseconds.
+    pub since: u64,
+}
+
+impl Quiet {
+    /// Lets the threads go on; how long they stood, in microseconds.
+    pub fn release(self) -> u64 {
+        state::release();
+        (sync::monotonic_ns() - self.since) / 1000
+    }
+}
+
+/// Stops every thread but the calling one.
+///
+/// # Errors
+/// A refusal that names the thread that could not be stopped; all run again then.
+pub fn quiesce() -> Result<Quiet, Refusal> {
+    let pid = process::getpid();
+    let own = process::gettid();
+    let mut present = Vec::new();
+    list(own, &mut present);
+    // SAFETY: no thread is stopped between checkpoints.
+    unsafe { threads::clear(present.len()) };
+    // The signal goes out after all threads were looked at: what follows is the pause.
+    for &tid in &present {
+        observe(tid);
+    }
+    if let Err(error) = stop::install() {
+        return Err(Refusal {
+            what: format!("pid {pid}"),
+            reason: format!("the handler of the stop signal cannot be installed: {error}"),
+            remedy: "report this".into(),
+        });
+    }
+    state::start_stopping();
+    let since = sync::monotonic_ns();
+    let mut signalled: Vec<i32> = Vec::with_capacity(present.len());
+    loop {
+        let seen = state::arrivals();
+        for &tid in &present {
+            if let Err(at) = signalled.binary_search(&tid)
+                && stop::send(pid, tid).is_ok()
+            {
+                signalled.insert(at, tid);
+            }
+        }
+        let stopped = |tid| {
+            threads::claim(tid).is_some_and(|slot| {
+                slot.state.load(core::sync::atomic::Ordering::Acquire) == threads::state::STOPPED
+            })
+        };
+        let (mut waiting, mut exited) = (None, Vec::new());
+        for &tid in &present {
+            if !stopped(tid) {
+                if is_zombie(tid) {
+                    exited.push(tid);
+                } else {
+                    waiting = Some(tid);
+                }
+            }
+        }
+        // A thread that was stopped may have made another just before: only a list that holds
+        // nobody new ends the search.
+        let before = present.len();
+        if waiting.is_some() {
+            let count = state::arrivals();
+            if count == seen || count.wrapping_sub(seen) < before as u32 {
+                state::await_arrival(count, LOOK_AGAIN);
+            }
+        }
+        list(own, &mut present);
+        let newborn =
+            present.iter().any(|tid| signalled.binary_search(tid).is_err() && !exited.contains(tid));
+        if waiting.is_none() && !newborn {
+            present.retain(|tid| !exited.contains(tid));
+            return Ok(Quiet { tids: present, exited, since });
+        }
+        if sync::monotonic_ns() - since > DEADLINE
+            && let Some(tid) = waiting
+        {
+            let refusal = explain(pid, tid);
+            state::release();
+            return Err(refusal);
+        }
+    }
+}
+
+/// The tids of this process but one.
+fn list(own: i32, tids: &mut Vec<i32>) {
+    tids.clear();
+    let _ = procfs::numbered_entries(c"/proc/self/task", |tid| {
+        if tid != own {
+            tids.push(tid);
+        }
+    });
+}
+
+/// Notes the system call that a thread is blocked in, if it is (proc(5), /proc/pid/syscall): the
+/// signal frame does not hold its number.
+fn observe(tid: i32) {
+    let Some(slot) = threads::claim(tid) else { return };
+    let none = u64::MAX;
+    slot.call.store(none, core::sync::atomic::Ordering::Relaxed);
+    let mut content = [0u8; 256];
+    let path = path!("/proc/self/task/{tid}/syscall");
+    let Ok(fd) = file::open(path.as_c_str(), libc::O_RDONLY, 0) else { return };
+    let len = file::read(fd, &mut content).unwrap_or(0);
+    let _ = file::close(fd);
+    let mut words = procfs::words(content[..len].trim_ascii());
+    let Some(nr) = words.next().and_then(procfs::decimal) else { return };
+    let mut values = [0u64; 8];
+    for value in &mut values {
+        let Some(word) = words.next().and_then(procfs::hex) else { return };
+        *value = word;
+    }
+    for (to, value) in slot.call_arguments.iter().zip(values) {
+        to.store(value, core::sync::atomic::Ordering::Relaxed);
+    }
+    slot.call_sp.store(values[6], core::sync::atomic::Ordering::Relaxed);
+    slot.call_pc.store(values[7], core::sync::atomic::Ordering::Relaxed);
+    slot.call.store(nr, core::sync::atomic::Ordering::Release);
+}
+
+fn status(tid: i32) -> Vec<u8> {
+    procfs::read(path!("/proc/self/task/{tid}/status").as_c_str()).unwrap_or_default()
+}
+
+fn is_zombie(tid: i32) -> bool {
+    procfs::field(&status(tid), "State:").is_some_and(|state| state.starts_with(b"Z"))
+}
+
+/// Why a thread could not be stopped.
+fn explain(pid: i32, tid: i32) -> Refusal {
+    let status = status(tid);
+    let text = |key| String::from_utf8_lossy(procfs::field(&status, key).unwrap_or(b"?")).into_owned();
+    let what = format!("pid {pid}, thread {tid} ({})", text("Name:"));
+    let blocked = procfs::field(&status, "SigBlk:").and_then(procfs::hex).unwrap_or(0);
+    let (reason, remedy) = if blocked & 1 << (stop::SIGNAL - 1) != 0 {
+        (
+            format!("it blocks signal {} by a raw system call, and so cannot be stopped", stop::SIGNAL),
+            "let the program block signals by sigprocmask(3) or pthread_sigmask(3)".into(),
+        )
+    } else {
+        (
+            format!(
+                "it did not come to a stop within {} s; it is in state {}",
+                DEADLINE / 1_000_000_000,
+                text("State:")
+            ),
+            "try again when the system call it waits in has returned".into(),
+        )
+    };
+    Refusal { what, reason, remedy }
+}

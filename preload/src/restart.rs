@@ -1,0 +1,213 @@
+//! After a restart: the library finds itself in restored memory, in a process whose kernel half is
+//! new, and puts back what only the process itself can.
+//!
+//! The restorer has brought back memory, descriptors, ids and credentials. It starts the checkpoint
+//! thread here and lets the others go on inside the stop handler, where each puts back its own part
+//! and waits until the checkpoint thread has put back the rest.
+
+use core::{cell::UnsafeCell, sync::atomic::Ordering};
+
+use stasis_protocol::{plan::RestartInfo, wire};
+use stasis_sys::{
+    file, memory,
+    process::{self, KernelSigaction},
+    sync,
+};
+
+use crate::{
+    arch, arena, checkpoint,
+    link::{self, coordinator::Coordinator},
+    procfs,
+    snapshot::kernel_state::{self, KernelState, PosixTimer},
+    state, stop,
+    threads::{self, Slot},
+};
+
+struct Info(UnsafeCell<RestartInfo>);
+
+// SAFETY: written by the restorer before any thread of the library runs, read-only afterwards.
+unsafe impl Sync for Info {}
+
+static INFO: Info = Info(UnsafeCell::new(RestartInfo {
+    coordinator_fd: -1,
+    threads: 0,
+    area: 0,
+    area_len: 0,
+    handover: 0,
+    handover_len: 0,
+    checkpoint: [0; 16],
+    coordinator: [0; 108],
+    _pad: 0,
+    stopped: 0,
+}));
+
+/// Where the restorer writes what the library is to know.
+pub fn info_address() -> u64 {
+    INFO.0.get() as u64
+}
+
+/// glibc's rseq registration: the offset from the thread pointer and the size (`__rseq_offset`,
+/// `__rseq_size`, 2.35); `None` where glibc has none.
+pub fn glibc_rseq() -> Option<(i64, u32)> {
+    let (offset, size) = arch::glibc_rseq_symbols();
+    if offset.is_null() || size.is_null() {
+        return None;
+    }
+    // SAFETY: glibc defines them as ptrdiff_t and unsigned int, constant once the program runs.
+    unsafe { Some((offset.read(), size.read())) }
+}
+
+/// Called in the stop handler by each restarted thread: puts back what is the thread's own, and waits.
+pub fn thread_arrived(slot: &Slot) {
+    let load = |word: &core::sync::atomic::AtomicU64| word.load(Ordering::Relaxed) as usize;
+    let _ = process::numbers(
+        libc::SYS_set_robust_list,
+        [load(&slot.robust_head), load(&slot.robust_len), 0, 0, 0],
+    );
+    let len = slot.rseq_len.load(Ordering::Relaxed) as usize;
+    if len != 0 {
+        let _ = process::numbers(libc::SYS_rseq, [load(&slot.rseq), len, 0, stop::RSEQ_SIGNATURE, 0]);
+    }
+    let _ =
+        process::prctl(libc::PR_SET_PDEATHSIG, [slot.pdeathsig.load(Ordering::Relaxed) as usize, 0, 0, 0]);
+    let _ = process::prctl(libc::PR_SET_TIMERSLACK, [load(&slot.timer_slack), 0, 0, 0]);
+    let name = [load(&slot.name[0]), load(&slot.name[1])];
+    let _ = process::prctl(libc::PR_SET_NAME, [name.as_ptr() as usize, 0, 0, 0]);
+    let ticket = state::release_ticket();
+    slot.state.store(threads::state::ARRIVED, Ordering::Release);
+    state::arrive();
+    state::await_release(ticket, || {});
+}
+
+/// The checkpoint thread of a restarted process.
+pub extern "C" fn checkpoint_thread() -> ! {
+    checkpoint::begin_thread();
+    checkpoint::forget_inherited();
+    // SAFETY: the arena is empty: nothing of it was restored.
+    unsafe { arena::reset() };
+    // SAFETY: see `Info`.
+    let info = unsafe { *INFO.0.get() };
+    await_threads(info.threads);
+    // SAFETY: the area holds the handover until it is unmapped below.
+    let handover =
+        unsafe { core::slice::from_raw_parts(info.handover as *const u8, info.handover_len as usize) };
+    let kernel_state: KernelState = wire::decode(handover).unwrap_or_default();
+    // SAFETY: every thread has left the restorer's code.
+    let _ = unsafe { memory::unmap(info.area as usize, info.area_len as usize) };
+    put_back(&kernel_state);
+
+    link::coordinator::set_address(info.coordinator.split(|&byte| byte == 0).next().unwrap_or_default());
+    let socket = info.coordinator_fd;
+    let coordinator = if socket >= 0 {
+        let _ = file::close_range(socket as u32 + 1, u32::MAX);
+        if socket > 0 {
+            let _ = file::close_range(0, socket as u32 - 1);
+        }
+        let from = core::str::from_utf8(&info.checkpoint).ok().map(Into::into);
+        Coordinator::greet(socket, from).ok()
+    } else {
+        let _ = file::close_range(0, u32::MAX);
+        None
+    };
+    if info.stopped != 0 {
+        let _ = process::kill(process::getpid(), libc::SIGSTOP);
+    }
+    state::release();
+    checkpoint::serve(coordinator)
+}
+
+/// Waits until `count` threads have arrived, and those that only had to end have ended.
+fn await_threads(count: u32) {
+    loop {
+        let seen = state::arrivals();
+        let arrived = threads::all()
+            .filter(|slot| slot.state.load(Ordering::Acquire) == threads::state::ARRIVED)
+            .count();
+        if arrived as u32 >= count {
+            break;
+        }
+        state::await_arrival(seen, 100_000_000);
+    }
+    // A leader that has exited (pthread_exit(3)) ends in the restorer's code; it must be out of it.
+    let own = process::gettid();
+    let pid = process::getpid();
+    let is_user = threads::all().any(|slot| slot.tid.load(Ordering::Relaxed) == pid);
+    while !is_user && pid != own {
+        let status = procfs::read(path!("/proc/self/task/{pid}/status").as_c_str()).unwrap_or_default();
+        if procfs::field(&status, "State:").is_none_or(|state| state.starts_with(b"Z")) {
+            break;
+        }
+        state::pause(100_000);
+    }
+}
+
+/// Puts back the process' half of the kernel's state.
+fn put_back(saved: &KernelState) {
+    for (signal, &(handler, flags, restorer, mask)) in (1..).zip(&saved.actions) {
+        let action = KernelSigaction { handler: handler as usize, flags, restorer: restorer as usize, mask };
+        // SAFETY: the handlers are in the restored memory, where they were.
+        let _ = unsafe { process::sigaction(signal, Some(&action)) };
+    }
+    for timer in &saved.timers {
+        create_timer(timer);
+    }
+    for (which, &(interval, value)) in saved.itimers.iter().enumerate() {
+        let mut value = [interval / 1_000_000, interval % 1_000_000, value / 1_000_000, value % 1_000_000];
+        // SAFETY: setitimer(2) reads struct itimerval, four words.
+        let _ = unsafe { process::with(libc::SYS_setitimer, [which, 0, 0, 0, 0, 0], 1, &mut value) };
+    }
+    let pid = process::getpid();
+    for info in saved.pending.iter().filter_map(|bytes| kernel_state::siginfo(bytes)) {
+        let _ = process::queue_to_process(pid, info.signal(), &info);
+    }
+    for (tid, bytes) in &saved.thread_pending {
+        if let Some(info) = kernel_state::siginfo(bytes) {
+            let _ = process::queue_to_thread(pid, *tid, info.signal(), &info);
+        }
+    }
+}
+
+/// struct sigevent (64 bytes), as timer_create(2) reads it.
+#[repr(C)]
+struct Sigevent {
+    value: u64,
+    signal: i32,
+    notify: i32,
+    tid: i32,
+    _pad: [i32; 11],
+}
+
+/// Makes a timer with the id that it had. Ids are handed out in ascending order in a fresh process
+/// (kernel/time/posix-timers.c), so those in between are made and deleted.
+fn create_timer(timer: &PosixTimer) {
+    let mut event = Sigevent {
+        value: timer.value,
+        signal: timer.signal,
+        notify: timer.notify,
+        tid: timer.tid,
+        _pad: [0; 11],
+    };
+    // The number of attempts is bounded: an image is hostile input.
+    for _ in 0..=1_000_000 {
+        let mut id = -1i32;
+        let arguments = [timer.clock as usize, &raw mut event as usize, 0, 0, 0, 0];
+        // SAFETY: timer_create(2) reads the event and fills in the id.
+        if unsafe { process::with(libc::SYS_timer_create, arguments, 2, &mut id) }.is_err() {
+            return;
+        }
+        if id >= timer.id {
+            if id > timer.id {
+                let _ = process::numbers(libc::SYS_timer_delete, [id as usize, 0, 0, 0, 0]);
+                return;
+            }
+            break;
+        }
+        let _ = process::numbers(libc::SYS_timer_delete, [id as usize, 0, 0, 0, 0]);
+    }
+    let (interval, value) = (sync::timespec(timer.interval_ns), sync::timespec(timer.value_ns));
+    let mut setting = [interval, value];
+    // SAFETY: timer_settime(2) reads struct itimerspec, two timespecs.
+    let _ = unsafe {
+        process::with(libc::SYS_timer_settime, [timer.id as usize, 0, 0, 0, 0, 0], 2, &mut setting)
+    };
+}

@@ -1,0 +1,338 @@
+//! The program's descriptors: seen through /proc and, where the open file description itself must be
+//! asked, through a duplicate (pidfd_getfd(2)).
+//!
+//! The checkpoint thread has a descriptor table of its own. Closing a duplicate there releases no
+//! POSIX lock of the program: those belong to the table that took them (fcntl(2); `fl_owner` in
+//! fs/locks.c). Nothing is read from a queue that could not be read again: pipes are copied by tee(2),
+//! sockets by MSG_PEEK, and what can only be consumed (inotify events, descriptors on their way
+//! through a socket) is refused.
+
+mod anonymous;
+mod epoll;
+mod files;
+mod inotify;
+mod pipes;
+mod sharing;
+mod sock_diag;
+mod sockets;
+mod terminals;
+
+use alloc::{format, string::String, vec::Vec};
+
+use stasis_protocol::{
+    coordinator::Refusal,
+    image::{Description, DescriptionKind, Descriptor, FileIdentity},
+};
+use stasis_sys::{
+    Errno, Result as SysResult,
+    file::{self, Fd},
+    process,
+};
+
+use super::{Objects, subject};
+use crate::procfs;
+
+/// What tells a file again.
+pub fn identity(path: String, stat: &libc::stat) -> FileIdentity {
+    FileIdentity {
+        path,
+        device: stat.st_dev,
+        inode: stat.st_ino,
+        size: stat.st_size as u64,
+        mtime_ns: stat.st_mtime * 1_000_000_000 + stat.st_mtime_nsec,
+        mode: stat.st_mode,
+    }
+}
+
+/// Whether the program runs while it is looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// Only refusals are wanted; nothing that the program could notice is done, and descriptors come and go.
+    Running,
+    Stopped,
+}
+
+/// One descriptor of the program, as /proc shows it.
+pub(super) struct Open {
+    fd: i32,
+    link: String,
+    /// /proc/PID/fdinfo/FD.
+    info: Vec<u8>,
+    stat: libc::stat,
+    /// O_* without O_CLOEXEC.
+    flags: u32,
+    close_on_exec: bool,
+    offset: u64,
+}
+
+impl Open {
+    fn refuse<T>(&self, reason: &str, remedy: &str) -> Result<T, Refusal> {
+        Err(refusal(self.fd, &self.link, reason.into(), remedy))
+    }
+
+    /// A refusal because the kernel did not answer.
+    fn failed(&self, what: &str, error: Errno) -> Refusal {
+        refusal(self.fd, &self.link, format!("{what}: {error}"), "try again; see `stasis doctor`")
+    }
+
+    /// The rest of the line of fdinfo that starts with `key`.
+    fn field(&self, key: &str) -> Option<&[u8]> {
+        procfs::field(&self.info, key)
+    }
+
+    fn access(&self) -> i32 {
+        self.flags as i32 & libc::O_ACCMODE
+    }
+}
+
+fn refusal(fd: i32, link: &str, reason: String, remedy: &str) -> Refusal {
+    Refusal { what: format!("pid {}, fd {fd} ({link})", process::getpid()), reason, remedy: remedy.into() }
+}
+
+const CLOSE_IT: &str = "let the program close it before the checkpoint";
+
+/// The table that is asked, and all that is open in it.
+struct Table<'a> {
+    tid: i32,
+    pidfd: Fd,
+    moment: Moment,
+    opens: &'a [Open],
+}
+
+/// A duplicate in the checkpoint thread's own table.
+struct Duplicate(Fd);
+
+impl Drop for Duplicate {
+    fn drop(&mut self) {
+        let _ = file::close(self.0);
+    }
+}
+
+impl Duplicate {
+    /// The descriptor, which is the caller's to close from now on.
+    fn keep(self) -> Fd {
+        let fd = self.0;
+        core::mem::forget(self);
+        fd
+    }
+}
+
+impl Table<'_> {
+    fn duplicate(&self, open: &Open) -> Result<Duplicate, Refusal> {
+        process::pidfd_getfd(self.pidfd, open.fd)
+            .map(Duplicate)
+            .map_err(|error| open.failed("it cannot be duplicated", error))
+    }
+
+    fn stopped(&self) -> bool {
+        self.moment == Moment::Stopped
+    }
+}
+
+/// All descriptors and the descriptions that they share. Objects are added for memfds and deleted files.
+///
+/// # Errors
+/// A refusal for each descriptor that cannot be saved.
+pub fn capture(
+    objects: &mut Objects,
+    moment: Moment,
+) -> Result<(Vec<Description>, Vec<Descriptor>), Vec<Refusal>> {
+    let tid = subject();
+    let (opens, mut refusals) = look_at_all(tid, moment);
+    let representatives = sharing::representatives(tid, &opens);
+    let pidfd = match open_pidfd(tid) {
+        Ok(pidfd) => Duplicate(pidfd),
+        Err(error) => {
+            refusals.push(refusal(-1, "all", format!("pidfd_open fails: {error}"), "see `stasis doctor`"));
+            return Err(refusals);
+        }
+    };
+    let table = Table { tid, pidfd: pidfd.0, moment, opens: &opens };
+    let (mut descriptions, mut descriptors) = (Vec::new(), Vec::with_capacity(opens.len()));
+    // For each of `opens`, its description: representatives come before those that share with them.
+    let mut numbers: Vec<u32> = Vec::with_capacity(opens.len());
+    for (index, open) in opens.iter().enumerate() {
+        let representative = representatives[index];
+        let number = if representative == index {
+            match describe(&table, open, objects) {
+                Ok(description) => descriptions.push(description),
+                Err(_) if moment == Moment::Running && is_gone(tid, open) => descriptions.push(nothing()),
+                Err(refusal) => {
+                    refusals.push(refusal);
+                    descriptions.push(nothing());
+                }
+            }
+            descriptions.len() as u32 - 1
+        } else {
+            numbers[representative]
+        };
+        numbers.push(number);
+        descriptors.push(Descriptor { fd: open.fd, description: number, close_on_exec: open.close_on_exec });
+    }
+    pipes::keep_first_content(&mut descriptions);
+    if refusals.is_empty() { Ok((descriptions, descriptors)) } else { Err(refusals) }
+}
+
+/// A place in the list for a description that is refused, so that the others keep their numbers; it never
+/// gets into an image.
+fn nothing() -> Description {
+    Description {
+        flags: 0,
+        offset: 0,
+        owner: None,
+        signal: 0,
+        flock: None,
+        ofd_locks: Vec::new(),
+        kind: DescriptionKind::Event { count: 0, semaphore: false },
+    }
+}
+
+/// Whether a running program has closed a descriptor (or opened another in its place) while it was looked at.
+fn is_gone(tid: i32, open: &Open) -> bool {
+    look_at(tid, open.fd).map_or(true, |now| now.stat.st_ino != open.stat.st_ino || now.link != open.link)
+}
+
+/// A pidfd through which the program's table can be reached: the leader's, or where it has ended
+/// (pthread_exit(3)) that of another thread (PIDFD_THREAD, Linux 6.9).
+fn open_pidfd(tid: i32) -> SysResult<Fd> {
+    const PIDFD_THREAD: u32 = libc::O_EXCL as u32;
+    process::pidfd_open(tid, if tid == process::getpid() { 0 } else { PIDFD_THREAD })
+}
+
+fn look_at_all(tid: i32, moment: Moment) -> (Vec<Open>, Vec<Refusal>) {
+    let (mut opens, mut refusals, mut fds) = (Vec::new(), Vec::new(), Vec::new());
+    if let Err(error) =
+        procfs::numbered_entries(path!("/proc/self/task/{tid}/fd").as_c_str(), |fd| fds.push(fd))
+    {
+        refusals.push(refusal(
+            -1,
+            "all",
+            format!("/proc/self/task/{tid}/fd cannot be read: {error}"),
+            "mount /proc",
+        ));
+    }
+    fds.sort_unstable();
+    for fd in fds {
+        match look_at(tid, fd) {
+            Ok(open) => opens.push(open),
+            Err(Errno(libc::ENOENT)) if moment == Moment::Running => {}
+            Err(Errno(libc::EILSEQ)) => refusals.push(refusal(
+                fd,
+                "?",
+                "its path is not UTF-8, which is not supported".into(),
+                "rename the file, or close it before the checkpoint",
+            )),
+            Err(error) => {
+                refusals.push(refusal(fd, "?", format!("/proc does not describe it: {error}"), CLOSE_IT));
+            }
+        }
+    }
+    (opens, refusals)
+}
+
+/// # Errors
+/// EILSEQ for a path that is not UTF-8.
+fn look_at(tid: i32, fd: i32) -> SysResult<Open> {
+    let path = path!("/proc/self/task/{tid}/fd/{fd}");
+    let mut link = [0u8; 4096];
+    let len = file::readlink(path.as_c_str(), &mut link)?;
+    let link = core::str::from_utf8(&link[..len]).map_err(|_| Errno(libc::EILSEQ))?;
+    let info = procfs::read(path!("/proc/self/task/{tid}/fdinfo/{fd}").as_c_str())?;
+    let all = procfs::field(&info, "flags:").and_then(procfs::octal).ok_or(Errno(libc::EINVAL))?;
+    let offset = procfs::field(&info, "pos:").and_then(procfs::decimal).unwrap_or(0);
+    let cloexec = libc::O_CLOEXEC as u64;
+    Ok(Open {
+        fd,
+        link: link.into(),
+        stat: file::stat(path.as_c_str())?,
+        flags: (all & !cloexec) as u32,
+        close_on_exec: all & cloexec != 0,
+        offset,
+        info,
+    })
+}
+
+fn describe(table: &Table<'_>, open: &Open, objects: &mut Objects) -> Result<Description, Refusal> {
+    let kind = kind(table, open, objects)?;
+    let locks = files::locks(open)?;
+    let (owner, signal) = owner(table, open)?;
+    let flags = match open.access() {
+        // The access mode 3 exists for ioctl(2) only (open(2)).
+        3 if open.flags as i32 & libc::O_PATH == 0 => {
+            return open.refuse("it was opened with access mode 3, for ioctl only", CLOSE_IT);
+        }
+        _ => open.flags,
+    };
+    Ok(Description {
+        flags,
+        offset: open.offset,
+        owner,
+        signal,
+        flock: locks.flock,
+        ofd_locks: locks.description,
+        kind,
+    })
+}
+
+fn kind(table: &Table<'_>, open: &Open, objects: &mut Objects) -> Result<DescriptionKind, Refusal> {
+    if open.flags as i32 & libc::O_PATH != 0 {
+        return files::location(open);
+    }
+    // By name first: some kernels say S_IFREG of anonymous inodes.
+    if let Some(name) = open.link.strip_prefix("anon_inode:") {
+        return match name {
+            "[eventfd]" => anonymous::event(open),
+            "[timerfd]" => anonymous::timer(open),
+            "[signalfd]" => anonymous::signal(open),
+            "[eventpoll]" => epoll::capture(table, open),
+            "inotify" => inotify::capture(table, open),
+            other => {
+                let (reason, remedy) = anonymous::unsupported(other);
+                open.refuse(reason, remedy)
+            }
+        };
+    }
+    match open.stat.st_mode & libc::S_IFMT {
+        libc::S_IFREG => files::regular(table, open, objects),
+        libc::S_IFDIR => files::directory(open),
+        libc::S_IFCHR => terminals::character_device(table, open),
+        libc::S_IFIFO => pipes::capture(table, open),
+        libc::S_IFSOCK => sockets::capture(table, open),
+        libc::S_IFBLK => open.refuse("it is a block device", CLOSE_IT),
+        _ => {
+            let (reason, remedy) = anonymous::unsupported(&open.link);
+            open.refuse(reason, remedy)
+        }
+    }
+}
+
+/// What stays outside, and is inherited on a standard descriptor; `None` for any other number.
+fn inherited(open: &Open) -> Option<DescriptionKind> {
+    // The representative of a description is its lowest number.
+    (open.fd <= 2).then(|| DescriptionKind::Inherited { fd: open.fd, what: open.link.clone() })
+}
+
+/// F_GETOWN_EX and F_GETSIG. Files and directories send signals for O_ASYNC, leases and dnotify only: they are
+/// not duplicated just for this, since closing calls the file system (FUSE, NFS: flush).
+fn owner(table: &Table<'_>, open: &Open) -> Result<(Option<(i32, i32)>, i32), Refusal> {
+    let is_file = matches!(open.stat.st_mode & libc::S_IFMT, libc::S_IFREG | libc::S_IFDIR);
+    let anonymous = open.link.starts_with("anon_inode:");
+    let flags = open.flags as i32;
+    if !table.stopped() || flags & libc::O_PATH != 0 || (is_file || anonymous) && flags & libc::O_ASYNC == 0 {
+        return Ok((None, 0));
+    }
+    let duplicate = table.duplicate(open)?;
+    const F_GETOWN_EX: i32 = 16;
+    const F_GETSIG: i32 = 11;
+    let mut owner = [0i32; 2];
+    // SAFETY: F_GETOWN_EX fills in struct f_owner_ex, two ints.
+    unsafe { file::fcntl_with(duplicate.0, F_GETOWN_EX, &mut owner) }
+        .map_err(|error| open.failed("its owner cannot be asked", error))?;
+    let signal = file::fcntl(duplicate.0, F_GETSIG, 0).unwrap_or(0) as i32;
+    Ok(((owner[1] != 0).then_some((owner[0], owner[1])), signal))
+}
+
+/// Bytes of a kernel structure, of a length that the kernel told.
+fn bytes(structure: &[u8], len: usize) -> Vec<u8> {
+    Vec::from(&structure[..len.min(structure.len())])
+}

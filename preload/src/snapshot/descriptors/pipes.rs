@@ -1,0 +1,133 @@
+//! Pipes and FIFOs whose ends are all in this process, with their bytes.
+
+use alloc::{collections::BTreeSet, format, vec, vec::Vec};
+
+use stasis_protocol::{
+    coordinator::Refusal,
+    image::{Description, DescriptionKind},
+};
+use stasis_sys::file;
+
+use super::{Duplicate, Open, Table, inherited, refusal};
+
+const F_GETPIPE_SZ: i32 = 1032;
+const F_SETPIPE_SZ: i32 = 1031;
+const FIONREAD: u64 = 0x541b;
+
+pub fn capture(table: &Table<'_>, open: &Open) -> Result<DescriptionKind, Refusal> {
+    let is_this = |other: &&Open| {
+        other.stat.st_ino == open.stat.st_ino
+            && other.stat.st_dev == open.stat.st_dev
+            && other.flags as i32 & libc::O_PATH == 0
+    };
+    let here = |mode| {
+        table
+            .opens
+            .iter()
+            .filter(is_this)
+            .any(|other| other.access() == mode || other.access() == libc::O_RDWR)
+    };
+    let duplicate = table.duplicate(open)?;
+    let both_are_here = here(libc::O_RDONLY) && here(libc::O_WRONLY);
+    if !both_are_here && !other_end_is_closed(open, &duplicate)? {
+        // The bytes in it stay there: whoever has the other end may be counting them.
+        return match inherited(open) {
+            Some(kind) => Ok(kind),
+            None => open.refuse(
+                "the other end of the pipe is open outside the checkpoint",
+                "launch the program at the other end in the same computation, or pass the pipe as descriptor 0, 1 or 2",
+            ),
+        };
+    }
+    let fifo = open.link.starts_with('/').then(|| open.link.clone());
+    if let Some(path) = &fifo
+        && open.stat.st_nlink == 0
+    {
+        return open
+            .refuse(&format!("the FIFO {path} was deleted"), "keep it until the program has closed it");
+    }
+    let capacity = file::fcntl(duplicate.0, F_GETPIPE_SZ, 0)
+        .map_err(|error| open.failed("its capacity cannot be asked", error))?;
+    let (content, packets) = if table.stopped() && open.access() != libc::O_WRONLY {
+        content(open, &duplicate, capacity)?
+    } else {
+        (Vec::new(), Vec::new())
+    };
+    Ok(DescriptionKind::Pipe {
+        pipe: open.stat.st_ino ^ open.stat.st_dev.rotate_left(32),
+        write: open.access() != libc::O_RDONLY,
+        capacity: capacity as u32,
+        content,
+        packets,
+        fifo,
+    })
+}
+
+/// Whether nobody has the other end (pipe_poll in fs/pipe.c: POLLHUP without writers, POLLERR without
+/// readers).
+fn other_end_is_closed(open: &Open, duplicate: &Duplicate) -> Result<bool, Refusal> {
+    let ready = file::ready(duplicate.0, 0).map_err(|error| open.failed("it cannot be polled", error))?;
+    Ok(match open.access() {
+        libc::O_RDONLY => ready & libc::POLLHUP != 0,
+        libc::O_WRONLY => ready & libc::POLLERR != 0,
+        _ => true,
+    })
+}
+
+/// What sits in the pipe, copied by tee(2) into a pipe of our own; and the lengths of its packets, if it holds
+/// packets (pipe2(2), O_DIRECT).
+fn content(open: &Open, pipe: &Duplicate, capacity: usize) -> Result<(Vec<u8>, Vec<u32>), Refusal> {
+    let mut len = 0i32;
+    // SAFETY: FIONREAD writes an int.
+    unsafe { file::ioctl(pipe.0, FIONREAD, &mut len) }
+        .map_err(|error| open.failed("its length cannot be asked", error))?;
+    let len = len.max(0) as usize;
+    if len == 0 {
+        return Ok((Vec::new(), Vec::new()));
+    }
+    let (out, into) = file::pipe(libc::O_CLOEXEC | libc::O_NONBLOCK)
+        .map_err(|error| open.failed("no pipe can be made for a copy", error))?;
+    let (out, into) = (Duplicate(out), Duplicate(into));
+    // tee(2) copies slots, of which ours must have as many. EPERM above pipe-max-size for the unprivileged: then
+    // the copy may come out short, which is seen below.
+    let _ = file::fcntl(into.0, F_SETPIPE_SZ, capacity);
+    const SPLICE_F_NONBLOCK: u32 = 2;
+    let copied = file::tee(pipe.0, into.0, len, SPLICE_F_NONBLOCK)
+        .map_err(|error| open.failed("what is in it cannot be copied", error))?;
+    let mut content = vec![0; copied];
+    let (mut filled, mut reads) = (0, Vec::new());
+    // A read ends with its packet, and goes on over what is no packet.
+    while filled < copied {
+        match file::read(out.0, &mut content[filled..]) {
+            Ok(0) | Err(_) => break,
+            Ok(n) => {
+                filled += n;
+                reads.push(n as u32);
+            }
+        }
+    }
+    if filled != len {
+        return Err(refusal(
+            open.fd,
+            &open.link,
+            format!("only {filled} of the {len} bytes in it could be copied"),
+            "raise /proc/sys/fs/pipe-user-pages-soft",
+        ));
+    }
+    let packets = if reads.len() > 1 || open.flags as i32 & libc::O_DIRECT != 0 { reads } else { Vec::new() };
+    Ok((content, packets))
+}
+
+/// Leaves the content with the first description of each pipe that has it: a pipe may be open several times.
+pub fn keep_first_content(descriptions: &mut [Description]) {
+    let mut seen = BTreeSet::new();
+    for description in descriptions {
+        if let DescriptionKind::Pipe { pipe, content, packets, .. } = &mut description.kind
+            && !content.is_empty()
+            && !seen.insert(*pipe)
+        {
+            content.clear();
+            packets.clear();
+        }
+    }
+}

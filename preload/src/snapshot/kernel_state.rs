@@ -1,0 +1,164 @@
+//! State of the process that lives in the kernel and that the restarted library puts back by itself:
+//! signal actions, interval timers, POSIX timers, pending signals.
+//!
+//! It travels as the image's handover: the library's own memory is restored as it stands, but the
+//! arena that this is built in is not.
+
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+use stasis_sys::{
+    process::{self, KernelSigaction, Siginfo},
+    sync,
+};
+
+use crate::{procfs, quiesce::Quiet, stop, threads};
+
+#[derive(Default, Serialize, Deserialize)]
+pub struct KernelState {
+    /// Handler, flags, restorer, mask of signals 1 to 64 (the stop signal's is ours).
+    pub actions: Vec<(u64, u64, u64, u64)>,
+    /// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF: interval and value in microseconds.
+    pub itimers: [(u64, u64); 3],
+    pub timers: Vec<PosixTimer>,
+    /// Signals pending for the process, in the order they would be taken.
+    pub pending: Vec<Vec<u8>>,
+    /// Signals pending for one thread.
+    pub thread_pending: Vec<(i32, Vec<u8>)>,
+    /// CLOCK_MONOTONIC at the checkpoint, in nanoseconds.
+    pub monotonic_ns: u64,
+}
+
+/// A timer of timer_create(2).
+#[derive(Serialize, Deserialize)]
+pub struct PosixTimer {
+    pub id: i32,
+    pub clock: i32,
+    pub notify: i32,
+    pub signal: i32,
+    pub value: u64,
+    /// The thread that is notified (SIGEV_THREAD_ID).
+    pub tid: i32,
+    /// Nanoseconds until it expires (0: disarmed), and its period.
+    pub value_ns: u64,
+    pub interval_ns: u64,
+}
+
+/// Asks the kernel; the result is encoded.
+pub fn capture(quiet: &Quiet) -> Vec<u8> {
+    let mut state = KernelState { monotonic_ns: sync::monotonic_ns(), ..KernelState::default() };
+    for signal in 1..=64 {
+        // SAFETY: nothing is changed.
+        let action = unsafe { process::sigaction(signal, None) }.unwrap_or_default();
+        let KernelSigaction { handler, flags, restorer, mask } = action;
+        state.actions.push((handler as u64, flags, restorer as u64, mask));
+    }
+    for (which, timer) in state.itimers.iter_mut().enumerate() {
+        let mut value = [0u64; 4];
+        // SAFETY: getitimer(2) fills in struct itimerval, four words.
+        let _ = unsafe { process::with(libc::SYS_getitimer, [which, 0, 0, 0, 0, 0], 1, &mut value) };
+        *timer = (value[0] * 1_000_000 + value[1], value[2] * 1_000_000 + value[3]);
+    }
+    state.timers = timers();
+    (state.pending, state.thread_pending) = pending(quiet);
+    stasis_protocol::wire::encode(&state).unwrap_or_default()
+}
+
+/// /proc/self/timers (proc(5)): for each timer `ID:`, `signal: N/value`, `notify: how/pid.N` or `how/tid.N`,
+/// `ClockID:`.
+fn timers() -> Vec<PosixTimer> {
+    let content = procfs::read(c"/proc/self/timers").unwrap_or_default();
+    let mut timers: Vec<PosixTimer> = Vec::new();
+    for line in procfs::lines(&content) {
+        let Some(colon) = line.iter().position(|&byte| byte == b':') else { continue };
+        let (key, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+        let halves = |separator: u8| {
+            let at = value.iter().position(|&byte| byte == separator).unwrap_or(value.len());
+            (&value[..at], value.get(at + 1..).unwrap_or_default())
+        };
+        if key == b"ID" {
+            let id = procfs::decimal(value).unwrap_or(0) as i32;
+            let mut remaining = [0u64; 4];
+            // SAFETY: timer_gettime(2) fills in struct itimerspec, four words.
+            let _ = unsafe {
+                process::with(libc::SYS_timer_gettime, [id as usize, 0, 0, 0, 0, 0], 1, &mut remaining)
+            };
+            timers.push(PosixTimer {
+                id,
+                clock: 0,
+                notify: 0,
+                signal: 0,
+                value: 0,
+                tid: 0,
+                value_ns: remaining[2] * 1_000_000_000 + remaining[3],
+                interval_ns: remaining[0] * 1_000_000_000 + remaining[1],
+            });
+        }
+        let Some(timer) = timers.last_mut() else { continue };
+        match key {
+            b"signal" => {
+                let (signal, value) = halves(b'/');
+                timer.signal = procfs::decimal(signal).unwrap_or(0) as i32;
+                timer.value = procfs::hex(value).unwrap_or(0);
+            }
+            b"notify" => {
+                let (how, who) = halves(b'/');
+                timer.notify = match how {
+                    b"none" => libc::SIGEV_NONE,
+                    b"thread" => libc::SIGEV_THREAD,
+                    _ => libc::SIGEV_SIGNAL,
+                };
+                if let Some(tid) = who.strip_prefix(b"tid.").and_then(procfs::decimal) {
+                    timer.notify = libc::SIGEV_THREAD_ID;
+                    timer.tid = tid as i32;
+                }
+            }
+            b"ClockID" => timer.clock = procfs::signed(value).unwrap_or(0) as i32,
+            _ => {}
+        }
+    }
+    timers
+}
+
+/// Takes the signals that are pending, notes them and queues them again: the kernel shows their
+/// values to nobody else but a tracer. Done only where something is pending.
+fn pending(quiet: &Quiet) -> (Vec<Vec<u8>>, Vec<(i32, Vec<u8>)>) {
+    let pid = process::getpid();
+    let ours = 1u64 << (stop::SIGNAL - 1);
+    let mut private = Vec::new();
+    for &tid in &quiet.tids {
+        let Some(slot) = threads::claim(tid) else { continue };
+        let mut taken = Vec::new();
+        loop {
+            let path = path!("/proc/self/task/{tid}/status");
+            let status = procfs::read(path.as_c_str()).unwrap_or_default();
+            let set = procfs::field(&status, "SigPnd:").and_then(procfs::hex).unwrap_or(0) & !ours;
+            if set == 0 {
+                break;
+            }
+            let Some(info) = stop::take_one_of(slot, set) else { break };
+            taken.push(info);
+        }
+        for info in taken {
+            let _ = process::queue_to_thread(pid, tid, info.signal(), &info);
+            private.push((tid, Vec::from(info.0)));
+        }
+    }
+    // The queue of the process can be emptied by any of its threads; the checkpoint thread has none of
+    // its own, so what it takes is the process'.
+    let mut taken = Vec::new();
+    while let Some(info) = process::take_pending(!ours) {
+        taken.push(info);
+    }
+    let mut shared = Vec::new();
+    for info in taken {
+        let _ = process::queue_to_process(pid, info.signal(), &info);
+        shared.push(Vec::from(info.0));
+    }
+    (shared, private)
+}
+
+/// A signal, as it was noted.
+pub fn siginfo(bytes: &[u8]) -> Option<Siginfo> {
+    Some(Siginfo(bytes.try_into().ok()?))
+}

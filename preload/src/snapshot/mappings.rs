@@ -1,0 +1,311 @@
+//! The address space: /proc/self/maps, and the advice that only smaps shows.
+
+use alloc::{
+    format,
+    string::{String, ToString},
+    vec,
+    vec::Vec,
+};
+
+use stasis_protocol::{
+    coordinator::Refusal,
+    image::{Backing, Mapping, ObjectKind, flag},
+};
+use stasis_sys::process;
+
+use super::{Objects, Source};
+use crate::{
+    checkpoint::{self, Own},
+    procfs,
+};
+
+/// How a mapping's pages get into the dump.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// Every page that is populated.
+    Populated,
+    /// Pages that were written since they were read from the file.
+    Modified,
+    /// Every page that can be read: the file is not there any more.
+    All,
+    /// None: it is a file's, an object's, the kernel's or ours.
+    None,
+}
+
+pub struct Found {
+    pub mapping: Mapping,
+    pub content: Content,
+}
+
+/// What smaps says of each mapping beyond maps; read while threads run, because smaps walks page
+/// tables.
+#[derive(Default)]
+pub struct Advice(Vec<Advised>);
+
+struct Advised {
+    start: u64,
+    end: u64,
+    flags: u32,
+}
+
+impl Advice {
+    pub fn read() -> Self {
+        let content = procfs::read(c"/proc/self/smaps").unwrap_or_default();
+        let mut advised: Vec<Advised> = Vec::new();
+        for line in procfs::lines(&content) {
+            if let Some(flags) = line.strip_prefix(b"VmFlags:") {
+                if let Some(last) = advised.last_mut() {
+                    last.flags = vm_flags(flags);
+                }
+            } else if let Some((start, end)) = range(line) {
+                advised.push(Advised { start, end, flags: 0 });
+            }
+        }
+        Self(advised)
+    }
+
+    /// The flags of exactly this range; `None` when it was not there.
+    fn of(&self, start: u64, end: u64) -> Option<u32> {
+        let at = self.0.binary_search_by_key(&start, |advised| advised.start).ok()?;
+        (self.0[at].end == end).then_some(self.0[at].flags)
+    }
+}
+
+/// VmFlags, proc(5).
+fn vm_flags(text: &[u8]) -> u32 {
+    procfs::words(text).fold(0, |flags, word| {
+        flags
+            | match word {
+                b"gd" => flag::GROWSDOWN,
+                b"lo" => flag::LOCKED,
+                b"nr" => flag::NORESERVE,
+                b"dc" => flag::DONTFORK,
+                b"dd" => flag::DONTDUMP,
+                b"wf" => flag::WIPEONFORK,
+                b"hg" => flag::HUGEPAGE,
+                b"nh" => flag::NOHUGEPAGE,
+                b"mg" => flag::MERGEABLE,
+                b"sr" => flag::SEQUENTIAL,
+                b"rr" => flag::RANDOM,
+                b"ht" => flag::HUGETLB,
+                _ => 0,
+            }
+    })
+}
+
+/// The address range that a line of maps or smaps begins with.
+fn range(line: &[u8]) -> Option<(u64, u64)> {
+    let word = procfs::words(line).next()?;
+    let dash = word.iter().position(|&byte| byte == b'-')?;
+    Some((procfs::hex(&word[..dash])?, procfs::hex(&word[dash + 1..])?))
+}
+
+/// One line of maps.
+#[derive(Clone, Copy)]
+struct Line<'a> {
+    start: u64,
+    end: u64,
+    protection: u32,
+    shared: bool,
+    offset: u64,
+    inode: u64,
+    path: &'a [u8],
+}
+
+fn parse(line: &[u8]) -> Option<Line<'_>> {
+    let (start, end) = range(line)?;
+    let mut words = procfs::words(line).skip(1);
+    let permissions = words.next()?;
+    let offset = procfs::hex(words.next()?)?;
+    words.next()?;
+    let inode_word = words.next()?;
+    let inode = procfs::decimal(inode_word)?;
+    // The path may hold spaces: all that follows the inode.
+    let after = inode_word.as_ptr() as usize + inode_word.len() - line.as_ptr() as usize;
+    let path = line[after..].trim_ascii_start();
+    let bit = |index: usize, letter, value: i32| {
+        if permissions.get(index) == Some(&letter) { value as u32 } else { 0 }
+    };
+    let protection =
+        bit(0, b'r', libc::PROT_READ) | bit(1, b'w', libc::PROT_WRITE) | bit(2, b'x', libc::PROT_EXEC);
+    Some(Line { start, end, protection, shared: permissions.get(3) == Some(&b's'), offset, inode, path })
+}
+
+/// Reads the address space and says of each mapping how it comes back.
+pub fn capture(advice: &Advice, objects: &mut Objects) -> Result<Vec<Found>, Vec<Refusal>> {
+    let content = procfs::read(c"/proc/self/maps").map_err(|error| {
+        vec![Refusal {
+            what: format!("pid {}", process::getpid()),
+            reason: format!("/proc/self/maps cannot be read: {error}"),
+            remedy: "mount /proc".into(),
+        }]
+    })?;
+    let mut refusals = Vec::new();
+    let mut all = Vec::new();
+    let mut fresh: Option<Advice> = None;
+    let mut files = FileCache::default();
+    for line in procfs::lines(&content).filter_map(parse) {
+        let flags = match advice.of(line.start, line.end) {
+            Some(flags) => flags,
+            None if advice.0.is_empty() => 0,
+            None => fresh.get_or_insert_with(Advice::read).of(line.start, line.end).unwrap_or(0),
+        };
+        for (piece, own) in split(line) {
+            match describe(&piece, own, flags, objects, &mut files) {
+                Ok(Some(found)) => all.push(found),
+                Ok(None) => {}
+                Err(refusal) => refusals.push(refusal),
+            }
+        }
+    }
+    if refusals.is_empty() { Ok(all) } else { Err(refusals) }
+}
+
+/// Cuts a mapping where ours begin and end: the kernel merges neighbours that are alike.
+fn split(line: Line<'_>) -> Vec<(Line<'_>, Own)> {
+    let mut cuts: Vec<u64> = checkpoint::own_ranges()
+        .iter()
+        .flat_map(|&(start, end, _)| [start, end])
+        .filter(|&cut| line.start < cut && cut < line.end)
+        .collect();
+    cuts.extend([line.start, line.end]);
+    cuts.sort_unstable();
+    cuts.windows(2)
+        .map(|piece| {
+            let (start, end) = (piece[0], piece[1]);
+            let own = checkpoint::own_ranges()
+                .iter()
+                .find(|range| range.0 <= start && end <= range.1)
+                .map_or(Own::Program, |range| range.2);
+            (Line { start, end, offset: line.offset + (start - line.start), ..line }, own)
+        })
+        .collect()
+}
+
+fn describe(
+    line: &Line<'_>,
+    own: Own,
+    flags: u32,
+    objects: &mut Objects,
+    files: &mut FileCache,
+) -> Result<Option<Found>, Refusal> {
+    let path = String::from_utf8_lossy(line.path).into_owned();
+    let mapping = |backing, name| Mapping {
+        start: line.start,
+        end: line.end,
+        protection: line.protection,
+        shared: line.shared,
+        offset: line.offset,
+        backing,
+        flags,
+        guards: Vec::new(),
+        name,
+    };
+    let found = |mapping, content| Ok(Some(Found { mapping, content }));
+    match own {
+        Own::Program => {}
+        Own::Transient => return Ok(None),
+        Own::Scratch => return found(mapping(Backing::Anonymous, None), Content::None),
+    }
+    let refuse = |reason: &str, remedy: &str| {
+        Err(Refusal {
+            what: format!("pid {}, mapping {:x}-{:x} ({path})", process::getpid(), line.start, line.end),
+            reason: reason.into(),
+            remedy: remedy.into(),
+        })
+    };
+    match path.as_str() {
+        "[vsyscall]" | "[uprobes]" => return Ok(None),
+        "[vdso]" | "[vvar]" | "[vvar_vclock]" => {
+            return found(mapping(Backing::Kernel(path.clone()), None), Content::None);
+        }
+        _ => {}
+    }
+    if flags & flag::HUGETLB != 0 || path.starts_with("/anon_hugepage") {
+        return refuse(
+            "it is made of hugetlb pages, which are not supported yet",
+            "use transparent huge pages (madvise)",
+        );
+    }
+    if line.inode == 0 || (!line.shared && path.starts_with("/dev/zero")) {
+        let name =
+            path.strip_prefix("[anon:").and_then(|name| name.strip_suffix(']')).map(ToString::to_string);
+        if path.starts_with("anon_inode:") || path.starts_with("socket:") {
+            return refuse(
+                "it belongs to a kernel object that cannot be saved",
+                "let the program unmap it before the checkpoint",
+            );
+        }
+        return found(mapping(Backing::Anonymous, name), Content::Populated);
+    }
+    if path.starts_with("/SYSV") {
+        return refuse("System V shared memory is not supported yet", "use POSIX shared memory, or mmap");
+    }
+    if path.starts_with("/dev/zero")
+        || path.starts_with("/memfd:")
+        || path.starts_with("/dev/shm/") && path.ends_with(" (deleted)")
+    {
+        if !line.shared {
+            // A private view of an object: its own pages, and the object's for the rest.
+            return found(mapping(Backing::Anonymous, None), Content::All);
+        }
+        let source = Source::Mapped { address: line.start, len: line.end - line.start, offset: line.offset };
+        let id = objects.id(&path, line.inode, source, || {
+            let kind = match path.strip_prefix("/memfd:") {
+                Some(name) => ObjectKind::Memfd {
+                    name: name.trim_end_matches(" (deleted)").into(),
+                    seals: 0,
+                    hugetlb: false,
+                },
+                None => ObjectKind::SharedMemory,
+            };
+            (kind, 0, 0o777)
+        });
+        objects.at_least(id, line.offset + line.end - line.start);
+        return found(mapping(Backing::Object(id), None), Content::None);
+    }
+    match files.identity(&path, line.inode) {
+        Some(identity) => {
+            let kind = identity.mode & libc::S_IFMT;
+            if kind != libc::S_IFREG {
+                return refuse("a device is mapped", "let the program unmap it before the checkpoint");
+            }
+            let content = if line.shared { Content::None } else { Content::Modified };
+            found(mapping(Backing::File(identity), None), content)
+        }
+        None if !line.shared => found(mapping(Backing::Anonymous, None), Content::All),
+        None => {
+            let source =
+                Source::Mapped { address: line.start, len: line.end - line.start, offset: line.offset };
+            let id = objects.id(&path, line.inode, source, || {
+                (ObjectKind::DeletedFile { path: path.trim_end_matches(" (deleted)").into() }, 0, 0o600)
+            });
+            objects.at_least(id, line.offset + line.end - line.start);
+            found(mapping(Backing::Object(id), None), Content::None)
+        }
+    }
+}
+
+/// Files that were looked at: libraries are mapped in four pieces each.
+#[derive(Default)]
+struct FileCache(Vec<(u64, stasis_protocol::image::FileIdentity)>);
+
+impl FileCache {
+    /// The file at `path`, if it is the one that is mapped. Devices are not compared: those in maps
+    /// and in stat(2) differ on btrfs and overlayfs.
+    fn identity(&mut self, path: &str, inode: u64) -> Option<stasis_protocol::image::FileIdentity> {
+        if let Some((_, identity)) =
+            self.0.iter().find(|(known, found)| *known == inode && found.path == path)
+        {
+            return Some(identity.clone());
+        }
+        // maps writes a newline in a name as \012 (proc(5)).
+        let real = path.replace("\\012", "\n");
+        let stat = procfs::stat(real.as_bytes()).ok()?;
+        (stat.st_ino == inode).then(|| {
+            let identity = super::descriptors::identity(real, &stat);
+            self.0.push((inode, identity.clone()));
+            identity
+        })
+    }
+}

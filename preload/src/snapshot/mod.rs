@@ -1,0 +1,106 @@
+//! The record of this process: asked of the kernel while every thread stands still.
+
+pub mod descriptors;
+pub mod kernel_state;
+pub mod mappings;
+mod objects;
+mod process;
+mod threads;
+
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicI32, Ordering};
+
+use stasis_protocol::{
+    coordinator::Refusal,
+    image::{IMAGE_VERSION, ProcessImage, Resume},
+};
+
+pub use objects::{Objects, Source};
+
+use crate::{arch, checkpoint, quiesce::Quiet, restart};
+
+/// A thread of the program, through which /proc shows the program's descriptors: the leader's entry
+/// is empty after pthread_exit(3).
+static SUBJECT: AtomicI32 = AtomicI32::new(0);
+
+/// The thread through which /proc/self/task is asked.
+pub fn subject() -> i32 {
+    SUBJECT.load(Ordering::Relaxed)
+}
+
+/// Chooses the subject from the threads of the program.
+pub fn set_subject(tid: i32) {
+    SUBJECT.store(tid, Ordering::Relaxed);
+}
+
+/// A snapshot: the record, and where the content of its objects is.
+pub struct Snapshot {
+    pub image: ProcessImage,
+    pub objects: Objects,
+    pub mappings: Vec<mappings::Found>,
+}
+
+/// Looks for what cannot be checkpointed, while threads run.
+pub fn check() -> Result<(), Vec<Refusal>> {
+    set_subject(stasis_sys::process::getpid());
+    let mut refusals = Vec::new();
+    process::check(&mut refusals);
+    let mut objects = Objects::default();
+    if let Err(more) = descriptors::capture(&mut objects, descriptors::Moment::Running) {
+        refusals.extend(more);
+    }
+    match mappings::capture(&mappings::Advice::default(), &mut objects) {
+        Ok(_) => {}
+        Err(more) => refusals.extend(more),
+    }
+    objects.close();
+    if refusals.is_empty() { Ok(()) } else { Err(refusals) }
+}
+
+/// Takes the record of a process whose threads are all stopped.
+pub fn take(quiet: &Quiet, advice: &mappings::Advice, stopped: bool) -> Result<Snapshot, Vec<Refusal>> {
+    let pid = stasis_sys::process::getpid();
+    set_subject(quiet.tids.first().copied().unwrap_or(pid));
+    let mut objects = Objects::default();
+    let (descriptions, descriptors) = match descriptors::capture(&mut objects, descriptors::Moment::Stopped) {
+        Ok(captured) => captured,
+        Err(refusals) => {
+            objects.close();
+            return Err(refusals);
+        }
+    };
+    let mappings = match mappings::capture(advice, &mut objects) {
+        Ok(mappings) => mappings,
+        Err(refusals) => {
+            objects.close();
+            return Err(refusals);
+        }
+    };
+    let process = process::capture(stopped);
+    let image = ProcessImage {
+        version: IMAGE_VERSION,
+        machine: process.machine,
+        ids: process.ids,
+        argv: process.argv,
+        exe: process.exe,
+        cwd: process.cwd,
+        umask: process.umask,
+        layout: process.layout,
+        mappings: mappings.iter().map(|found| found.mapping.clone()).collect(),
+        objects: objects.records(),
+        descriptions,
+        descriptors,
+        threads: threads::capture(quiet),
+        credentials: process.credentials,
+        limits: process.limits,
+        settings: process.settings,
+        resume: Resume {
+            thread_entry: arch::resume_entry as *const () as u64,
+            checkpoint_entry: restart::checkpoint_thread as *const () as u64,
+            checkpoint_sp: checkpoint::stack_top() as u64,
+            restart_info: restart::info_address(),
+        },
+        handover: kernel_state::capture(quiet),
+    };
+    Ok(Snapshot { image, objects, mappings })
+}

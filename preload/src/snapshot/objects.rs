@@ -1,0 +1,94 @@
+//! Memory and files whose content is in no file that will be there at restart: shared anonymous
+//! memory, memfds, deleted files.
+
+use alloc::vec::Vec;
+
+use stasis_protocol::image::{Object, ObjectKind};
+use stasis_sys::file::{self, Fd};
+
+/// Where an object's content can be read.
+#[derive(Clone, Copy)]
+pub enum Source {
+    /// A descriptor in the checkpoint thread's table.
+    Descriptor(Fd),
+    /// A mapping of it in this process: address, length, and the offset that it begins at.
+    Mapped { address: u64, len: u64, offset: u64 },
+}
+
+struct Found {
+    /// A hash (FNV-1a) of the path that /proc shows, and the inode. Not the device: for a file on btrfs or
+    /// overlayfs, maps and stat(2) tell different ones.
+    path: u64,
+    inode: u64,
+    object: Object,
+    sources: Vec<Source>,
+}
+
+impl Found {
+    /// Whether all of the content can be read through a descriptor.
+    fn is_open(&self) -> bool {
+        self.sources.iter().any(|source| matches!(source, Source::Descriptor(_)))
+    }
+}
+
+/// The objects of a process, each once however often it is open or mapped.
+#[derive(Default)]
+pub struct Objects(Vec<Found>);
+
+impl Objects {
+    /// The id of the object with this inode and the path that /proc shows for it (` (deleted)` included); `kind`,
+    /// `size` and `mode` are asked when it is new. A further source is kept: a mapping may show a part only.
+    pub fn id(
+        &mut self,
+        path: &str,
+        inode: u64,
+        source: Source,
+        describe: impl FnOnce() -> (ObjectKind, u64, u32),
+    ) -> u32 {
+        let path = path.bytes().fold(0xcbf2_9ce4_8422_2325, |sum: u64, byte| {
+            (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+        });
+        if let Some(found) = self.0.iter_mut().find(|found| found.inode == inode && found.path == path) {
+            match source {
+                Source::Descriptor(fd) => {
+                    let _ = file::close(fd);
+                }
+                Source::Mapped { .. } if found.is_open() => {}
+                Source::Mapped { .. } => found.sources.push(source),
+            }
+            return found.object.id;
+        }
+        let id = self.0.len() as u32 + 1;
+        let (kind, size, mode) = describe();
+        self.0.push(Found { path, inode, object: Object { id, kind, size, mode }, sources: [source].into() });
+        id
+    }
+
+    /// Makes an object at least as long as a mapping of it shows (its size is known only from that).
+    pub fn at_least(&mut self, id: u32, size: u64) {
+        if let Some(found) = self.0.get_mut(id as usize - 1) {
+            found.object.size = found.object.size.max(size);
+        }
+    }
+
+    pub fn records(&self) -> Vec<Object> {
+        self.0.iter().map(|found| found.object.clone()).collect()
+    }
+
+    /// Each object with its sources.
+    pub fn each(&self) -> impl Iterator<Item = (&Object, &[Source])> {
+        self.0.iter().map(|found| (&found.object, found.sources.as_slice()))
+    }
+
+    /// Closes the descriptors that were opened for reading.
+    pub fn close(&mut self) {
+        for found in &self.0 {
+            for source in &found.sources {
+                if let Source::Descriptor(fd) = source {
+                    let _ = file::close(*fd);
+                }
+            }
+        }
+        self.0.clear();
+    }
+}

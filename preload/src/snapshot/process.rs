@@ -1,0 +1,203 @@
+//! The record's part that concerns the process as a whole.
+
+use alloc::{format, string::String, vec::Vec};
+
+use stasis_protocol::{
+    coordinator::Refusal,
+    image::{Credentials, FileIdentity, Ids, Layout, Limit, Machine, Settings, checksum},
+};
+use stasis_sys::{file, process};
+
+use super::{descriptors, subject};
+use crate::procfs;
+
+pub struct Process {
+    pub machine: Machine,
+    pub ids: Ids,
+    pub argv: Vec<String>,
+    pub exe: FileIdentity,
+    pub cwd: String,
+    pub umask: u32,
+    pub layout: Layout,
+    pub credentials: Credentials,
+    pub limits: Vec<Limit>,
+    pub settings: Settings,
+}
+
+/// Looks for what cannot be checkpointed about the process as a whole.
+pub fn check(refusals: &mut Vec<Refusal>) {
+    let pid = process::getpid();
+    // One file per thread (proc(5)); a child may have been made by any.
+    let _ = procfs::numbered_entries(c"/proc/self/task", |tid| {
+        let children = procfs::read(path!("/proc/self/task/{tid}/children").as_c_str()).unwrap_or_default();
+        for child in procfs::words(&children).filter_map(procfs::decimal) {
+            let name = procfs::read(path!("/proc/{child}/comm").as_c_str()).unwrap_or_default();
+            let name = String::from_utf8_lossy(name.trim_ascii()).into_owned();
+            refusals.push(Refusal {
+                what: format!("pid {pid}, child {child} ({name})"),
+                reason: "computations of several processes are not supported yet".into(),
+                remedy: "take the checkpoint when the child has ended and has been waited for".into(),
+            });
+        }
+    });
+    if procfs::link(c"/proc/self/root").is_ok_and(|root| root != b"/") {
+        refusals.push(Refusal {
+            what: format!("pid {pid}"),
+            reason: "it runs in a root directory of its own (chroot)".into(),
+            remedy: "launch it without chroot".into(),
+        });
+    }
+}
+
+pub fn capture(stopped: bool) -> Process {
+    let tid = subject();
+    let status = procfs::read(path!("/proc/self/task/{tid}/status").as_c_str()).unwrap_or_default();
+    let stat = procfs::read(c"/proc/self/stat").unwrap_or_default();
+    // The name in parentheses may hold anything: fields are counted from the last `)`.
+    let after = stat.iter().rposition(|&byte| byte == b')').map_or(0, |at| at + 1);
+    let fields: Vec<u64> = procfs::words(stat[after..].trim_ascii())
+        .map(|word| {
+            procfs::signed(word).map_or(0, |value| value as u64).max(procfs::decimal(word).unwrap_or(0))
+        })
+        .collect();
+    // Numbered as in proc_pid_stat(5), where the state is field 3.
+    let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0);
+    let exe = String::from_utf8_lossy(&procfs::link(c"/proc/self/exe").unwrap_or_default()).into_owned();
+    let exe_stat = file::stat(c"/proc/self/exe");
+    let exe = match exe_stat {
+        Ok(stat) => descriptors::identity(exe, &stat),
+        Err(_) => FileIdentity { path: exe, device: 0, inode: 0, size: 0, mtime_ns: 0, mode: 0 },
+    };
+    let cmdline = procfs::read(c"/proc/self/cmdline").unwrap_or_default();
+    let mut argv: Vec<String> = cmdline
+        .split(|&byte| byte == 0)
+        .map(|argument| String::from_utf8_lossy(argument).into_owned())
+        .collect();
+    argv.pop();
+    let cwd = procfs::link(path!("/proc/self/task/{tid}/cwd").as_c_str()).unwrap_or_default();
+    Process {
+        machine: machine(),
+        ids: Ids {
+            pid: process::getpid(),
+            ppid: field(4) as i32,
+            pgid: field(5) as i32,
+            sid: field(6) as i32,
+        },
+        argv,
+        exe,
+        cwd: String::from_utf8_lossy(&cwd).into_owned(),
+        umask: procfs::field(&status, "Umask:").and_then(procfs::octal).unwrap_or(0o22) as u32,
+        layout: Layout {
+            start_code: field(26),
+            end_code: field(27),
+            start_data: field(45),
+            end_data: field(46),
+            start_brk: field(47),
+            brk: process::numbers(libc::SYS_brk, [0; 5]).unwrap_or(0) as u64,
+            start_stack: field(28),
+            arg_start: field(48),
+            arg_end: field(49),
+            env_start: field(50),
+            env_end: field(51),
+            auxv: procfs::read(c"/proc/self/auxv")
+                .unwrap_or_default()
+                .as_chunks::<8>()
+                .0
+                .iter()
+                .map(|&word| u64::from_ne_bytes(word))
+                .collect(),
+        },
+        credentials: credentials(&status),
+        limits: limits(),
+        settings: settings(field(5), field(8), stopped),
+    }
+}
+
+fn machine() -> Machine {
+    // SAFETY: utsname is plain data, filled in by uname(2).
+    let mut name: libc::utsname = unsafe { core::mem::zeroed() };
+    // SAFETY: as above.
+    let _ = unsafe { process::with(libc::SYS_uname, [0; 6], 0, &mut name) };
+    let release: Vec<u8> =
+        name.release.iter().map(|&byte| byte as u8).take_while(|&byte| byte != 0).collect();
+    let (mut vdso_len, mut vdso_sum) = (0, 0);
+    let maps = procfs::read(c"/proc/self/maps").unwrap_or_default();
+    for line in procfs::lines(&maps).filter(|line| line.ends_with(b"[vdso]")) {
+        let Some(dash) = line.iter().position(|&byte| byte == b'-') else { continue };
+        let (Some(start), Some(end)) =
+            (procfs::hex(&line[..dash]), procfs::words(&line[dash + 1..]).next().and_then(procfs::hex))
+        else {
+            continue;
+        };
+        vdso_len = end - start;
+        // SAFETY: the vDSO is readable and stays mapped while all threads are stopped.
+        vdso_sum = checksum(unsafe { core::slice::from_raw_parts(start as *const u8, vdso_len as usize) });
+    }
+    Machine {
+        kernel: String::from_utf8_lossy(&release).into_owned(),
+        xcr0: stasis_sys::xcr0(),
+        xsave_size: stasis_sys::xsave_size(),
+        cpuid: stasis_sys::cpuid(),
+        vdso_len,
+        vdso_sum,
+    }
+}
+
+fn credentials(status: &[u8]) -> Credentials {
+    let ids = |key| {
+        let mut ids = [0u32; 4];
+        let words = procfs::field(status, key).unwrap_or_default();
+        for (id, word) in ids.iter_mut().zip(procfs::words(words)) {
+            *id = procfs::decimal(word).unwrap_or(u64::from(u32::MAX)) as u32;
+        }
+        ids
+    };
+    let caps = |key| procfs::field(status, key).and_then(procfs::hex).unwrap_or(0);
+    Credentials {
+        uid: ids("Uid:"),
+        gid: ids("Gid:"),
+        groups: procfs::words(procfs::field(status, "Groups:").unwrap_or_default())
+            .filter_map(procfs::decimal)
+            .map(|group| group as u32)
+            .collect(),
+        inheritable: caps("CapInh:"),
+        permitted: caps("CapPrm:"),
+        effective: caps("CapEff:"),
+        bounding: caps("CapBnd:"),
+        ambient: caps("CapAmb:"),
+        securebits: process::prctl(libc::PR_GET_SECUREBITS, [0; 4]).unwrap_or(0) as u32,
+        no_new_privs: procfs::field(status, "NoNewPrivs:") == Some(b"1"),
+    }
+}
+
+fn limits() -> Vec<Limit> {
+    const RLIM_NLIMITS: u32 = 16;
+    (0..RLIM_NLIMITS)
+        .filter_map(|resource| {
+            let mut limit = [0u64; 2];
+            let arguments = [0, resource as usize, 0, 0, 0, 0];
+            // SAFETY: prlimit64(2) fills in two words.
+            unsafe { process::with(libc::SYS_prlimit64, arguments, 3, &mut limit) }.ok()?;
+            Some(Limit { resource, soft: limit[0], hard: limit[1] })
+        })
+        .collect()
+}
+
+fn settings(pgid: u64, foreground: u64, stopped: bool) -> Settings {
+    let number = |path| procfs::read(path).ok();
+    let mut subreaper = 0i32;
+    let _ = process::prctl(libc::PR_GET_CHILD_SUBREAPER, [&raw mut subreaper as usize, 0, 0, 0]);
+    Settings {
+        dumpable: process::prctl(libc::PR_GET_DUMPABLE, [0; 4]).unwrap_or(1) as u32,
+        subreaper: subreaper != 0,
+        thp_disable: process::prctl(libc::PR_GET_THP_DISABLE, [0; 4]).unwrap_or(0) != 0,
+        personality: number(c"/proc/self/personality")
+            .and_then(|text| procfs::hex(text.trim_ascii()))
+            .unwrap_or(0) as u32,
+        oom_score_adj: number(c"/proc/self/oom_score_adj")
+            .and_then(|text| procfs::signed(text.trim_ascii()))
+            .unwrap_or(0) as i32,
+        stopped,
+        foreground: pgid == foreground,
+    }
+}

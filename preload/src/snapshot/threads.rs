@@ -1,0 +1,83 @@
+//! The threads' part of the record: what they said of themselves in the stop handler, and what the
+//! kernel says of them from outside.
+
+use alloc::{string::String, vec, vec::Vec};
+use core::sync::atomic::Ordering::Relaxed;
+
+use stasis_protocol::image::Thread;
+use stasis_sys::process;
+
+use crate::{quiesce::Quiet, threads};
+
+/// struct sched_attr (sched_setattr(2)), first version.
+#[repr(C)]
+#[derive(Default)]
+struct SchedAttr {
+    size: u32,
+    policy: u32,
+    flags: u64,
+    nice: i32,
+    priority: u32,
+    runtime: u64,
+    deadline: u64,
+    period: u64,
+}
+
+pub fn capture(quiet: &Quiet) -> Vec<Thread> {
+    let pid = process::getpid();
+    let mut threads: Vec<Thread> = quiet
+        .tids
+        .iter()
+        .filter_map(|&tid| {
+            let slot = threads::claim(tid)?;
+            Some(Thread {
+                resume_sp: slot.resume_sp.load(Relaxed),
+                fs_base: slot.fs_base.load(Relaxed),
+                gs_base: slot.gs_base.load(Relaxed),
+                clear_tid: slot.clear_tid.load(Relaxed),
+                name: name(slot),
+                ..outside(tid)
+            })
+        })
+        .collect();
+    threads.extend(quiet.exited.iter().map(|&tid| Thread { exited: true, ..outside(tid) }));
+    threads.sort_by_key(|thread| (thread.tid != pid, thread.tid));
+    threads
+}
+
+fn name(slot: &threads::Slot) -> String {
+    let mut bytes = [0u8; 16];
+    bytes[..8].copy_from_slice(&slot.name[0].load(Relaxed).to_ne_bytes());
+    bytes[8..].copy_from_slice(&slot.name[1].load(Relaxed).to_ne_bytes());
+    let len = bytes.iter().position(|&byte| byte == 0).unwrap_or(16);
+    String::from_utf8_lossy(&bytes[..len]).into_owned()
+}
+
+/// What any thread can ask about another.
+fn outside(tid: i32) -> Thread {
+    let mut attr = SchedAttr::default();
+    let size = size_of::<SchedAttr>();
+    // SAFETY: sched_getattr(2) fills in at most `size` bytes of the structure.
+    let _ = unsafe { process::with(libc::SYS_sched_getattr, [tid as usize, 0, size, 0, 0, 0], 1, &mut attr) };
+    let mut affinity = [0u8; 1024];
+    let len = affinity.len();
+    // SAFETY: sched_getaffinity(2) fills in at most `len` bytes.
+    let used = unsafe {
+        process::with(libc::SYS_sched_getaffinity, [tid as usize, len, 0, 0, 0, 0], 2, &mut affinity)
+    }
+    .unwrap_or(0);
+    Thread {
+        tid,
+        resume_sp: 0,
+        fs_base: 0,
+        gs_base: 0,
+        clear_tid: 0,
+        name: String::new(),
+        policy: attr.policy,
+        priority: attr.priority,
+        nice: attr.nice,
+        sched_flags: attr.flags,
+        affinity: vec::Vec::from(&affinity[..used]),
+        exited: false,
+    }
+}

@@ -1,0 +1,79 @@
+//! What the checkpoint thread shares with the threads of the program.
+
+use core::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+
+use stasis_sys::{process, sync};
+
+/// Whether threads that receive the stop signal are to park.
+static STOPPING: AtomicU32 = AtomicU32::new(0);
+
+/// Counts the times that threads were let go; a futex that parked threads wait on.
+static RELEASED: AtomicU32 = AtomicU32::new(0);
+
+/// Counts arrivals in the stop handler; a futex that the checkpoint thread waits on.
+static ARRIVALS: AtomicU32 = AtomicU32::new(0);
+
+/// The checkpoint thread's tid.
+static CHECKPOINT_TID: AtomicI32 = AtomicI32::new(0);
+
+pub fn set_checkpoint_thread() {
+    CHECKPOINT_TID.store(process::gettid(), Ordering::Release);
+}
+
+pub fn checkpoint_tid() -> i32 {
+    CHECKPOINT_TID.load(Ordering::Acquire)
+}
+
+pub fn is_stopping() -> bool {
+    STOPPING.load(Ordering::Acquire) != 0
+}
+
+pub fn start_stopping() {
+    STOPPING.store(1, Ordering::Release);
+}
+
+/// Lets all parked threads go on.
+pub fn release() {
+    STOPPING.store(0, Ordering::Release);
+    RELEASED.fetch_add(1, Ordering::AcqRel);
+    sync::futex_wake(&RELEASED, i32::MAX as u32);
+}
+
+/// To be read before a thread counts as stopped, and given to [`await_release`].
+pub fn release_ticket() -> u32 {
+    RELEASED.load(Ordering::Acquire)
+}
+
+/// Waits for the release; `look` is called at each wake-up before it, see [`nudge`].
+pub fn await_release(ticket: u32, look: impl Fn()) {
+    while RELEASED.load(Ordering::Acquire) == ticket {
+        look();
+        sync::futex_wait(&RELEASED, ticket, None);
+    }
+}
+
+/// Wakes the waiting threads without releasing them.
+pub fn nudge() {
+    sync::futex_wake(&RELEASED, i32::MAX as u32);
+}
+
+/// Tells the checkpoint thread that one more thread has arrived.
+pub fn arrive() {
+    ARRIVALS.fetch_add(1, Ordering::AcqRel);
+    sync::futex_wake(&ARRIVALS, 1);
+}
+
+pub fn arrivals() -> u32 {
+    ARRIVALS.load(Ordering::Acquire)
+}
+
+/// Waits until the count of arrivals is no longer `seen`, at most `timeout_ns` nanoseconds.
+pub fn await_arrival(seen: u32, timeout_ns: u64) {
+    sync::futex_wait(&ARRIVALS, seen, Some(timeout_ns));
+}
+
+/// Sleeps, in nanoseconds.
+pub fn pause(ns: u64) {
+    let never = AtomicU32::new(0);
+    sync::futex_wait(&never, 0, Some(ns));
+}

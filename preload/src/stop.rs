@@ -1,0 +1,199 @@
+//! The stop signal and its handler: where every thread of the program stands during a checkpoint.
+//!
+//! The signal is number 33. glibc keeps 32 and 33 for itself (nptl: SIGCANCEL, SIGSETXID): its
+//! sigaction(3) refuses them, sigfillset(3) leaves them out and sigprocmask(3) never blocks them, so
+//! that a program can neither replace, block nor see the stop signal, and may use SIGUSR1, SIGUSR2
+//! and every signal from SIGRTMIN to SIGRTMAX. glibc itself sends 33 by tgkill(2) (si_code
+//! SI_TKILL) when a threaded program changes its ids; what is not ours is passed on to it.
+
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use stasis_sys::{
+    Result,
+    process::{self, KernelSigaction, SA_RESTORER, Siginfo},
+    rdfsbase, sync,
+};
+
+use crate::{
+    arch::{self, Frame},
+    interrupted, restart, state,
+    threads::{self, Slot},
+};
+
+pub const SIGNAL: i32 = 33;
+
+/// si_value of our stop signals; the coordinator sends the same to the threads of a process that
+/// stands stopped.
+const COOKIE: u64 = 0x57_a515;
+
+/// The handler that was installed before ours (glibc's), and its flags.
+static CHAINED: AtomicUsize = AtomicUsize::new(0);
+
+/// Installs the handler where it is not installed; keeps the one it replaces to pass signals on to.
+/// glibc installs its own at the first pthread_create(3) (nptl/pthread_create.c, `late_init`), so
+/// this is called before each checkpoint.
+pub fn install() -> Result<()> {
+    let ours = KernelSigaction {
+        handler: handler as *const () as usize,
+        flags: (libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_ONSTACK) as u64 | SA_RESTORER,
+        restorer: arch::return_from_signal as *const () as usize,
+        mask: u64::MAX,
+    };
+    // SAFETY: the handler passes on what is not its own and keeps to this crate's rules.
+    let old = unsafe { process::sigaction(SIGNAL, None)? };
+    if old.handler != ours.handler {
+        CHAINED.store(old.handler, Ordering::Release);
+        // SAFETY: as above.
+        unsafe { process::sigaction(SIGNAL, Some(&ours))? };
+    }
+    Ok(())
+}
+
+/// Sends the stop signal to one thread.
+pub fn send(pid: i32, tid: i32) -> Result<()> {
+    process::queue_to_thread(pid, tid, SIGNAL, &Siginfo::queued(SIGNAL, libc::SI_QUEUE, COOKIE))
+}
+
+extern "C" fn handler(signal: i32, info: *mut Siginfo, context: *mut libc::ucontext_t) {
+    // SAFETY: the kernel gives a siginfo_t to a handler with SA_SIGINFO.
+    let bytes = unsafe { &(*info).0 };
+    let code = i32::from_ne_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
+    // The low half: the coordinator's language may know si_value as an int.
+    let value = u32::from_ne_bytes([bytes[24], bytes[25], bytes[26], bytes[27]]);
+    // SAFETY: as above.
+    if interrupted::is_expiry(unsafe { &*info }) {
+        // SAFETY: this is the handler's own third argument.
+        let mut frame = unsafe { Frame::new(context) };
+        if !interrupted::expired(&mut frame) {
+            interrupted::resume(&mut frame, None, false);
+        }
+        return;
+    }
+    if code != libc::SI_QUEUE || u64::from(value) != COOKIE {
+        let chained = CHAINED.load(Ordering::Acquire);
+        if chained > 1 {
+            // SAFETY: glibc's handler for this signal, with SA_SIGINFO, called as the kernel would.
+            let chained: extern "C" fn(i32, *mut Siginfo, *mut libc::ucontext_t) =
+                unsafe { core::mem::transmute(chained) };
+            chained(signal, info, context);
+        }
+        return;
+    }
+    // SAFETY: this is the handler's own third argument.
+    let mut frame = unsafe { Frame::new(context) };
+    if !state::is_stopping() {
+        // A signal that came too late for its checkpoint has interrupted a call all the same.
+        interrupted::resume(&mut frame, None, false);
+        return;
+    }
+    let stopped_at = sync::monotonic_ns();
+    let Some(slot) = threads::claim(process::gettid()) else { return };
+    slot.stopped_at.store(stopped_at, Ordering::Relaxed);
+    describe(slot, &frame);
+    interrupted::suspend(&mut frame);
+    let restarted = arch::park(slot);
+    if restarted {
+        restart::thread_arrived(slot);
+    }
+    interrupted::resume(&mut frame, Some(slot), restarted);
+}
+
+/// Asks the kernel for what only the thread itself can ask.
+fn describe(slot: &Slot, frame: &Frame<'_>) {
+    let (fs, gs) = rdfsbase().unwrap_or_default();
+    slot.fs_base.store(fs, Ordering::Relaxed);
+    slot.gs_base.store(gs, Ordering::Relaxed);
+    slot.mask.store(frame.mask(), Ordering::Relaxed);
+
+    let (mut head, mut len) = (0u64, 0u64);
+    let pointers = [0, &raw mut head as usize, &raw mut len as usize, 0, 0, 0];
+    // SAFETY: get_robust_list(2) writes two words.
+    unsafe { stasis_sys::raw(libc::SYS_get_robust_list, pointers) };
+    slot.robust_head.store(head, Ordering::Relaxed);
+    slot.robust_len.store(len, Ordering::Relaxed);
+
+    const PR_GET_TID_ADDRESS: i32 = 40;
+    let mut clear_tid = 0u64;
+    let _ = process::prctl(PR_GET_TID_ADDRESS, [&raw mut clear_tid as usize, 0, 0, 0]);
+    slot.clear_tid.store(clear_tid, Ordering::Relaxed);
+    let mut pdeathsig = 0i32;
+    let _ = process::prctl(libc::PR_GET_PDEATHSIG, [&raw mut pdeathsig as usize, 0, 0, 0]);
+    slot.pdeathsig.store(pdeathsig as u32, Ordering::Relaxed);
+    let slack = process::prctl(libc::PR_GET_TIMERSLACK, [0; 4]).unwrap_or(0);
+    slot.timer_slack.store(slack as u64, Ordering::Relaxed);
+    let mut name = [0u64; 2];
+    let _ = process::prctl(libc::PR_GET_NAME, [name.as_mut_ptr() as usize, 0, 0, 0]);
+    slot.name[0].store(name[0], Ordering::Relaxed);
+    slot.name[1].store(name[1], Ordering::Relaxed);
+    describe_rseq(slot, fs);
+}
+
+/// RSEQ_SIG on x86 (linux/rseq.h; glibc sysdeps/unix/sysv/linux/x86/bits/rseq.h).
+pub const RSEQ_SIGNATURE: usize = 0x5305_3053;
+
+/// rseq(2) has no way to ask; but registering what is registered already fails with EBUSY, and with
+/// EINVAL where something else is (kernel/rseq.c). glibc registers at `__rseq_offset` from the thread
+/// pointer (2.35).
+fn describe_rseq(slot: &Slot, thread_pointer: u64) {
+    let Some((offset, len)) = restart::glibc_rseq() else { return };
+    let address = thread_pointer.wrapping_add_signed(offset);
+    const RSEQ_FLAG_UNREGISTER: usize = 1;
+    for len in [len.max(32), 32] {
+        let arguments = [address as usize, len as usize, 0, RSEQ_SIGNATURE, 0];
+        match process::numbers(libc::SYS_rseq, arguments) {
+            Err(error) if error.0 == libc::EBUSY => {
+                slot.rseq.store(address, Ordering::Relaxed);
+                slot.rseq_len.store(len, Ordering::Relaxed);
+                return;
+            }
+            Ok(_) => {
+                let arguments = [address as usize, len as usize, RSEQ_FLAG_UNREGISTER, RSEQ_SIGNATURE, 0];
+                let _ = process::numbers(libc::SYS_rseq, arguments);
+                return;
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// Called by [`arch::park`] with the thread's registers saved.
+pub extern "C" fn parked(slot: &Slot) {
+    let ticket = state::release_ticket();
+    slot.state.store(threads::state::STOPPED, Ordering::Release);
+    state::arrive();
+    state::await_release(ticket, || answer(slot));
+}
+
+/// Takes one pending signal if the checkpoint thread asks for it.
+fn answer(slot: &Slot) {
+    let set = slot.request.load(Ordering::Acquire);
+    if set == 0 {
+        return;
+    }
+    let info = process::take_pending(set).map_or([0; 128], |info| info.0);
+    for (to, from) in slot.taken.iter().zip(info.as_chunks::<8>().0) {
+        to.store(u64::from_ne_bytes(*from), Ordering::Relaxed);
+    }
+    slot.request.store(0, Ordering::Release);
+    state::arrive();
+}
+
+/// Has a stopped thread take one signal of `set` that is pending: signals to a thread alone come
+/// before those to its process (kernel/signal.c, `dequeue_signal`).
+pub fn take_one_of(slot: &Slot, set: u64) -> Option<Siginfo> {
+    slot.request.store(set, Ordering::Release);
+    loop {
+        let seen = state::arrivals();
+        if slot.request.load(Ordering::Acquire) == 0 {
+            break;
+        }
+        state::nudge();
+        state::await_arrival(seen, 1_000_000);
+    }
+    let mut info = [0u8; 128];
+    for (to, from) in info.as_chunks_mut::<8>().0.iter_mut().zip(&slot.taken) {
+        *to = from.load(Ordering::Relaxed).to_ne_bytes();
+    }
+    let info = Siginfo(info);
+    (info.signal() != 0).then_some(info)
+}

@@ -1,0 +1,115 @@
+//! The table of stopped threads: one slot per thread, valid during one checkpoint.
+//!
+//! It is filled by the threads themselves, in the stop handler, found by tid with open addressing;
+//! the checkpoint thread sizes and clears it before it sends the first stop signal.
+
+use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use stasis_sys::memory;
+
+/// Address space is reserved for as many; PID_MAX_LIMIT is 4 Mi, kernel.threads-max rarely above
+/// 256 Ki.
+const CAPACITY: usize = 1 << 18;
+
+/// What one thread tells about itself when it is stopped. Plain atomics: written by the thread,
+/// read by the checkpoint thread after `state` says so.
+#[repr(C)]
+#[derive(Default)]
+pub struct Slot {
+    pub tid: AtomicI32,
+    /// See [`state`].
+    pub state: AtomicU32,
+    /// Set by [`crate::arch::park`].
+    pub resume_sp: AtomicU64,
+    pub fs_base: AtomicU64,
+    pub gs_base: AtomicU64,
+    /// set_tid_address(2).
+    pub clear_tid: AtomicU64,
+    /// set_robust_list(2): the head's address and length.
+    pub robust_head: AtomicU64,
+    pub robust_len: AtomicU64,
+    /// rseq(2): the address registered, and the length; 0 when none is.
+    pub rseq: AtomicU64,
+    pub rseq_len: AtomicU32,
+    pub pdeathsig: AtomicU32,
+    /// PR_GET_NAME's 16 bytes.
+    pub name: [AtomicU64; 2],
+    pub timer_slack: AtomicU64,
+    /// The signal mask that the handler returns to.
+    pub mask: AtomicU64,
+    /// CLOCK_MONOTONIC when the thread stopped, in nanoseconds.
+    pub stopped_at: AtomicU64,
+    /// The system call that the thread was seen in before the stop signal was sent: number (-1:
+    /// none), stack pointer, program counter and arguments (proc(5), /proc/tid/syscall).
+    pub call: AtomicU64,
+    pub call_sp: AtomicU64,
+    pub call_pc: AtomicU64,
+    pub call_arguments: [AtomicU64; 6],
+    /// Signals of which the stopped thread is to take one that is pending for it alone; zero: no
+    /// request, or it has been answered.
+    pub request: AtomicU64,
+    /// The answer: a siginfo_t; zeros when nothing was pending.
+    pub taken: [AtomicU64; 16],
+}
+
+/// Values of [`Slot::state`].
+pub mod state {
+    /// Taken, by the checkpoint thread (for the system call seen) or by the thread itself.
+    pub const CLAIMED: u32 = 0;
+    pub const STOPPED: u32 = 1;
+    /// Running in the restarted process, its own kernel state put back.
+    pub const ARRIVED: u32 = 2;
+}
+
+static TABLE: AtomicUsize = AtomicUsize::new(0);
+static MASK: AtomicUsize = AtomicUsize::new(0);
+
+/// Reserves the table.
+pub fn init() -> stasis_sys::Result<()> {
+    let table = memory::map_anonymous(CAPACITY * size_of::<Slot>(), libc::MAP_NORESERVE)?;
+    TABLE.store(table, Ordering::Release);
+    Ok(())
+}
+
+/// Clears the table and makes room for `threads` of them, and as many that are born meanwhile.
+///
+/// # Safety
+/// No thread may be stopped.
+pub unsafe fn clear(threads: usize) {
+    let table = TABLE.load(Ordering::Acquire);
+    let used = MASK.load(Ordering::Relaxed) + 1;
+    let wanted = (threads * 4).next_power_of_two().clamp(64, CAPACITY);
+    // SAFETY: no thread uses a slot (the caller's promise); zeros are an empty slot.
+    unsafe { core::ptr::write_bytes(table as *mut Slot, 0, used.max(wanted)) };
+    MASK.store(wanted - 1, Ordering::Release);
+}
+
+/// The slot of a thread, claimed for it if it has none yet; `None` when the table is full.
+pub fn claim(tid: i32) -> Option<&'static Slot> {
+    let table = TABLE.load(Ordering::Acquire);
+    if table == 0 {
+        return None;
+    }
+    let mask = MASK.load(Ordering::Acquire);
+    let mut index = (tid as usize).wrapping_mul(0x9e37_79b1) & mask;
+    for _ in 0..=mask {
+        // SAFETY: inside the table, whose slots are atomics and are never unmapped.
+        let slot = unsafe { &*(table as *const Slot).add(index) };
+        match slot.tid.compare_exchange(0, tid, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => return Some(slot),
+            Err(other) if other == tid => return Some(slot),
+            Err(_) => index = (index + 1) & mask,
+        }
+    }
+    None
+}
+
+/// All claimed slots.
+pub fn all() -> impl Iterator<Item = &'static Slot> {
+    let table = TABLE.load(Ordering::Acquire);
+    let len = if table == 0 { 0 } else { MASK.load(Ordering::Acquire) + 1 };
+    // SAFETY: as in `claim`.
+    (0..len)
+        .map(move |index| unsafe { &*(table as *const Slot).add(index) })
+        .filter(|slot| slot.tid.load(Ordering::Acquire) != 0)
+}

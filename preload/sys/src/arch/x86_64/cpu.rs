@@ -1,0 +1,38 @@
+//! What the program may have found out about the processor and built on.
+
+use core::arch::x86_64::{__cpuid, __cpuid_count};
+
+/// CPUID 1 (ECX, EDX), 7.0 (EBX, ECX, EDX), 7.1 (EAX). Bits of CPUID 1 that the system sets or that
+/// vary from core to core (OSXSAVE is kept; the APIC id is in EBX, not here) need no masking.
+pub fn cpuid() -> [u32; 6] {
+    let highest = __cpuid(0).eax;
+    let one = __cpuid(1);
+    let (seven, seven_one) = if highest >= 7 {
+        let seven = __cpuid_count(7, 0);
+        let sub = if seven.eax >= 1 { __cpuid_count(7, 1).eax } else { 0 };
+        ((seven.ebx, seven.ecx, seven.edx), sub)
+    } else {
+        ((0, 0, 0), 0)
+    };
+    [one.ecx, one.edx, seven.0, seven.1, seven.2, seven_one]
+}
+
+/// The register sets that the system saves with XSAVE (Intel SDM 1, 13.3); 0 without OSXSAVE.
+pub fn xcr0() -> u64 {
+    const OSXSAVE: u32 = 1 << 27;
+    if __cpuid(1).ecx & OSXSAVE == 0 {
+        return 0;
+    }
+    let (low, high): (u32, u32);
+    // SAFETY: XGETBV with ECX = 0 is available when OSXSAVE is set.
+    unsafe {
+        core::arch::asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high,
+            options(nomem, nostack, preserves_flags));
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// The size in bytes of what XSAVE stores for the enabled register sets.
+pub fn xsave_size() -> u32 {
+    if xcr0() == 0 { 512 } else { __cpuid_count(0xd, 0).ebx }
+}

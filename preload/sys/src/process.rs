@@ -1,0 +1,175 @@
+//! Processes, threads and signals.
+
+use crate::{Result, call::call, file::Fd};
+
+pub fn getpid() -> i32 {
+    // SAFETY: no memory is touched.
+    unsafe { crate::raw(libc::SYS_getpid, [0; 6]) as i32 }
+}
+
+pub fn gettid() -> i32 {
+    // SAFETY: no memory is touched.
+    unsafe { crate::raw(libc::SYS_gettid, [0; 6]) as i32 }
+}
+
+/// A system call that takes numbers only (getpgid, getpriority, umask, prctl with numbers...).
+pub fn numbers(nr: i64, args: [usize; 5]) -> Result<usize> {
+    // SAFETY: by contract of the name, the call touches no memory.
+    unsafe { call(nr, [args[0], args[1], args[2], args[3], args[4], 0]) }
+}
+
+/// prctl(2) with numbers.
+pub fn prctl(option: i32, args: [usize; 4]) -> Result<usize> {
+    numbers(libc::SYS_prctl, [option as usize, args[0], args[1], args[2], args[3]])
+}
+
+/// A system call that fills in or reads a value: `args` with its address at `position`.
+///
+/// # Safety
+/// `T` must be what the call expects there.
+pub unsafe fn with<T>(nr: i64, mut args: [usize; 6], position: usize, value: &mut T) -> Result<usize> {
+    args[position] = value as *mut T as usize;
+    // SAFETY: the caller's promise.
+    unsafe { call(nr, args) }
+}
+
+/// The kernel's struct sigaction (x86-64: arch/x86/include/uapi/asm/signal.h), not libc's.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KernelSigaction {
+    pub handler: usize,
+    pub flags: u64,
+    pub restorer: usize,
+    pub mask: u64,
+}
+
+/// SA_RESTORER: `restorer` returns from the handler.
+pub const SA_RESTORER: u64 = 0x0400_0000;
+
+/// rt_sigaction(2); the previous action.
+///
+/// # Safety
+/// The handler must be sound for every thread of the process.
+pub unsafe fn sigaction(signal: i32, new: Option<&KernelSigaction>) -> Result<KernelSigaction> {
+    let mut old = KernelSigaction::default();
+    let new = new.map_or(0, |new| &raw const *new as usize);
+    // SAFETY: the caller's promise; reads and writes one structure each.
+    unsafe {
+        call(libc::SYS_rt_sigaction, [signal as usize, new, &raw mut old as usize, 8, 0, 0])?;
+    }
+    Ok(old)
+}
+
+/// Sets the calling thread's signal mask; the previous one.
+pub fn sigmask(mask: u64) -> u64 {
+    let mut old = 0u64;
+    // SAFETY: reads and writes one u64 each.
+    let _ = unsafe {
+        call(
+            libc::SYS_rt_sigprocmask,
+            [libc::SIG_SETMASK as usize, &raw const mask as usize, &raw mut old as usize, 8, 0, 0],
+        )
+    };
+    old
+}
+
+/// The signals pending for the calling thread or its process (rt_sigpending(2)).
+pub fn sigpending() -> u64 {
+    let mut set = 0u64;
+    // SAFETY: writes one u64.
+    let _ = unsafe { call(libc::SYS_rt_sigpending, [&raw mut set as usize, 8, 0, 0, 0, 0]) };
+    set
+}
+
+/// siginfo_t, as bytes of the kernel's size.
+#[repr(C, align(8))]
+#[derive(Clone, Copy)]
+pub struct Siginfo(pub [u8; 128]);
+
+impl Siginfo {
+    /// What sigqueue(3) would make: SI_QUEUE with a value.
+    pub fn queued(signal: i32, code: i32, value: u64) -> Self {
+        let mut info = [0u8; 128];
+        info[0..4].copy_from_slice(&signal.to_ne_bytes());
+        info[8..12].copy_from_slice(&code.to_ne_bytes());
+        info[16..20].copy_from_slice(&getpid().to_ne_bytes());
+        info[24..32].copy_from_slice(&value.to_ne_bytes());
+        Self(info)
+    }
+
+    pub fn signal(&self) -> i32 {
+        i32::from_ne_bytes([self.0[0], self.0[1], self.0[2], self.0[3]])
+    }
+}
+
+/// rt_tgsigqueueinfo(2).
+pub fn queue_to_thread(pid: i32, tid: i32, signal: i32, info: &Siginfo) -> Result<()> {
+    let info = &raw const *info as usize;
+    // SAFETY: reads one siginfo.
+    unsafe { call(libc::SYS_rt_tgsigqueueinfo, [pid as usize, tid as usize, signal as usize, info, 0, 0]) }
+        .map(drop)
+}
+
+/// rt_sigqueueinfo(2).
+pub fn queue_to_process(pid: i32, signal: i32, info: &Siginfo) -> Result<()> {
+    let info = &raw const *info as usize;
+    // SAFETY: reads one siginfo.
+    unsafe { call(libc::SYS_rt_sigqueueinfo, [pid as usize, signal as usize, info, 0, 0, 0]) }.map(drop)
+}
+
+/// Takes one pending signal of `set` without waiting (rt_sigtimedwait(2)); `None` when none is.
+pub fn take_pending(set: u64) -> Option<Siginfo> {
+    let mut info = Siginfo([0; 128]);
+    let zero = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: reads the set and the time-out, writes one siginfo.
+    unsafe {
+        call(
+            libc::SYS_rt_sigtimedwait,
+            [&raw const set as usize, &raw mut info as usize, &raw const zero as usize, 8, 0, 0],
+        )
+    }
+    .ok()
+    .map(|_| info)
+}
+
+pub fn kill(pid: i32, signal: i32) -> Result<()> {
+    numbers(libc::SYS_kill, [pid as usize, signal as usize, 0, 0, 0]).map(drop)
+}
+
+/// Ends the process.
+pub fn exit_group(status: i32) -> ! {
+    loop {
+        let _ = numbers(libc::SYS_exit_group, [status as usize, 0, 0, 0, 0]);
+    }
+}
+
+/// pidfd_open(2).
+pub fn pidfd_open(pid: i32, flags: u32) -> Result<Fd> {
+    numbers(libc::SYS_pidfd_open, [pid as usize, flags as usize, 0, 0, 0]).map(|fd| fd as Fd)
+}
+
+/// pidfd_getfd(2): a duplicate, in this thread's table, of another task's descriptor.
+pub fn pidfd_getfd(pidfd: Fd, fd: Fd) -> Result<Fd> {
+    numbers(libc::SYS_pidfd_getfd, [pidfd as usize, fd as usize, 0, 0, 0]).map(|fd| fd as Fd)
+}
+
+/// Reads this process' memory; fails, or ends early, where none is mapped (process_vm_readv(2)).
+pub fn read_memory(address: usize, buffer: &mut [u8]) -> Result<usize> {
+    let local = [buffer.as_mut_ptr() as usize, buffer.len()];
+    let remote = [address, buffer.len()];
+    let arguments =
+        [getpid() as usize, local.as_ptr() as usize, 1, remote.as_ptr() as usize, 1, 0];
+    // SAFETY: reads two iovecs, writes the buffer.
+    unsafe { call(libc::SYS_process_vm_readv, arguments) }
+}
+
+/// Writes two words of this process' memory, if that may be written (process_vm_writev(2)).
+pub fn write_memory(address: usize, words: &[i64; 2]) -> Result<usize> {
+    let len = size_of_val(words);
+    let local = [words.as_ptr() as usize, len];
+    let remote = [address, len];
+    let arguments =
+        [getpid() as usize, local.as_ptr() as usize, 1, remote.as_ptr() as usize, 1, 0];
+    // SAFETY: reads two iovecs and the words; the kernel checks the destination.
+    unsafe { call(libc::SYS_process_vm_writev, arguments) }
+}

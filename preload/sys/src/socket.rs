@@ -1,0 +1,163 @@
+//! Sockets: talking to the coordinator and the store server, and asking about the program's own.
+
+use crate::{Errno, Result, call::call, file::Fd};
+
+/// Connects to the unix socket at `path` (without NUL, at most 107 bytes); not inherited over exec.
+///
+/// # Errors
+/// ENAMETOOLONG for a longer path, else connect(2)'s.
+pub fn connect(path: &[u8]) -> Result<Fd> {
+    // SAFETY: sockaddr_un is plain data.
+    let mut address: libc::sockaddr_un = unsafe { core::mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as u16;
+    if path.len() >= address.sun_path.len() {
+        return Err(Errno(libc::ENAMETOOLONG));
+    }
+    for (to, &from) in address.sun_path.iter_mut().zip(path) {
+        *to = from as i8;
+    }
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC;
+    // SAFETY: no memory is touched.
+    let fd = unsafe { call(libc::SYS_socket, [libc::AF_UNIX as usize, kind as usize, 0, 0, 0, 0])? };
+    let len = size_of::<libc::sockaddr_un>();
+    // SAFETY: reads the address.
+    match unsafe { call(libc::SYS_connect, [fd, &raw const address as usize, len, 0, 0, 0]) } {
+        Ok(_) => Ok(fd as Fd),
+        Err(error) => {
+            let _ = crate::file::close(fd as Fd);
+            Err(error)
+        }
+    }
+}
+
+/// Sends all of `bytes`, with a descriptor beside the first of them if one is given (SCM_RIGHTS).
+/// Never raises SIGPIPE.
+///
+/// # Errors
+/// sendmsg(2)'s; EPIPE when the other side is gone.
+pub fn send_all(socket: Fd, mut bytes: &[u8], mut beside: Option<Fd>) -> Result<()> {
+    #[repr(C)]
+    struct Rights {
+        header: libc::cmsghdr,
+        fd: Fd,
+        padding: u32,
+    }
+    while !bytes.is_empty() {
+        let mut part = libc::iovec { iov_base: bytes.as_ptr() as *mut _, iov_len: bytes.len() };
+        // SAFETY: msghdr is plain data.
+        let mut message: libc::msghdr = unsafe { core::mem::zeroed() };
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        let mut rights = Rights {
+            header: libc::cmsghdr {
+                cmsg_len: size_of::<libc::cmsghdr>() + size_of::<Fd>(),
+                cmsg_level: libc::SOL_SOCKET,
+                cmsg_type: libc::SCM_RIGHTS,
+            },
+            fd: beside.unwrap_or(-1),
+            padding: 0,
+        };
+        if beside.is_some() {
+            message.msg_control = (&raw mut rights).cast();
+            message.msg_controllen = size_of::<Rights>();
+        }
+        let flags = libc::MSG_NOSIGNAL as usize;
+        // SAFETY: the message's parts outlive the call.
+        match unsafe {
+            call(libc::SYS_sendmsg, [socket as usize, &raw const message as usize, flags, 0, 0, 0])
+        } {
+            Ok(sent) => {
+                bytes = &bytes[sent..];
+                beside = None;
+            }
+            Err(Errno(libc::EINTR)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Reads exactly `buffer.len()` bytes.
+///
+/// # Errors
+/// ECONNRESET when the other side closed before that, else read(2)'s.
+pub fn read_exact(fd: Fd, mut buffer: &mut [u8]) -> Result<()> {
+    while !buffer.is_empty() {
+        match crate::file::read(fd, buffer) {
+            Ok(0) => return Err(Errno(libc::ECONNRESET)),
+            Ok(n) => buffer = &mut buffer[n..],
+            Err(Errno(libc::EINTR)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// socket(2).
+pub fn socket(domain: i32, kind: i32, protocol: i32) -> Result<Fd> {
+    // SAFETY: no memory is touched.
+    unsafe { call(libc::SYS_socket, [domain as usize, kind as usize, protocol as usize, 0, 0, 0]) }
+        .map(|fd| fd as Fd)
+}
+
+/// getsockopt(2); how many bytes of `value` were filled in.
+pub fn option(socket: Fd, level: i32, name: i32, value: &mut [u8]) -> Result<usize> {
+    let mut len = value.len() as u32;
+    let address = value.as_mut_ptr() as usize;
+    // SAFETY: writes at most the value's length, and the length.
+    unsafe {
+        call(
+            libc::SYS_getsockopt,
+            [socket as usize, level as usize, name as usize, address, &raw mut len as usize, 0],
+        )?;
+    }
+    Ok((len as usize).min(value.len()))
+}
+
+/// getsockopt(2) of an int.
+pub fn number_option(socket: Fd, level: i32, name: i32) -> Result<i32> {
+    let mut value = [0; 4];
+    option(socket, level, name, &mut value).map(|_| i32::from_ne_bytes(value))
+}
+
+/// setsockopt(2) of an int.
+pub fn set_number_option(socket: Fd, level: i32, name: i32, value: i32) -> Result<()> {
+    let address = &raw const value as usize;
+    // SAFETY: reads one int.
+    unsafe {
+        call(
+            libc::SYS_setsockopt,
+            [socket as usize, level as usize, name as usize, address, size_of::<i32>(), 0],
+        )
+    }
+    .map(drop)
+}
+
+/// getsockname(2), or getpeername(2); how many bytes of `address` were filled in.
+pub fn name(socket: Fd, peer: bool, address: &mut [u8; 128]) -> Result<usize> {
+    let nr = if peer { libc::SYS_getpeername } else { libc::SYS_getsockname };
+    let mut len = address.len() as u32;
+    // SAFETY: writes at most the address' length, and the length.
+    unsafe { call(nr, [socket as usize, address.as_mut_ptr() as usize, &raw mut len as usize, 0, 0, 0])? };
+    Ok((len as usize).min(address.len()))
+}
+
+/// Reads without consuming and without waiting (recv(2), MSG_PEEK | MSG_DONTWAIT | `flags`). Descriptors that travel
+/// with it are not received.
+pub fn peek(socket: Fd, buffer: &mut [u8], flags: i32) -> Result<usize> {
+    let flags = (libc::MSG_PEEK | libc::MSG_DONTWAIT | flags) as usize;
+    // SAFETY: writes at most the buffer's length.
+    unsafe {
+        call(libc::SYS_recvfrom, [socket as usize, buffer.as_mut_ptr() as usize, buffer.len(), flags, 0, 0])
+    }
+}
+
+/// SO_RCVTIMEO or SO_SNDTIMEO of a socket, as seconds and microseconds; `None` where there is none
+/// (socket(7): zero), or no socket.
+pub fn timeout(socket: Fd, name: i32) -> Option<[i64; 2]> {
+    let mut value = [0; 16];
+    option(socket, libc::SOL_SOCKET, name, &mut value).ok()?;
+    let [seconds, micros] = *value.as_chunks::<8>().0 else { return None };
+    let value = [i64::from_ne_bytes(seconds), i64::from_ne_bytes(micros)];
+    (value != [0; 2]).then_some(value)
+}
