@@ -48,7 +48,7 @@ pub fn find(part: Part) -> anyhow::Result<PathBuf> {
         }
     }
     bail!(
-        "{} is neither in {} nor in {}: build it with `cargo xtask build`, or name it by {}",
+        "{} is neither in {} nor in {}, where `cargo xtask build` and `cargo xtask install` put it, nor named by {}",
         part.file,
         directory.display(),
         installed.display(),

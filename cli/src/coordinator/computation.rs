@@ -24,6 +24,7 @@ use tokio::{
 use super::log;
 use crate::{
     address::Address,
+    output,
     process::{self, Pidfd},
 };
 
@@ -64,7 +65,8 @@ pub struct Member {
 impl Member {
     /// `pid 12 (python3 x.py)`, with the kernel's pid where that is another.
     pub fn name(&self) -> String {
-        let command = shorten(&self.command);
+        // In messages of one line.
+        let command = output::printable(&shorten(&self.command));
         if self.pid == self.real_pid {
             format!("pid {} ({command})", self.pid)
         } else {

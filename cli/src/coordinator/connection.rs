@@ -33,8 +33,11 @@ const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// Serves a new connection until it ends.
 pub async fn serve(computation: Rc<Computation>, stream: UnixStream) {
     computation.connected(1);
-    if let Err(error) = identify(&computation, stream).await {
-        log::line(format_args!("a connection was dropped: {error}"));
+    match identify(&computation, stream).await {
+        // A process that ends right after it began, or a command that was interrupted.
+        Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {}
+        Err(error) => log::line(format_args!("a connection was dropped: {error}")),
+        Ok(()) => {}
     }
     computation.connected(-1);
 }
