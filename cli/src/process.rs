@@ -36,6 +36,17 @@ fn state_in(path: &str) -> Option<char> {
     stat.get(name_end + 2).map(|&byte| byte.into())
 }
 
+/// Whether a SIGSTOP is on its way to the process: sent, and not acted upon yet.
+pub fn is_about_to_stop(pid: u32) -> bool {
+    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
+    // To a thread, or to the process; bits are counted from signal 1 (proc(5)).
+    ["SigPnd:", "ShdPnd:"].iter().any(|name| {
+        let set = status.lines().find_map(|line| line.strip_prefix(name));
+        let set = set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0);
+        set & 1 << (libc::SIGSTOP - 1) != 0
+    })
+}
+
 /// What a state letter means to people.
 pub fn state_name(state: char) -> &'static str {
     match state {

@@ -61,6 +61,9 @@ async fn attempt(computation: &Rc<Computation>, order: Order) -> Outcome {
         hold: order.kill,
         was_stopped: false,
     };
+    for subject in subjects.values() {
+        stopped::settle(subject.real_pid).await;
+    }
     let asked = ask(computation, &subjects, &message);
     let dumps = match asked {
         Ok(()) => gather(computation, &subjects, &mut events).await,
