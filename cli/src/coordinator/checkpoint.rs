@@ -186,10 +186,13 @@ async fn gather(
     events: &mut mpsc::Receiver<(MemberId, Event)>,
 ) -> Result<Vec<ProcessDump>, Vec<Refusal>> {
     let mut dumps = Vec::new();
-    let asked = Instant::now();
+    // One that tells no phases may be moving data all the time.
     let mut awaited: BTreeMap<MemberId, Awaited> = subjects
-        .keys()
-        .map(|id| (*id, Awaited { phase: None, until: asked + computation.settings.deadline }))
+        .iter()
+        .map(|(id, subject)| {
+            let until = Instant::now() + allowance(computation, Phase::Storing, subject.real_pid);
+            (*id, Awaited { phase: None, until })
+        })
         .collect();
 
     while let Some(until) = awaited.values().map(|awaited| awaited.until).min() {
