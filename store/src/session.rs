@@ -33,6 +33,9 @@ use crate::{
     store::Store,
 };
 
+/// With this much free, in bytes, room may be allocated before it is needed.
+const ROOMY: u64 = 1 << 30;
+
 /// A dump that has ended and waits for its checkpoint.
 pub struct FinishedDump {
     pub manifest: Hash,
@@ -168,11 +171,16 @@ impl Session {
         if unknown == 0 {
             return Ok(0);
         }
-        store.directory().check_room((unknown * PAGE_SIZE) as u64)?;
+        let bytes = (unknown * PAGE_SIZE) as u64;
+        store.directory().check_room(bytes)?;
+        let roomy = store.directory().check_room(bytes + ROOMY).is_ok();
         let mut jobs: Vec<Job> = Vec::new();
         let placed = {
             let mut state = self.lock();
             state.check()?;
+            if let Some(pack) = state.packs.last_mut().filter(|_| roomy) {
+                pack.allocate_ahead();
+            }
             self.append(store, &mut state, candidates, staging, hold, &mut jobs)
         };
         // Also after an error: what has a place must be written, or the footer would lie.
