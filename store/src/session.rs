@@ -8,6 +8,7 @@
 //! Not here: the pages of one process (`dump`), making the checkpoint visible (`store`).
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -293,6 +294,12 @@ impl Session {
         let mut state = self.lock();
         if let Some(failed) = &state.failed {
             return Err(StoreError::Refused(failed.clone()));
+        }
+        // What a dump that has not ended has added is about to be cut off: it must not become known.
+        if state.packs.iter().any(|pack| pack.end() > pack.durable) {
+            let ends: BTreeMap<u32, u64> =
+                state.packs.iter().map(|pack| (pack.file.number, pack.durable)).collect();
+            state.written.retain(|_, place| ends.get(&place.pack).is_some_and(|end| place.offset() < *end));
         }
         let grown = state
             .packs
