@@ -27,7 +27,7 @@ use crate::{
         Place,
         open::OpenPack,
         pool::PackPool,
-        writer::{Job, MAX_PAGES, Outstanding, PackFile, Source},
+        writer::{DraftWrite, Job, MAX_PAGES, Outstanding, PackFile, Source},
     },
     release::Hold,
     staging::Staging,
@@ -377,28 +377,6 @@ impl State {
         match self.failed.as_ref().or(self.closed.as_ref()) {
             Some(why) => Err(StoreError::Refused(why.clone())),
             None => Ok(()),
-        }
-    }
-}
-
-/// A write that is being put together.
-struct DraftWrite {
-    file: Arc<PackFile>,
-    offset: u64,
-    ranges: Vec<(usize, usize)>,
-    pages: usize,
-}
-
-impl DraftWrite {
-    fn new(file: Arc<PackFile>, offset: u64, staged: usize) -> Self {
-        Self { file, offset, ranges: vec![(staged, PAGE_SIZE)], pages: 1 }
-    }
-
-    fn add(&mut self, staged: usize) {
-        self.pages += 1;
-        match self.ranges.last_mut() {
-            Some((at, len)) if *at + *len == staged => *len += PAGE_SIZE,
-            _ => self.ranges.push((staged, PAGE_SIZE)),
         }
     }
 }
