@@ -56,17 +56,19 @@ fn five_restarts_of_one_checkpoint() {
 }
 
 #[test]
-fn two_restarts_of_one_checkpoint_at_once() {
+fn a_second_restart_beside_the_first_is_refused_by_the_pid_that_both_need() {
     let lab = Lab::new();
     let expected = undisturbed(&lab);
     let running = lab.launch(counter());
+    let pid = running.pid();
     running.wait_line("step 10");
     let id = lab.checkpoint_kill(running);
-    // Both write the same bytes to the same places of one file.
-    let first = lab.with_coordinator("first").restart([&id]);
-    let second = lab.with_coordinator("second").restart([&id]);
-    first.expect_code(0);
-    ends_as(second, &expected);
+    let elsewhere = lab.with_coordinator("elsewhere");
+    let first = elsewhere.restart([&id]);
+    elsewhere.wait_joined(&first);
+    lab.run(["restart", &id]).expect_refusal(&[&format!("pid {pid}"), "in use"]);
+    ends_as(first, &expected);
+    ends_as(lab.restart([&id]), &expected);
 }
 
 #[test]
@@ -111,7 +113,6 @@ fn a_restart_under_another_coordinator() {
     lab.checkpoint_kill(running);
     let elsewhere = lab.with_coordinator("elsewhere");
     let running = elsewhere.restart(["latest"]);
-    running.wait_line("step 20");
     // It belongs to that one now: its checkpoints are taken there.
     elsewhere.checkpoint_kill(running);
     ends_as(lab.restart(["latest"]), &expected);
