@@ -117,13 +117,13 @@ static void call_epoll_pwait2(void) {
     EXPECT(epoll_pwait2(epoll_fd, &got_event, 1, NULL, &none), 1);
 }
 
+// The context is left to the process' end: destroying it waits for a grace period of the kernel, tens of ms long.
 static void call_io_getevents_timeout(void) {
     aio_context_t context = 0;
     struct io_event event;
     struct timespec time = one_and_a_half;
     REQUIRE(syscall(SYS_io_setup, 4, &context) == 0);
     EXPECT(syscall(SYS_io_getevents, context, 1, 1, &event, &time), 0);
-    REQUIRE(syscall(SYS_io_destroy, context) == 0);
 }
 
 static void call_io_getevents(void) {
@@ -136,7 +136,6 @@ static void call_io_getevents(void) {
     REQUIRE(syscall(SYS_io_submit, context, 1, requests) == 1);
     EXPECT(syscall(SYS_io_getevents, context, 1, 1, &event, NULL), 1);
     CHECK(event.data == 77 && event.res & POLLIN, "io_getevents gave another event");
-    REQUIRE(syscall(SYS_io_destroy, context) == 0);
 }
 
 static const struct call calls[] = {

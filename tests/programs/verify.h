@@ -30,11 +30,12 @@ static atomic_int failures;
 #define FAIL(...)                                                                                  \
     do {                                                                                           \
         int error_number = errno;                                                                  \
-        char what_failed[1024];                                                                    \
-        snprintf(what_failed, sizeof what_failed, __VA_ARGS__);                                    \
-        printf("FAIL: %s (%s:%d: errno %d, %s)\n", what_failed, __FILE__, __LINE__, error_number,  \
-               strerror(error_number));                                                            \
+        flockfile(stdout);                                                                         \
+        printf("FAIL: ");                                                                          \
+        printf(__VA_ARGS__);                                                                       \
+        printf(" (%s:%d: errno %d, %s)\n", __FILE__, __LINE__, error_number, strerror(error_number));\
         fflush(stdout);                                                                            \
+        funlockfile(stdout);                                                                       \
         atomic_fetch_add(&failures, 1);                                                            \
     } while (0)
 

@@ -29,12 +29,14 @@ pub mod pseudoterminal;
 pub mod requirement;
 pub mod running;
 pub mod watch;
+pub mod workload;
 
 pub use lab::Lab;
 pub use launch::Launch;
 pub use outcome::Outcome;
 pub use requirement::{find_library, find_program, skip};
 pub use running::Running;
+pub use workload::Workload;
 
 use std::time::Duration;
 

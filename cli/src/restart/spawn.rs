@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io::{self, Read},
     os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd},
+        fd::{FromRawFd, OwnedFd},
         unix::{ffi::OsStrExt, net::UnixStream},
     },
     path::Path,
@@ -294,12 +294,4 @@ fn await_report(report: File, image: &ProcessImage, child: Pid) -> anyhow::Resul
         bail!(Failure::Store { directory: Default::default(), message });
     }
     bail!("{message}")
-}
-
-impl Prepared {
-    /// The plan's descriptor, for tests.
-    #[cfg(test)]
-    fn plan_fd(&self) -> i32 {
-        self.plan_file.as_raw_fd()
-    }
 }
