@@ -11,7 +11,7 @@ pub mod call;
 mod expiry;
 mod identify;
 mod partial;
-mod remaining;
+pub mod remaining;
 mod signals;
 
 use core::sync::atomic::Ordering;
@@ -49,8 +49,9 @@ pub fn resume(frame: &mut Frame<'_>, slot: Option<&Slot>, restarted: bool) {
     if arch::stub_at(frame.pc()) == Some(Stub::Tracked) {
         // SAFETY: as in `suspend`.
         let call = unsafe { &mut *(frame.rbx() as *mut Call) };
-        call.started += stopped.skipped;
-        return;
+        if call.started != 0 {
+            call.started += stopped.skipped;
+        }
     }
     let result = frame.result();
     if frame.behind_system_call() {

@@ -113,9 +113,7 @@ pub const fn of(nr: i64) -> Option<Entry> {
         SYS_rt_sigtimedwait => entry(Repeated, Time::Relative(2)),
         // Waits for descriptors.
         SYS_poll => entry(Repeated, Time::Milliseconds(2)),
-        SYS_ppoll => {
-            Entry { mask: Mask::At(3), ..entry(Repeated, Time::Written { at: 2, micros: false }) }
-        }
+        SYS_ppoll => Entry { mask: Mask::At(3), ..entry(Repeated, Time::Written { at: 2, micros: false }) },
         SYS_select => entry(Repeated, Time::Written { at: 4, micros: true }),
         SYS_pselect6 => {
             Entry { mask: Mask::Behind(5), ..entry(Repeated, Time::Written { at: 4, micros: false }) }
@@ -144,12 +142,10 @@ pub const fn of(nr: i64) -> Option<Entry> {
         SYS_recvmsg | SYS_recvmmsg | SYS_accept | SYS_accept4 => entry(Restarted, receive),
         SYS_sendmsg | SYS_sendmmsg | SYS_connect => entry(Restarted, send),
         SYS_sendfile => Entry { part: Part::Count { len: 3 }, ..entry(Restarted, Time::None) },
-        SYS_getrandom => {
-            Entry { part: Part::Bytes { buffer: 0, len: 1 }, ..entry(Restarted, Time::None) }
-        }
+        SYS_getrandom => Entry { part: Part::Bytes { buffer: 0, len: 1 }, ..entry(Restarted, Time::None) },
         SYS_open | SYS_openat | SYS_openat2 | SYS_creat | SYS_ioctl => entry(Restarted, Time::None),
-        SYS_splice | SYS_tee | SYS_vmsplice | SYS_copy_file_range | SYS_pread64 | SYS_pwrite64 | SYS_preadv
-        | SYS_pwritev | SYS_preadv2 | SYS_pwritev2 | SYS_fsync | SYS_fallocate => {
+        SYS_splice | SYS_tee | SYS_vmsplice | SYS_copy_file_range | SYS_pread64 | SYS_pwrite64
+        | SYS_preadv | SYS_pwritev | SYS_preadv2 | SYS_pwritev2 | SYS_fsync | SYS_fallocate => {
             entry(Restarted, Time::None)
         }
         SYS_close => entry(Finished, Time::None),
@@ -160,18 +156,18 @@ pub const fn of(nr: i64) -> Option<Entry> {
 /// System calls are numbered below.
 pub const NUMBERS: usize = 512;
 
-/// For syscall(3): which calls have a time-out that somebody must keep (1), or a set of signals (2).
+/// For syscall(2): which calls have a time-out that somebody must keep, or a set of signals to block (1).
 pub static SEEN: [u8; NUMBERS] = {
     let mut seen = [0; NUMBERS];
     let mut nr = 0;
     while nr < NUMBERS {
-        if let Some(entry) = of(nr as i64) {
-            if !matches!(entry.time, Time::None | Time::Written { .. }) {
-                seen[nr] = 1;
-            }
+        if let Some(entry) = of(nr as i64)
+            && !matches!(entry.time, Time::None | Time::Written { .. })
+        {
+            seen[nr] = 1;
         }
         nr += 1;
     }
-    seen[SYS_rt_sigprocmask as usize] = 2;
+    seen[SYS_rt_sigprocmask as usize] = 1;
     seen
 };
