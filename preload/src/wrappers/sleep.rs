@@ -7,13 +7,7 @@ use crate::interrupted::call::Call;
 
 const REALTIME: u64 = libc::CLOCK_REALTIME as u64;
 
-fn sleep_on<'a>(
-    call: &'a mut MaybeUninit<Call>,
-    clock: u64,
-    flags: u64,
-    asked: u64,
-    left: u64,
-) -> &'a mut Call {
+fn sleep_on(call: &mut MaybeUninit<Call>, clock: u64, flags: u64, asked: u64, left: u64) -> &mut Call {
     let call = fill_cancellable(call, libc::SYS_clock_nanosleep, [clock, flags, asked, left, 0, 0]);
     call.started = now();
     call

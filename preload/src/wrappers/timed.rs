@@ -173,9 +173,10 @@ unsafe extern "C" fn prepare_sigtimedwait(call: &mut MaybeUninit<Call>) {
 
 /// glibc hides how raise(3) sends (2.36, sysdeps/unix/sysv/linux/sigtimedwait.c).
 unsafe extern "C" fn finish_sigtimedwait(call: &mut Call) -> isize {
-    // SAFETY: null, or the caller's siginfo_t, filled in by the kernel if there is a signal.
+    // SAFETY: null, or the caller's siginfo_t.
+    let info = unsafe { (call.arguments[1] as *mut libc::siginfo_t).as_mut() };
     if call.result > 0
-        && let Some(info) = unsafe { (call.arguments[1] as *mut libc::siginfo_t).as_mut() }
+        && let Some(info) = info
         && info.si_code == libc::SI_TKILL
     {
         info.si_code = libc::SI_USER;
