@@ -230,16 +230,26 @@ static void fill_pattern(void) {
         bytes[index] = (char)(index * 31 + index / 4096);
 }
 
+static int64_t begun;
+
+// Waits for the next of the moments at which a part is moved, 23 ms apart.
+static void await_moment(int number) {
+    int64_t time = begun + number * 23000000LL;
+    struct timespec moment = {time / 1000000000, time % 1000000000};
+    REQUIRE(clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &moment, NULL) == 0);
+}
+
 // Takes what was written, slowly, over the whole time.
 static size_t drained;
-static size_t prefix;
 
 static void *drain_slowly(void *unused) {
-    while (drained < sizeof bytes + prefix) {
-        ssize_t part = read(fds[0], got + drained, 16384 < sizeof got - drained ? 16384 : sizeof got - drained);
+    begun = now_ns(CLOCK_MONOTONIC);
+    for (int number = 1; drained < sizeof got; number++) {
+        size_t left = sizeof got - drained;
+        ssize_t part = read(fds[0], got + drained, left < 16384 ? left : 16384);
         REQUIRE(part > 0);
         drained += part;
-        sleep_ms(23);
+        await_moment(number);
     }
     return unused;
 }
@@ -287,9 +297,10 @@ static void call_sendfile_slowly(void) {
 }
 
 static void *send_slowly(void *unused) {
-    for (size_t sent = 0; sent < sizeof bytes; sent += 16384) {
-        REQUIRE(write(fds[1], bytes + sent, 16384) == 16384);
-        sleep_ms(23);
+    begun = now_ns(CLOCK_MONOTONIC);
+    for (int number = 0; number < 64; number++) {
+        REQUIRE(write(fds[1], bytes + number * 16384, 16384) == 16384);
+        await_moment(number + 1);
     }
     return unused;
 }

@@ -131,7 +131,8 @@ pub fn plan(
             }
             Backing::Anonymous => flags |= libc::MAP_ANONYMOUS,
             Backing::Object(id) => {
-                let object = objects.get(id).ok_or_else(|| anyhow::anyhow!("the image names no object {id}"))?;
+                let object =
+                    objects.get(id).ok_or_else(|| anyhow::anyhow!("the image names no object {id}"))?;
                 fd = numbers.place(object.try_clone()?)?;
             }
             Backing::File(file) => {
@@ -168,10 +169,22 @@ pub fn plan(
             plan.calls.push(call(libc::SYS_mprotect, &args));
         }
         let flags = flags as u32;
-        plan.mappings.push(Mapping { start: mapping.start, len, protection, flags, fd, _pad: 0, offset: mapping.offset });
+        plan.mappings.push(Mapping {
+            start: mapping.start,
+            len,
+            protection,
+            flags,
+            fd,
+            _pad: 0,
+            offset: mapping.offset,
+        });
         advise(mapping, plan);
     }
-    fills(pages, &modified, numbers, plan)
+    fills(pages, &modified, numbers, plan)?;
+    if !image.settings.thp_disable {
+        plan.huge = huge(image, pages);
+    }
+    Ok(())
 }
 
 /// The calls that give a mapping its advice, guards, name and lock.
@@ -234,9 +247,8 @@ impl Pages {
     /// Whether any page of the memory range is in the checkpoint.
     fn any(&self, start: u64, end: u64) -> bool {
         let page = PAGE_SIZE as u64;
-        let from = self.extents.partition_point(|e| {
-            e.space == MEMORY && (e.first_page + e.pages) * page <= start
-        });
+        let from =
+            self.extents.partition_point(|e| e.space == MEMORY && (e.first_page + e.pages) * page <= start);
         self.extents.get(from).is_some_and(|e| e.space == MEMORY && e.first_page * page < end)
     }
 
@@ -273,8 +285,9 @@ fn fills(
                 Some(fd) => *fd,
                 None => {
                     let path = pages.pack(extent.pack);
-                    let file = File::open(&path)
-                        .map_err(|error| anyhow::anyhow!("the pack {} cannot be opened: {error}", path.display()))?;
+                    let file = File::open(&path).map_err(|error| {
+                        anyhow::anyhow!("the pack {} cannot be opened: {error}", path.display())
+                    })?;
                     let fd = numbers.place(file.into())?;
                     packs.insert(extent.pack, fd);
                     fd
@@ -296,4 +309,42 @@ fn fills(
         }
     }
     Ok(())
+}
+
+/// Memory that will be full in runs of 2 MiB: private, anonymous, not advised against huge pages.
+fn huge(image: &ProcessImage, pages: &Pages) -> Vec<[u64; 2]> {
+    const HUGE: u64 = 2 << 20;
+    /// One call for so much: fewer calls, and work for several threads.
+    const PIECE: u64 = 256 << 20;
+    let page = PAGE_SIZE as u64;
+    let mut full: Vec<(u64, u64)> = Vec::new();
+    for (extent, _) in pages.of(MEMORY).filter(|(extent, _)| extent.kind != kind::ZERO) {
+        let (start, end) = (extent.first_page * page, (extent.first_page + extent.pages) * page);
+        match full.last_mut() {
+            Some(last) if last.1 == start => last.1 = end,
+            _ => full.push((start, end)),
+        }
+    }
+    let mut ranges = Vec::new();
+    let mut mappings = image.mappings.iter().peekable();
+    for (start, end) in full {
+        while mappings.next_if(|mapping| mapping.end <= start).is_some() {}
+        for mapping in mappings.clone().take_while(|mapping| mapping.start < end) {
+            let fit = mapping.backing == Backing::Anonymous
+                && !mapping.shared
+                && mapping.flags & (flag::NOHUGEPAGE | flag::GROWSDOWN) == 0;
+            let from = start.max(mapping.start).next_multiple_of(HUGE);
+            let to = end.min(mapping.end) / HUGE * HUGE;
+            if !fit || from >= to {
+                continue;
+            }
+            let mut at = from;
+            while at < to {
+                let len = PIECE.min(to - at);
+                ranges.push([at, len]);
+                at += len;
+            }
+        }
+    }
+    ranges
 }

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeSet,
     io,
-    os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd},
+    os::fd::{FromRawFd, OwnedFd, RawFd},
 };
 
 use anyhow::{Context as _, bail};
@@ -64,18 +64,14 @@ impl Numbers {
             self.placed.push(at);
             return Ok(got);
         }
-        bail!("no descriptor number is free below the limit of {} for the restart: raise it (ulimit -n)", self.limit)
+        bail!(
+            "no descriptor number is free below the limit of {} for the restart: raise it (ulimit -n)",
+            self.limit
+        )
     }
 
     /// What was placed, for [`super::descriptors::install`] to leave alone.
     pub fn placed(&self) -> Vec<RawFd> {
         self.placed.iter().map(std::os::fd::AsRawFd::as_raw_fd).collect()
-    }
-
-    /// Leaves the descriptors open for the program that is executed next.
-    pub fn leak(self) {
-        for fd in self.placed {
-            let _ = fd.into_raw_fd();
-        }
     }
 }

@@ -157,10 +157,11 @@ fn short(frame: &mut Frame<'_>, slot: Option<&Slot>, stopped: Stopped) {
     frame.call_again(nr);
 }
 
-/// Takes a call over that has to be made again with other arguments than the program's, if it has to.
+/// Takes a call over that has to be made again with other arguments than the program's, or whose end is to
+/// be remembered, if it has to.
 fn take_over(frame: &mut Frame<'_>, nr: i64, entry: &Entry) -> Option<&'static mut Call> {
     match entry.time {
-        Time::None | Time::Written { .. } | Time::Socket { .. } => None,
+        Time::None | Time::Socket { .. } => None,
         _ => inject(frame, nr),
     }
 }

@@ -2,7 +2,7 @@
 
 use core::{arch::naked_asm, mem::MaybeUninit};
 
-use super::{fill, finish, given, masks, now, returned, sockets, table};
+use super::{fill, finish, given, masks, note_deadline, now, returned, sockets, table};
 use crate::{arch, interrupted::call::Call};
 
 /// syscall(2).
@@ -63,6 +63,7 @@ unsafe extern "C" fn prepare(call: &mut MaybeUninit<Call>) {
             // SAFETY: null, or the caller's set.
             unsafe { masks::replace(call, 1) };
         }
+        Some(table::Entry { time: table::Time::Written { .. }, .. }) => note_deadline(call),
         Some(entry) if !matches!(entry.time, table::Time::Socket { .. }) || sockets::have_timeouts() => {
             call.started = now();
         }

@@ -25,7 +25,7 @@ use core::{ffi::c_char, mem::MaybeUninit};
 
 use stasis_sys::sync;
 
-use crate::interrupted::call::Call;
+use crate::interrupted::{call::Call, remaining};
 
 /// Makes a record of a call, in which the C function's arguments alone are valid, that of a system call.
 ///
@@ -113,6 +113,13 @@ fn fill_cancellable(call: &mut MaybeUninit<Call>, nr: i64, arguments: [u64; 6]) 
     let alone = unsafe { (&raw const __libc_single_threaded).read_volatile() != 0 };
     call.cancel = if alone { -1 } else { 0 };
     call
+}
+
+/// Notes when the call must end: what it was given is overwritten by what is left.
+fn note_deadline(call: &mut Call) {
+    if let Some(given) = table::of(call.nr).and_then(|entry| remaining::given(entry.time, &call.arguments)) {
+        call.deadline = now().saturating_add(given);
+    }
 }
 
 /// CLOCK_MONOTONIC in nanoseconds, by way of the vDSO.

@@ -162,7 +162,7 @@ pub static SEEN: [u8; NUMBERS] = {
     let mut nr = 0;
     while nr < NUMBERS {
         if let Some(entry) = of(nr as i64)
-            && !matches!(entry.time, Time::None | Time::Written { .. })
+            && !matches!(entry.time, Time::None)
         {
             seen[nr] = 1;
         }

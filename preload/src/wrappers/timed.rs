@@ -2,8 +2,8 @@
 
 use core::mem::MaybeUninit;
 
-use super::{fill, fill_cancellable, finish, given, masks, now, returned, table, wrap};
-use crate::interrupted::{call::Call, remaining};
+use super::{fill, fill_cancellable, finish, given, masks, note_deadline, now, returned, wrap};
+use crate::interrupted::call::Call;
 
 /// The kernel's sigset_t, in bytes.
 const SET: u64 = size_of::<u64>() as u64;
@@ -51,13 +51,6 @@ unsafe fn copy_timeout(call: &mut Call, position: usize) {
         call.time = *time;
         call.arguments[position] = &raw const call.time as u64;
         note_deadline(call);
-    }
-}
-
-/// Notes when the call must end: what it was given is overwritten by what is left.
-fn note_deadline(call: &mut Call) {
-    if let Some(given) = table::of(call.nr).and_then(|entry| remaining::given(entry.time, &call.arguments)) {
-        call.deadline = now().saturating_add(given);
     }
 }
 
