@@ -11,7 +11,7 @@ pub mod call;
 mod expiry;
 mod identify;
 mod partial;
-mod remaining;
+pub mod remaining;
 mod signals;
 
 use core::sync::atomic::Ordering;
@@ -49,8 +49,9 @@ pub fn resume(frame: &mut Frame<'_>, slot: Option<&Slot>, restarted: bool) {
     if arch::stub_at(frame.pc()) == Some(Stub::Tracked) {
         // SAFETY: as in `suspend`.
         let call = unsafe { &mut *(frame.rbx() as *mut Call) };
-        call.started += stopped.skipped;
-        return;
+        if call.started != 0 {
+            call.started += stopped.skipped;
+        }
     }
     let result = frame.result();
     if frame.behind_system_call() {
@@ -156,10 +157,11 @@ fn short(frame: &mut Frame<'_>, slot: Option<&Slot>, stopped: Stopped) {
     frame.call_again(nr);
 }
 
-/// Takes a call over that has to be made again with other arguments than the program's, if it has to.
+/// Takes a call over that has to be made again with other arguments than the program's, or whose end is to
+/// be remembered, if it has to.
 fn take_over(frame: &mut Frame<'_>, nr: i64, entry: &Entry) -> Option<&'static mut Call> {
     match entry.time {
-        Time::None | Time::Written { .. } | Time::Socket { .. } => None,
+        Time::None | Time::Socket { .. } => None,
         _ => inject(frame, nr),
     }
 }

@@ -156,18 +156,18 @@ pub const fn of(nr: i64) -> Option<Entry> {
 /// System calls are numbered below.
 pub const NUMBERS: usize = 512;
 
-/// For syscall(3): which calls have a time-out that somebody must keep (1), or a set of signals (2).
+/// For syscall(2): which calls have a time-out that somebody must keep, or a set of signals to block (1).
 pub static SEEN: [u8; NUMBERS] = {
     let mut seen = [0; NUMBERS];
     let mut nr = 0;
     while nr < NUMBERS {
-        if let Some(entry) = of(nr as i64) {
-            if !matches!(entry.time, Time::None | Time::Written { .. }) {
-                seen[nr] = 1;
-            }
+        if let Some(entry) = of(nr as i64)
+            && !matches!(entry.time, Time::None)
+        {
+            seen[nr] = 1;
         }
         nr += 1;
     }
-    seen[SYS_rt_sigprocmask as usize] = 2;
+    seen[SYS_rt_sigprocmask as usize] = 1;
     seen
 };
