@@ -80,7 +80,7 @@ pub enum Command {
     Kill,
     /// Start the coordinator of a computation, in the background
     Coordinator(CoordinatorArgs),
-    /// Run the store server of a store in the foreground
+    /// Start the store server of a store (`stasis store --foreground`: and stay)
     Store(StoreArgs),
     /// Say what of this machine Stasis can use, and what is missing
     Doctor,

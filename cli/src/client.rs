@@ -143,7 +143,7 @@ impl Client {
 }
 
 /// Reads one message's payload. Memory grows with what arrives, not with what the header announces.
-fn read_payload(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
+pub fn read_payload(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
     let mut header = [0; wire::HEADER];
     stream.read_exact(&mut header)?;
     let len = wire::payload_len(header).map_err(io::Error::other)?;

@@ -200,3 +200,84 @@ impl From<wire_store::ProcessEntry> for CheckpointProcess {
         }
     }
 }
+
+/// `stasis show`.
+#[derive(Debug, Serialize)]
+pub struct Shown {
+    pub checkpoint: Checkpoint,
+    /// In the order of the checkpoint's processes.
+    pub images: Vec<Image>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Image {
+    pub pid: i32,
+    pub ppid: i32,
+    pub pgid: i32,
+    pub sid: i32,
+    /// Effective.
+    pub uid: u32,
+    /// Effective.
+    pub gid: u32,
+    pub exe: String,
+    pub cwd: String,
+    pub argv: Vec<String>,
+    pub kernel: String,
+    pub stopped: bool,
+    pub threads: Vec<Thread>,
+    pub descriptors: Vec<Descriptor>,
+    pub mappings: Vec<Mapping>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Thread {
+    pub tid: i32,
+    pub name: String,
+    /// SCHED_*, its static priority, and the nice value.
+    pub policy: u32,
+    pub priority: u32,
+    pub nice: i32,
+    pub exited: bool,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Descriptor {
+    pub fd: i32,
+    /// Descriptors of the same description share offset and flags.
+    pub description: u32,
+    pub close_on_exec: bool,
+    pub kind: &'static str,
+    pub what: String,
+    /// O_*.
+    pub flags: u32,
+    pub offset: u64,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Mapping {
+    pub start: u64,
+    pub end: u64,
+    /// As in /proc/PID/maps.
+    pub protection: String,
+    pub offset: u64,
+    pub backing: String,
+}
+
+/// `stasis doctor`.
+#[derive(Debug, Serialize)]
+pub struct Doctor {
+    /// Nothing is missing.
+    pub healthy: bool,
+    pub probes: Vec<Probe>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Probe {
+    pub name: &'static str,
+    /// The commands that use it.
+    pub purpose: &'static str,
+    /// `ok`, `fallback` (something else takes its place) or `missing`.
+    pub state: &'static str,
+    pub detail: String,
+    pub remedy: Option<String>,
+}

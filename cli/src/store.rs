@@ -1,44 +1,87 @@
-//! A connection to the store server, blocking.
+//! The store as the commands and the coordinator see it: a server that starts when it is needed, and
+//! whose failures have an exit code.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use stasis_protocol::store::{CheckpointDraft, CheckpointRecord, Hash};
+use stasis_protocol::store::{CheckpointRecord, Hash};
+pub use stasis_store::client::Client;
+use stasis_store::client::{ClientError, StoredProcess};
 
-pub type Result<T> = std::result::Result<T, anyhow::Error>;
+use crate::{failure::Failure, locate};
 
-pub struct Client(stasis_store::client::Client);
-
-pub fn socket_path(directory: &Path) -> PathBuf {
-    stasis_store::location::socket_path(directory).unwrap_or_default()
+/// Connects to the server of the store in `directory`; makes the store and starts its server where they
+/// are missing.
+///
+/// # Errors
+/// Why there is no store to be had.
+pub fn connect_or_start(directory: &Path) -> anyhow::Result<Client> {
+    match Client::connect(directory) {
+        Err(ClientError::NotRunning(_)) => {}
+        other => return Ok(other?),
+    }
+    let server = Command::new(locate::find(locate::STORE_SERVER)?);
+    Ok(Client::connect_or_start_with(directory, server)?)
 }
 
-impl Client {
-    pub fn connect_or_start(directory: &Path) -> Result<Self> {
-        Ok(Self(stasis_store::client::Client::connect_or_start(directory)?))
-    }
-
-    pub fn commit(&mut self, token: u64, draft: CheckpointDraft) -> Result<CheckpointRecord> {
-        Ok(self.0.commit(token, draft)?)
-    }
-
-    pub fn discard(&mut self, token: u64) -> Result<()> {
-        Ok(self.0.discard(token)?)
-    }
-
-    pub fn list(&mut self) -> Result<Vec<CheckpointRecord>> {
-        Ok(self.0.list()?)
-    }
-
-    pub fn resolve(&mut self, reference: &str) -> Result<CheckpointRecord> {
-        Ok(self.0.resolve(reference)?)
-    }
-
-    pub fn read_process(&mut self, manifest: &Hash) -> Result<stasis_store::client::StoredProcess> {
-        Ok(self.0.read_process(manifest)?)
-    }
+/// A store to read from.
+pub struct Store {
+    client: Client,
+    directory: PathBuf,
 }
 
-/// Connects to the server of an existing store.
-pub fn open(directory: &Path) -> Result<Client> {
-    Client::connect_or_start(directory)
+impl Store {
+    /// Opens the store in `directory`, starting its server if none runs.
+    ///
+    /// # Errors
+    /// [`Failure::Store`]: there is none, or it cannot be opened.
+    pub fn open(directory: &Path) -> anyhow::Result<Self> {
+        let failure = |message: String| Failure::Store { directory: directory.to_owned(), message };
+        match directory.metadata() {
+            Ok(meta) if meta.is_dir() => {}
+            Ok(_) => return Err(failure("is not a directory; name another one with --store".into()).into()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(failure("does not exist: the first checkpoint makes it".into()).into());
+            }
+            Err(error) => return Err(failure(error.to_string()).into()),
+        }
+        let client = connect_or_start(directory).map_err(|error| failure(format!("{error:#}")))?;
+        Ok(Self { client, directory: directory.to_owned() })
+    }
+
+    /// All checkpoints, oldest first.
+    ///
+    /// # Errors
+    /// [`Failure::Store`].
+    pub fn list(&mut self) -> Result<Vec<CheckpointRecord>, Failure> {
+        self.client.list().map_err(|error| self.failure(&error))
+    }
+
+    /// The checkpoint that a reference names.
+    ///
+    /// # Errors
+    /// Why it names none; [`Failure::Store`] when the store cannot tell.
+    pub fn resolve(&mut self, reference: &str) -> anyhow::Result<CheckpointRecord> {
+        match self.client.resolve(reference) {
+            Ok(record) => Ok(record),
+            Err(ClientError::Refused(reason)) => Err(anyhow::Error::msg(reason)),
+            Err(error) => Err(self.failure(&error).into()),
+        }
+    }
+
+    /// A process of a checkpoint, by its manifest.
+    ///
+    /// # Errors
+    /// [`Failure::Store`].
+    pub fn read_process(&mut self, manifest: &Hash) -> Result<StoredProcess, Failure> {
+        self.client.read_process(manifest).map_err(|error| self.failure(&error))
+    }
+
+    /// The failure for something that is wrong with this store.
+    pub fn failure(&self, error: &dyn std::fmt::Display) -> Failure {
+        Failure::Store { directory: self.directory.clone(), message: error.to_string() }
+    }
 }

@@ -45,3 +45,4 @@ mod state;
 mod stop;
 mod threads;
 mod watches;
+mod wrappers;

@@ -8,7 +8,7 @@ use core::ffi::{CStr, c_char};
 
 use stasis_sys::{memory, process};
 
-use crate::{arch, arena, checkpoint, link, state, stop, threads};
+use crate::{arch, arena, checkpoint, interrupted, link, stop, threads, wrappers};
 
 #[used]
 #[unsafe(link_section = ".init_array")]
@@ -16,6 +16,8 @@ static CONSTRUCTOR: extern "C" fn(i32, *const *const c_char, *const *const c_cha
 
 /// glibc gives constructors main's arguments (elf/dl-init.c).
 extern "C" fn constructor(_: i32, _: *const *const c_char, environment: *const *const c_char) {
+    // SAFETY: this is the constructor.
+    unsafe { wrappers::init() };
     if let Some(coordinator) = variable(environment, "STASIS_COORD=")
         && let Err(error) = begin(coordinator)
     {
@@ -54,6 +56,7 @@ fn begin(coordinator: &[u8]) -> stasis_sys::Result<()> {
     link::coordinator::set_address(coordinator);
     arena::init()?;
     threads::init()?;
+    interrupted::call::init()?;
     stop::install()?;
     start_thread()
 }

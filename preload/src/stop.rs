@@ -60,6 +60,15 @@ extern "C" fn handler(signal: i32, info: *mut Siginfo, context: *mut libc::ucont
     let code = i32::from_ne_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
     // The low half: the coordinator's language may know si_value as an int.
     let value = u32::from_ne_bytes([bytes[24], bytes[25], bytes[26], bytes[27]]);
+    // SAFETY: as above.
+    if interrupted::is_expiry(unsafe { &*info }) {
+        // SAFETY: this is the handler's own third argument.
+        let mut frame = unsafe { Frame::new(context) };
+        if !interrupted::expired(&mut frame) {
+            interrupted::resume(&mut frame, None, false);
+        }
+        return;
+    }
     if code != libc::SI_QUEUE || u64::from(value) != COOKIE {
         let chained = CHAINED.load(Ordering::Acquire);
         if chained > 1 {
@@ -74,16 +83,19 @@ extern "C" fn handler(signal: i32, info: *mut Siginfo, context: *mut libc::ucont
     let mut frame = unsafe { Frame::new(context) };
     if !state::is_stopping() {
         // A signal that came too late for its checkpoint has interrupted a call all the same.
-        interrupted::resume(&mut frame, &Slot::default(), false);
+        interrupted::resume(&mut frame, None, false);
         return;
     }
+    let stopped_at = sync::monotonic_ns();
     let Some(slot) = threads::claim(process::gettid()) else { return };
+    slot.stopped_at.store(stopped_at, Ordering::Relaxed);
     describe(slot, &frame);
+    interrupted::suspend(&mut frame);
     let restarted = arch::park(slot);
     if restarted {
         restart::thread_arrived(slot);
     }
-    interrupted::resume(&mut frame, slot, restarted);
+    interrupted::resume(&mut frame, Some(slot), restarted);
 }
 
 /// Asks the kernel for what only the thread itself can ask.
@@ -92,7 +104,6 @@ fn describe(slot: &Slot, frame: &Frame<'_>) {
     slot.fs_base.store(fs, Ordering::Relaxed);
     slot.gs_base.store(gs, Ordering::Relaxed);
     slot.mask.store(frame.mask(), Ordering::Relaxed);
-    slot.stopped_at.store(sync::monotonic_ns(), Ordering::Relaxed);
 
     let (mut head, mut len) = (0u64, 0u64);
     let pointers = [0, &raw mut head as usize, &raw mut len as usize, 0, 0, 0];

@@ -21,12 +21,16 @@ use crate::{
     failpoint::FailPoint,
     hash::Hash,
     index::{Changes, Index, PackRecord},
+    manifest::Node,
     names::NameMap,
     pack::{PAGE, Place, footer::Footer, reader::PackReader},
 };
 
 /// Index entries per batch: small enough that commits need not wait for long.
 const ENTRIES_AT_ONCE: usize = 4096;
+
+/// Index entries that may be lost in a crash, to be read again from the packs: 32 MiB of footers.
+const UNFLUSHED: usize = 1 << 20;
 
 /// A pack that a checkpoint has added to; lengths in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -54,11 +58,18 @@ enum Task {
     Recover { grown: Vec<PackGrowth>, reader: PackReader },
 }
 
-/// The thread that fills the index. Dropping it waits until it is done.
+/// What is in the index and may be lost in a crash.
+#[derive(Default)]
+struct Added {
+    entries: usize,
+    grown: Vec<PackGrowth>,
+}
+
+/// The thread that fills the index.
 pub struct Indexer {
     catalog: Arc<Catalog>,
-    queue: Option<mpsc::Sender<Task>>,
-    thread: Option<JoinHandle<()>>,
+    queue: Mutex<Option<mpsc::Sender<Task>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Catalog {
@@ -103,7 +114,7 @@ impl Catalog {
     fn commit(
         &self,
         draft: CheckpointDraft,
-        nodes: Vec<(Hash, Vec<u8>)>,
+        nodes: Vec<Node>,
         grown: &[PackGrowth],
     ) -> Result<CheckpointRecord, StoreError> {
         let mut records = self.records();
@@ -119,9 +130,9 @@ impl Catalog {
                 (growth.number, PackRecord { committed: growth.to, pages: old.pages + growth.pages, ..old })
             })
             .collect();
-        let changes = Changes { nodes, packs, checkpoint: Some(record.clone()), ..Changes::default() };
+        let changes = Changes { nodes, packs, checkpoint: Some(record.clone()) };
         FailPoint::BatchBuilt.hit();
-        if let Err(error) = self.index.write(&changes, true) {
+        if let Err(error) = self.index.write(&changes) {
             // The log may have kept the batch although its sync failed. The index has been opened
             // again since, which makes durable what it found there.
             if !matches!(self.index.by_id(&record.id), Ok(Some(_))) {
@@ -144,11 +155,14 @@ impl Catalog {
         }
     }
 
-    fn perform(&self, task: Task) -> Result<(), StoreError> {
+    fn perform(&self, task: Task, added: &mut Added) -> Result<(), StoreError> {
         match task {
             Task::Committed { names, grown } => {
-                let entries = names.iter().map(|(name, place)| (*name, *place));
-                let result = self.insert(entries).and_then(|()| self.mark_indexed(&grown));
+                let result = self.insert(names.iter().map(|(name, place)| (*name, *place)));
+                if result.is_ok() {
+                    added.entries += names.len();
+                    added.grown.extend(grown);
+                }
                 let mut recent = self.recent.write().unwrap_or_else(PoisonError::into_inner);
                 recent.retain(|table| !Arc::ptr_eq(table, &names));
                 result
@@ -157,40 +171,49 @@ impl Catalog {
                 for growth in grown {
                     for footer in reader.footers(growth.number, growth.from, growth.to)? {
                         self.insert(entries(growth.number, &footer))?;
+                        added.entries += footer.names.len();
                     }
-                    self.mark_indexed(&[growth])?;
+                    added.grown.push(growth);
                 }
                 Ok(())
             }
         }
     }
 
+    /// Makes durable what has been added to the index, and notes that it is.
+    fn flush(&self, added: &mut Added) -> Result<(), StoreError> {
+        let Added { grown, .. } = std::mem::take(added);
+        if grown.is_empty() {
+            return Ok(());
+        }
+        self.index.flush_pages()?;
+        FailPoint::IndexWritten.hit();
+        self.mark_indexed(&grown)
+    }
+
     fn insert(&self, entries: impl Iterator<Item = (Hash, Place)>) -> Result<(), StoreError> {
         let mut entries = entries.peekable();
         while entries.peek().is_some() {
-            let pages = entries.by_ref().take(ENTRIES_AT_ONCE).collect();
-            self.index.write(&Changes { pages, ..Changes::default() }, false)?;
+            let pages: Vec<(Hash, Place)> = entries.by_ref().take(ENTRIES_AT_ONCE).collect();
+            self.index.add_pages(&pages)?;
             FailPoint::IndexPartial.hit();
         }
         Ok(())
     }
 
-    /// Notes that the index knows the pages of these ranges. The records follow the entries in the
-    /// same log, so a crash cannot keep the former and lose the latter.
+    /// Notes that the index knows the pages of these ranges for good.
     fn mark_indexed(&self, grown: &[PackGrowth]) -> Result<(), StoreError> {
-        FailPoint::IndexWritten.hit();
         let mut records = self.records();
-        let mut packs = Vec::new();
+        let mut packs: BTreeMap<u32, PackRecord> = BTreeMap::new();
         for growth in grown {
             // Not when an earlier range is missing: it could then never be recovered.
-            if let Some(record) = records.get(&growth.number)
-                && record.indexed == growth.from
-            {
-                packs.push((growth.number, PackRecord { indexed: growth.to, ..*record }));
+            let record = packs.get(&growth.number).or_else(|| records.get(&growth.number)).copied();
+            if let Some(record) = record.filter(|record| record.indexed == growth.from) {
+                packs.insert(growth.number, PackRecord { indexed: growth.to, ..record });
             }
         }
-        let changes = Changes { packs, ..Changes::default() };
-        self.index.write(&changes, false)?;
+        let changes = Changes { packs: packs.into_iter().collect(), ..Changes::default() };
+        self.index.write(&changes)?;
         records.extend(changes.packs);
         Ok(())
     }
@@ -209,12 +232,16 @@ impl Indexer {
         let (queue, tasks) = mpsc::channel();
         let worker = Arc::clone(&catalog);
         let thread = thread::Builder::new().name("indexer".into()).spawn(move || {
+            // Only dedup suffers: pages that the index does not know are written once more.
+            let complain = |error: &StoreError| eprintln!("not all pages were put into the index: {error}");
+            let mut added = Added::default();
             for task in tasks {
-                // Only dedup suffers: pages that the index does not know are written once more.
-                if let Err(error) = worker.perform(task) {
-                    eprintln!("not all pages were put into the index: {error}");
+                let _ = worker.perform(task, &mut added).inspect_err(complain);
+                if added.entries >= UNFLUSHED {
+                    let _ = worker.flush(&mut added).inspect_err(complain);
                 }
             }
+            let _ = worker.flush(&mut added).inspect_err(complain);
         })?;
         let left: Vec<PackGrowth> = catalog
             .packs()
@@ -230,7 +257,7 @@ impl Indexer {
         if !left.is_empty() {
             let _ = queue.send(Task::Recover { grown: left, reader });
         }
-        Ok(Self { catalog, queue: Some(queue), thread: Some(thread) })
+        Ok(Self { catalog, queue: Mutex::new(Some(queue)), thread: Mutex::new(Some(thread)) })
     }
 
     /// Makes a checkpoint: durable when this returns. `names` are the pages that were written for it,
@@ -241,27 +268,33 @@ impl Indexer {
     pub fn commit(
         &self,
         draft: CheckpointDraft,
-        nodes: Vec<(Hash, Vec<u8>)>,
+        nodes: Vec<Node>,
         names: Arc<NameMap>,
         grown: Vec<PackGrowth>,
     ) -> Result<CheckpointRecord, StoreError> {
         let record = self.catalog.commit(draft, nodes, &grown)?;
         if !names.is_empty() {
             self.catalog.recent.write().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&names));
-            if let Some(queue) = &self.queue {
+            if let Some(queue) = &*self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
                 let _ = queue.send(Task::Committed { names, grown });
             }
         }
         Ok(record)
     }
+
+    /// Takes no more, and waits until all is durable.
+    pub fn close(&self) {
+        drop(self.queue.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
 }
 
 impl Drop for Indexer {
     fn drop(&mut self) {
-        drop(self.queue.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.close();
     }
 }
 

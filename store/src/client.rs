@@ -32,6 +32,9 @@ use crate::{
 /// The file name of the server's program, which lies beside the program that starts it.
 const SERVER: &str = "stasis-store";
 
+/// How often a server is started for one client.
+const ATTEMPTS: u32 = 5;
+
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     #[error("no store server runs for {}", .0.display())]
@@ -142,6 +145,24 @@ impl Client {
     /// # Errors
     /// As [`Client::connect_or_start`].
     pub fn connect_or_start_with(directory: &Path, mut server: Command) -> Result<Self, ClientError> {
+        server
+            .arg(directory)
+            // It must not run under the preload library.
+            .env_remove("LD_PRELOAD")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        // A server that is idle may go away between its start, or a look at it, and the connection.
+        for _ in 1..ATTEMPTS {
+            match Self::start_once(directory, &mut server) {
+                Err(ClientError::NotRunning(_)) => {}
+                other => return other,
+            }
+        }
+        Self::start_once(directory, &mut server)
+    }
+
+    fn start_once(directory: &Path, server: &mut Command) -> Result<Self, ClientError> {
         match Self::connect(directory) {
             Err(ClientError::NotRunning(_)) => {}
             other => return other,
@@ -157,13 +178,8 @@ impl Client {
         }
         let not_started =
             |reason: String| ClientError::NotStarted { directory: directory.to_owned(), reason };
-        // The command returns when the server is ready. It must not run under the preload library.
+        // The command returns when the server is ready.
         let output = server
-            .arg(directory)
-            .env_remove("LD_PRELOAD")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
             .output()
             .map_err(|error| not_started(format!("{}: {error}", server.get_program().display())))?;
         if !output.status.success() {

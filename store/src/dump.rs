@@ -16,8 +16,8 @@ use stasis_protocol::store::{DumpStats, Hash, Space, StagedRun};
 
 use crate::{
     error::StoreError,
-    hash::{PAGE_SIZE, Page, is_zero},
-    manifest::{LEAF_PAGES, Leaf, MAX_PAGE, Manifest, Reader, Root, rebuild},
+    hash::PAGE_SIZE,
+    manifest::{LEAF_PAGES, Leaf, MAX_PAGE, Manifest, Node, Reader, Root, rebuild},
     pack::Place,
     release::Hold,
     session::{Candidate, FinishedDump, Session},
@@ -46,12 +46,11 @@ pub struct Dump {
 
 /// A staged page and where it belongs.
 #[derive(Clone, Copy)]
-struct Staged<'a> {
+struct Staged {
     space: Space,
     number: u64,
     /// Where it lies in the staging buffer, in bytes.
     at: usize,
-    page: &'a Page,
 }
 
 impl Dump {
@@ -83,7 +82,7 @@ impl Dump {
         runs: &[StagedRun],
         hold: &Hold,
     ) -> Result<(), StoreError> {
-        let mut block: Vec<Staged<'_>> = Vec::with_capacity(BLOCK);
+        let mut block: Vec<Staged> = Vec::with_capacity(BLOCK);
         for run in runs {
             let outside = || {
                 StoreError::Refused(format!(
@@ -97,10 +96,10 @@ impl Dump {
             if end > MAX_PAGE || start % PAGE_SIZE != 0 {
                 return Err(outside());
             }
-            let pages = staging.pages(start, run.pages as usize).ok_or_else(outside)?;
-            for (index, page) in pages.iter().enumerate() {
-                let number = run.first_page + index as u64;
-                block.push(Staged { space: run.space, number, at: start + index * PAGE_SIZE, page });
+            staging.pages(start, run.pages as usize).ok_or_else(outside)?;
+            for index in 0..run.pages {
+                let number = run.first_page + u64::from(index);
+                block.push(Staged { space: run.space, number, at: start + index as usize * PAGE_SIZE });
                 if block.len() == BLOCK {
                     self.take_block(store, staging, &block, hold)?;
                     block.clear();
@@ -114,35 +113,26 @@ impl Dump {
         &mut self,
         store: &Store,
         staging: &Arc<Staging>,
-        block: &[Staged<'_>],
+        block: &[Staged],
         hold: &Hold,
     ) -> Result<(), StoreError> {
         self.stats.received += block.len() as u64;
         let zero = *store.hasher().zero();
-        let mut filled: Vec<Staged<'_>> = Vec::with_capacity(block.len());
-        for staged in block {
-            if is_zero(staged.page) {
-                self.stats.zero += 1;
-                self.leaf(store, staged.space, staged.number / LEAF)?.set(
-                    (staged.number % LEAF) as usize,
-                    zero,
-                    Place::ZERO,
-                );
-            } else {
-                filled.push(*staged);
-            }
-        }
-        let pages: Vec<&Page> = filled.iter().map(|staged| staged.page).collect();
-        let mut names = vec![[0; 32]; pages.len()];
-        store.hasher().name_pages(&pages, &mut names);
-
-        let mut candidates = Vec::with_capacity(filled.len());
-        for (staged, name) in filled.iter().zip(&names) {
+        let offsets: Vec<usize> = block.iter().map(|staged| staged.at).collect();
+        let names = store.namer().name(staging, &offsets);
+        let mut filled: Vec<Staged> = Vec::with_capacity(block.len());
+        let mut candidates = Vec::with_capacity(block.len());
+        for (staged, name) in block.iter().zip(names) {
             let leaf = self.leaf(store, staged.space, staged.number / LEAF)?;
-            let place = leaf
-                .get((staged.number % LEAF) as usize)
-                .and_then(|(old, place)| (old == name).then_some(place));
-            candidates.push(Candidate { name: *name, staged: staged.at, place });
+            let slot = (staged.number % LEAF) as usize;
+            if name == zero {
+                leaf.set(slot, zero, Place::ZERO);
+                self.stats.zero += 1;
+            } else {
+                let place = leaf.get(slot).and_then(|(old, place)| (*old == name).then_some(place));
+                filled.push(*staged);
+                candidates.push(Candidate { name, staged: staged.at, place });
+            }
         }
         look_up(store, &mut candidates)?;
         let written = self.session.place(store, &mut candidates, staging, hold)?;
@@ -224,11 +214,7 @@ impl Dump {
         Ok(FinishedDump { manifest: name, nodes })
     }
 
-    fn manifest(
-        &mut self,
-        store: &Store,
-        record: Vec<u8>,
-    ) -> Result<(Manifest, Vec<(Hash, Vec<u8>)>), StoreError> {
+    fn manifest(&mut self, store: &Store, record: Vec<u8>) -> Result<(Manifest, Vec<Node>), StoreError> {
         let mut reader = Reader::new(store.index(), store.node_names(), store.hasher().zero());
         let mut changed: BTreeMap<Space, Vec<(u64, Leaf)>> = BTreeMap::new();
         for ((space, number), leaf) in std::mem::take(&mut self.leaves) {
@@ -281,7 +267,7 @@ impl Dump {
 fn look_up(store: &Store, candidates: &mut [Candidate]) -> Result<(), StoreError> {
     let mut unknown: Vec<&mut Candidate> =
         candidates.iter_mut().filter(|candidate| candidate.place.is_none()).collect();
-    unknown.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    unknown.sort_unstable_by_key(|candidate| candidate.name);
     let names: Vec<Hash> = unknown.iter().map(|candidate| candidate.name).collect();
     for (candidate, place) in unknown.into_iter().zip(store.catalog().places(&names)?) {
         candidate.place = place;

@@ -36,7 +36,7 @@ pub enum FailPoint {
     BatchWritten,
     /// Some index entries of a committed checkpoint are written, others are not.
     IndexPartial,
-    /// All index entries are written, the pack's record does not say so yet.
+    /// All index entries are durable, the packs' records do not say so yet.
     IndexWritten,
 }
 

@@ -9,8 +9,10 @@
 //! | | `l` label | the sequence of its last checkpoint |
 //! | | `p` pack u32 BE | pack record |
 //!
-//! `pages` may lag behind the packs (it is rebuilt from their footers) but never names bytes that
-//! are not durable in a pack that has a record.
+//! `pages` may lag behind the packs but never names bytes that are not durable in a pack that has a
+//! record. Its entries do not go through the write-ahead log, where each synced commit would have to
+//! wait for them: after a crash, what had not been flushed is read again from the packs' footers
+//! ([`PackRecord::indexed`]).
 //!
 //! Not here: when what is written.
 
@@ -29,7 +31,7 @@ use stasis_protocol::{
     wire,
 };
 
-use crate::{error::StoreError, hash::Hash, pack::Place};
+use crate::{error::StoreError, hash::Hash, manifest::Node, pack::Place};
 
 const PAGES: &str = "pages";
 const NODES: &str = "nodes";
@@ -47,7 +49,7 @@ const BLOOM_BITS: f64 = 10.0;
 pub struct PackRecord {
     /// Up to here it is synced and belongs to committed checkpoints.
     pub committed: u64,
-    /// Up to here its pages are in `pages`.
+    /// Up to here its pages are in `pages`, for good.
     pub indexed: u64,
     /// How many pages it holds.
     pub pages: u64,
@@ -63,8 +65,7 @@ pub struct Index {
 /// Changes that are made together.
 #[derive(Default)]
 pub struct Changes {
-    pub pages: Vec<(Hash, Place)>,
-    pub nodes: Vec<(Hash, Vec<u8>)>,
+    pub nodes: Vec<Node>,
     pub packs: Vec<(u32, PackRecord)>,
     pub checkpoint: Option<CheckpointRecord>,
 }
@@ -120,18 +121,14 @@ impl Index {
         })
     }
 
-    /// Makes `changes`, all or none; `durable`: before this returns, else some time later but in order.
+    /// Makes `changes`, all or none, durable when this returns.
     ///
     /// # Errors
-    /// They cannot be written. The database is opened again, because RocksDB refuses every further
-    /// write after one that failed (a full disk).
-    pub fn write(&self, changes: &Changes, durable: bool) -> Result<(), StoreError> {
-        let written = self.read(|db| {
+    /// They cannot be written.
+    pub fn write(&self, changes: &Changes) -> Result<(), StoreError> {
+        self.change(|db| {
             let mut batch = WriteBatch::default();
-            let (pages, nodes) = (family(db, PAGES)?, family(db, NODES)?);
-            for (name, place) in &changes.pages {
-                batch.put_cf(pages, name, encode_place(*place));
-            }
+            let nodes = family(db, NODES)?;
             for (name, node) in &changes.nodes {
                 batch.put_cf(nodes, name, node);
             }
@@ -146,9 +143,40 @@ impl Index {
                 }
             }
             let mut options = WriteOptions::default();
-            options.set_sync(durable);
+            options.set_sync(true);
             Ok(db.write_opt(batch, &options)?)
-        });
+        })
+    }
+
+    /// Adds names of pages. They are lost in a crash that comes before [`Index::flush_pages`].
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub fn add_pages(&self, pages: &[(Hash, Place)]) -> Result<(), StoreError> {
+        self.change(|db| {
+            let mut batch = WriteBatch::default();
+            let family = family(db, PAGES)?;
+            for (name, place) in pages {
+                batch.put_cf(family, name, encode_place(*place));
+            }
+            let mut options = WriteOptions::default();
+            options.disable_wal(true);
+            Ok(db.write_opt(batch, &options)?)
+        })
+    }
+
+    /// Makes durable what [`Index::add_pages`] has added.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn flush_pages(&self) -> Result<(), StoreError> {
+        self.change(|db| Ok(db.flush_cf(family(db, PAGES)?)?))
+    }
+
+    /// Makes a change. After one that failed (a full disk) RocksDB refuses all others: it is opened
+    /// again.
+    fn change(&self, make: impl FnOnce(&DB) -> Result<(), Problem>) -> Result<(), StoreError> {
+        let written = self.read(make);
         if written.is_err() {
             let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
             drop(db.take());

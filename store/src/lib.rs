@@ -33,6 +33,8 @@ mod manifest;
 #[cfg(feature = "server")]
 mod names;
 #[cfg(feature = "server")]
+mod naming;
+#[cfg(feature = "server")]
 pub mod pack;
 #[cfg(feature = "server")]
 mod process;

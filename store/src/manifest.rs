@@ -27,6 +27,9 @@ use crate::{
 
 const VERSION: u32 = 1;
 
+/// A node, or a manifest: its name and its bytes.
+pub type Node = (Hash, Vec<u8>);
+
 /// Hashes nodes.
 #[derive(Clone)]
 pub struct NodeNames {
@@ -79,7 +82,7 @@ impl Manifest {
     ///
     /// # Errors
     /// It cannot be encoded.
-    pub fn encode(&self, names: &NodeNames) -> Result<(Hash, Vec<u8>), StoreError> {
+    pub fn encode(&self, names: &NodeNames) -> Result<Node, StoreError> {
         let bytes = wire::encode(self)?;
         Ok((names.name(&bytes), bytes))
     }

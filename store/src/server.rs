@@ -34,6 +34,9 @@ pub use crate::directory::{FORMAT, LOG};
 /// The most connections at a time: a thread and two descriptors each.
 const MAX_CONNECTIONS: usize = 8192;
 
+/// How long the server waits at least for the first to connect: whoever started it.
+const FIRST: Duration = Duration::from_secs(10);
+
 /// How often dumps that nobody commits are looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
 
@@ -49,7 +52,10 @@ pub struct Server {
 struct Shared {
     store: Store,
     connections: AtomicUsize,
+    /// No checkpoint begins any more.
     stopping: AtomicBool,
+    /// The server ends.
+    ended: AtomicBool,
     /// Written to when a connection ends and when the server is to stop.
     wake: EventFd,
 }
@@ -68,8 +74,13 @@ impl Server {
         let listener = listen(&socket)?;
         store.directory().announce(&socket)?;
         let wake = EventFd::new().map_err(io::Error::from).map_err(StoreError::io("no eventfd for", path))?;
-        let shared =
-            Shared { store, connections: AtomicUsize::new(0), stopping: AtomicBool::new(false), wake };
+        let shared = Shared {
+            store,
+            connections: AtomicUsize::new(0),
+            stopping: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            wake,
+        };
         Ok(Self { listener, socket, idle, shared: Arc::new(shared) })
     }
 
@@ -86,15 +97,18 @@ impl Server {
     pub fn run(mut self) -> Result<(), StoreError> {
         let failed = |error| StoreError::io("cannot listen on", &self.socket)(error);
         let mut last_used = Instant::now();
+        let mut idle = self.idle.max(FIRST);
         loop {
-            if self.shared.stopping.load(Ordering::Acquire) {
+            if self.shared.ended.load(Ordering::Acquire) {
                 let _ = fs::remove_file(&self.socket);
+                self.shared.store.close();
                 return Ok(());
             }
             let busy = self.shared.connections.load(Ordering::Acquire) > 0 || self.shared.store.is_busy();
             if busy {
                 last_used = Instant::now();
-            } else if last_used.elapsed() >= self.idle {
+                idle = self.idle;
+            } else if last_used.elapsed() >= idle {
                 // From here on a client finds no socket and starts another server, which waits for the
                 // lock of this one. One that got in just before is still served.
                 let _ = fs::remove_file(&self.socket);
@@ -104,10 +118,13 @@ impl Server {
                         self.serve(stream);
                         continue;
                     }
-                    Err(_) => return Ok(()),
+                    Err(_) => {
+                        self.shared.store.close();
+                        return Ok(());
+                    }
                 }
             }
-            let wait = if busy { HOUSEKEEPING } else { self.idle.saturating_sub(last_used.elapsed()) };
+            let wait = if busy { HOUSEKEEPING } else { idle.saturating_sub(last_used.elapsed()) };
             let timeout = PollTimeout::try_from(wait.min(HOUSEKEEPING) + Duration::from_millis(1))
                 .unwrap_or(PollTimeout::MAX);
             let mut events = [
@@ -161,8 +178,8 @@ impl Drop for Connected {
 
 impl Shared {
     /// Ends the server.
-    fn stop(&self) {
-        self.stopping.store(true, Ordering::Release);
+    fn end(&self) {
+        self.ended.store(true, Ordering::Release);
         let _ = self.wake.write(1);
     }
 }

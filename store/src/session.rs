@@ -20,6 +20,7 @@ use crate::{
     error::StoreError,
     failpoint::FailPoint,
     hash::PAGE_SIZE,
+    manifest::Node,
     names::NameMap,
     pack::{
         Place,
@@ -35,7 +36,7 @@ use crate::{
 /// A dump that has ended and waits for its checkpoint.
 pub struct FinishedDump {
     pub manifest: Hash,
-    pub nodes: Vec<(Hash, Vec<u8>)>,
+    pub nodes: Vec<Node>,
 }
 
 /// A page that the store may have to write.

@@ -55,7 +55,7 @@ impl Staging {
         }
         let file = File::from(memfd);
         let size = file.metadata().map_err(|error| failed("fstat", error))?.len();
-        if len > size || len > MAX_LEN || len % PAGE_SIZE as u64 != 0 {
+        if len > size || len > MAX_LEN || !len.is_multiple_of(PAGE_SIZE as u64) {
             return Err(refuse(format!(
                 "{len} bytes are announced, it has {size}, at most {MAX_LEN} are taken"
             )));

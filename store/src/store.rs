@@ -20,7 +20,8 @@ use crate::{
     error::{StoreError, hex},
     hash::{PAGE_SIZE, PageHasher},
     index::{Index, PackRecord},
-    manifest::NodeNames,
+    manifest::{Node, NodeNames},
+    naming::Namer,
     pack::{
         self,
         pool::PackPool,
@@ -46,7 +47,7 @@ pub struct Store {
     indexer: Indexer,
     catalog: Arc<Catalog>,
     pool: Arc<PackPool>,
-    hasher: PageHasher,
+    namer: Namer,
     node_names: NodeNames,
     directory: Arc<Directory>,
 }
@@ -77,7 +78,7 @@ impl Store {
         // A dump that comes before this is done makes its own; one that fails says why.
         let _ = thread::Builder::new().name("first-pack".into()).spawn(move || ready.prepare());
         Ok(Self {
-            hasher: PageHasher::new(directory.key()),
+            namer: Namer::start(PageHasher::new(directory.key())).map_err(threads)?,
             node_names: NodeNames::new(directory.key()),
             directory: Arc::new(directory),
             catalog,
@@ -89,6 +90,11 @@ impl Store {
         })
     }
 
+    /// Ends what goes on in the background. There are no checkpoints afterwards.
+    pub fn close(&self) {
+        self.indexer.close();
+    }
+
     #[must_use]
     pub fn directory(&self) -> &Directory {
         &self.directory
@@ -96,7 +102,12 @@ impl Store {
 
     #[must_use]
     pub fn hasher(&self) -> &PageHasher {
-        &self.hasher
+        self.namer.hasher()
+    }
+
+    #[must_use]
+    pub fn namer(&self) -> &Namer {
+        &self.namer
     }
 
     #[must_use]
@@ -258,11 +269,7 @@ impl Store {
     }
 
     /// The nodes of the draft's processes that the index does not have.
-    fn new_nodes(
-        &self,
-        draft: &CheckpointDraft,
-        finished: &[FinishedDump],
-    ) -> Result<Vec<(Hash, Vec<u8>)>, StoreError> {
+    fn new_nodes(&self, draft: &CheckpointDraft, finished: &[FinishedDump]) -> Result<Vec<Node>, StoreError> {
         let mut nodes: BTreeMap<Hash, &Vec<u8>> = BTreeMap::new();
         for dump in finished {
             if draft.processes.iter().any(|process| process.manifest == dump.manifest) {
@@ -271,7 +278,7 @@ impl Store {
         }
         let names: Vec<Hash> = nodes.keys().copied().collect();
         let known = self.index().has_nodes(&names)?;
-        let nodes: Vec<(Hash, Vec<u8>)> = nodes
+        let nodes: Vec<Node> = nodes
             .into_iter()
             .zip(known)
             .filter(|(_, known)| !known)

@@ -29,6 +29,9 @@ pub struct Report {
 /// Something damaged: a page or a node, by name.
 type Damage = BTreeMap<Hash, String>;
 
+/// Takes a leaf and its name, or why it cannot be read.
+type Show<'a> = dyn FnMut(&Hash, Result<&Leaf, String>) + 'a;
+
 /// Reads the checkpoint called `reference` (`None`: all).
 ///
 /// # Errors
@@ -43,7 +46,7 @@ pub fn verify(store: &Store, reference: Option<&str>) -> Result<Report, StoreErr
     let mut packs = PackReader::new(&store.directory().packs());
     let mut seen: HashSet<Hash> = HashSet::new();
     let mut buffer = Vec::new();
-    each_leaf(store, &checkpoints, &mut |name| seen.insert(*name), &mut |_, name, leaf| match leaf {
+    each_leaf(store, &checkpoints, &mut |name| seen.insert(*name), &mut |name, leaf| match leaf {
         Ok(leaf) => {
             report.pages += leaf.len() as u64;
             check_leaf(store, &mut packs, leaf, &mut buffer, &mut damage);
@@ -103,7 +106,7 @@ fn explain(store: &Store, checkpoints: &[CheckpointRecord], damage: Damage) -> V
     let mut touched: BTreeMap<Hash, BTreeSet<&str>> = BTreeMap::new();
     for checkpoint in checkpoints {
         let one = std::slice::from_ref(checkpoint);
-        each_leaf(store, one, &mut |_| true, &mut |_, name, leaf| {
+        each_leaf(store, one, &mut |_| true, &mut |name, leaf| {
             let mut note = |name: &Hash| {
                 if damage.contains_key(name) {
                     touched.entry(*name).or_default().insert(&checkpoint.id);
@@ -137,13 +140,13 @@ fn each_leaf(
     store: &Store,
     checkpoints: &[CheckpointRecord],
     want: &mut dyn FnMut(&Hash) -> bool,
-    show: &mut dyn FnMut(u64, &Hash, Result<&Leaf, String>),
+    show: &mut Show<'_>,
 ) {
     for process in checkpoints.iter().flat_map(|checkpoint| &checkpoint.draft.processes) {
         let manifest = match Manifest::load(store.index(), store.node_names(), &process.manifest) {
             Ok(manifest) => manifest,
             Err(error) => {
-                show(0, &process.manifest, Err(error.to_string()));
+                show(&process.manifest, Err(error.to_string()));
                 continue;
             }
         };
@@ -151,10 +154,9 @@ fn each_leaf(
             let mut reader = Reader::new(store.index(), store.node_names(), store.hasher().zero());
             let walked = reader.each_leaf(root.name, want, &mut |first, name, leaf| {
                 match leaf {
-                    Ok(leaf) => show(first, name, Ok(&leaf)),
+                    Ok(leaf) => show(name, Ok(&leaf)),
                     Err(error) => {
                         show(
-                            first,
                             name,
                             Err(format!("the pages of pid {} from {first:#x} on: {error}", process.pid)),
                         );
@@ -163,7 +165,7 @@ fn each_leaf(
                 Ok(())
             });
             if let Err(error) = walked {
-                show(0, &root.name, Err(error.to_string()));
+                show(&root.name, Err(error.to_string()));
             }
         }
     }

@@ -1,1 +1,92 @@
-fn main() {}
+//! `cargo xtask`: builds, demonstrates, tests, measures and installs Stasis, with nothing to be set up
+//! by hand before.
+//!
+//! Everything is built in one cargo profile, release: RocksDB's C++ takes some twelve minutes of two
+//! cores for each.
+//!
+//! Not here: what is tested (each crate, and `tests/`) and what is measured (`benches/`).
+
+mod artifacts;
+mod demo;
+mod install;
+mod orphans;
+mod packages;
+mod run;
+mod summary;
+mod test;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Builds, demonstrates, tests, measures and installs Stasis")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build everything (release)
+    Build,
+    /// Launch a program, checkpoint and kill it while it works, restart it
+    Demo,
+    /// Check the format, lint, build, and run every test
+    Test {
+        /// Run only tests whose name contains this
+        filter: Option<String>,
+    },
+    /// Run the measurements
+    Bench {
+        /// Arguments for the measuring program
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Build, and copy the result to PREFIX/bin and PREFIX/lib/stasis
+    Install {
+        #[arg(long, default_value = "/usr/local")]
+        prefix: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match carry_out(arguments.task) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("cargo xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn carry_out(task: Task) -> Result<ExitCode> {
+    match task {
+        Task::Build => {
+            packages::ensure(packages::For::Build)?;
+            artifacts::build()?;
+        }
+        Task::Demo => {
+            packages::ensure(packages::For::Build)?;
+            artifacts::build()?;
+            demo::show()?;
+        }
+        Task::Test { filter } => {
+            packages::ensure(packages::For::Test)?;
+            return test::test(filter.as_deref());
+        }
+        Task::Bench { arguments } => {
+            packages::ensure(packages::For::Build)?;
+            artifacts::build()?;
+            run::run(run::program("stasis-benches").args(arguments))?;
+        }
+        Task::Install { prefix } => {
+            packages::ensure(packages::For::Build)?;
+            artifacts::build()?;
+            install::install(&prefix)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

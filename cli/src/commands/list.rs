@@ -1,10 +1,10 @@
 //! `stasis list`.
 
-use crate::{context::Context, failure::ExitCode, output, report, store};
+use crate::{context::Context, failure::ExitCode, output, report, store::Store};
 
 pub fn run(context: &Context) -> anyhow::Result<ExitCode> {
     let checkpoints: Vec<_> =
-        store::open(&context.store()?)?.list()?.into_iter().map(report::Checkpoint::from).collect();
+        Store::open(&context.store()?)?.list()?.into_iter().map(report::Checkpoint::from).collect();
     if context.json {
         output::json(&checkpoints)?;
         return Ok(ExitCode::SUCCESS);

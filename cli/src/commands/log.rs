@@ -2,10 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::{args::LogArgs, context::Context, failure::ExitCode, output, report, store};
+use crate::{args::LogArgs, context::Context, failure::ExitCode, output, report, store::Store};
 
 pub fn run(context: &Context, args: &LogArgs) -> anyhow::Result<ExitCode> {
-    let mut store = store::open(&context.store()?)?;
+    let mut store = Store::open(&context.store()?)?;
     let from = match &args.reference {
         Some(reference) => Some(store.resolve(reference)?.id),
         None => None,

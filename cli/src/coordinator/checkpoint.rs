@@ -48,7 +48,7 @@ pub async fn take(computation: Rc<Computation>, order: Order, _turn: OwnedMutexG
 async fn attempt(computation: &Rc<Computation>, order: Order) -> Outcome {
     let subjects = subjects(computation).map_err(one)?;
     let directory = computation.settings.store.clone();
-    let opened = blocking(move || store::Client::connect_or_start(&directory)).await;
+    let opened = blocking(move || store::connect_or_start(&directory)).await;
     let store = opened.map_err(|reason| one(store_refusal(computation, reason)))?;
     let token = random().map_err(|error| {
         one(refusal("the coordinator", format!("has no random numbers: {error}"), "is /dev/urandom there?"))
@@ -57,7 +57,7 @@ async fn attempt(computation: &Rc<Computation>, order: Order) -> Outcome {
     let mut events = computation.open_round(token);
     let message = ToProcess::Checkpoint {
         token,
-        store: store::socket_path(&computation.settings.store).to_string_lossy().into_owned(),
+        store: store.socket().to_string_lossy().into_owned(),
         hold: order.kill,
         was_stopped: false,
     };

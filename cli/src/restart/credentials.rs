@@ -51,21 +51,25 @@ pub fn check(image: &ProcessImage, refusals: &mut Vec<Refusal>) {
     let (had, have) = (&image.credentials, own());
     let mut need = |missing: u64, what: String, reason: &str| {
         if have.effective & missing == 0 {
-            refusals.push(refusal(
-                what,
-                reason,
-                "restart it as the user that it ran as, or as root",
-            ));
+            refusals.push(refusal(what, reason, "restart it as the user that it ran as, or as root"));
         }
     };
     if had.uid != have.uid {
         need(CAP_SETUID, format!("uid {}", had.uid[1]), "you are another user, and may not become this one");
     }
     if had.gid != have.gid || sorted(&had.groups) != sorted(&have.groups) {
-        need(CAP_SETGID, format!("gid {}, groups {:?}", had.gid[1], had.groups), "you may not take these groups");
+        need(
+            CAP_SETGID,
+            format!("gid {}, groups {:?}", had.gid[1], had.groups),
+            "you may not take these groups",
+        );
     }
     if have.bounding & !had.bounding != 0 {
-        need(CAP_SETPCAP, "its capability bounding set".into(), "it had fewer than you, and you may not drop them");
+        need(
+            CAP_SETPCAP,
+            "its capability bounding set".into(),
+            "it had fewer than you, and you may not drop them",
+        );
     }
     let missing = had.permitted & !have.permitted;
     if missing != 0 {
@@ -120,7 +124,10 @@ pub fn plan(image: &ProcessImage, plan: &mut Plan) {
         calls.push(set_capabilities(sets, plan));
     }
     if had.ambient != have.ambient || ids_change {
-        calls.push(attempt(libc::SYS_prctl, &[libc::PR_CAP_AMBIENT as u64, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64, 0, 0, 0]));
+        calls.push(attempt(
+            libc::SYS_prctl,
+            &[libc::PR_CAP_AMBIENT as u64, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64, 0, 0, 0],
+        ));
         for capability in (0..64).filter(|bit| had.ambient & 1 << bit != 0) {
             calls.push(call(
                 libc::SYS_prctl,

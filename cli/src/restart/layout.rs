@@ -131,7 +131,8 @@ pub fn plan(
             }
             Backing::Anonymous => flags |= libc::MAP_ANONYMOUS,
             Backing::Object(id) => {
-                let object = objects.get(id).ok_or_else(|| anyhow::anyhow!("the image names no object {id}"))?;
+                let object =
+                    objects.get(id).ok_or_else(|| anyhow::anyhow!("the image names no object {id}"))?;
                 fd = numbers.place(object.try_clone()?)?;
             }
             Backing::File(file) => {
@@ -168,7 +169,15 @@ pub fn plan(
             plan.calls.push(call(libc::SYS_mprotect, &args));
         }
         let flags = flags as u32;
-        plan.mappings.push(Mapping { start: mapping.start, len, protection, flags, fd, _pad: 0, offset: mapping.offset });
+        plan.mappings.push(Mapping {
+            start: mapping.start,
+            len,
+            protection,
+            flags,
+            fd,
+            _pad: 0,
+            offset: mapping.offset,
+        });
         advise(mapping, plan);
     }
     fills(pages, &modified, numbers, plan)
@@ -234,9 +243,8 @@ impl Pages {
     /// Whether any page of the memory range is in the checkpoint.
     fn any(&self, start: u64, end: u64) -> bool {
         let page = PAGE_SIZE as u64;
-        let from = self.extents.partition_point(|e| {
-            e.space == MEMORY && (e.first_page + e.pages) * page <= start
-        });
+        let from =
+            self.extents.partition_point(|e| e.space == MEMORY && (e.first_page + e.pages) * page <= start);
         self.extents.get(from).is_some_and(|e| e.space == MEMORY && e.first_page * page < end)
     }
 
@@ -273,8 +281,9 @@ fn fills(
                 Some(fd) => *fd,
                 None => {
                     let path = pages.pack(extent.pack);
-                    let file = File::open(&path)
-                        .map_err(|error| anyhow::anyhow!("the pack {} cannot be opened: {error}", path.display()))?;
+                    let file = File::open(&path).map_err(|error| {
+                        anyhow::anyhow!("the pack {} cannot be opened: {error}", path.display())
+                    })?;
                     let fd = numbers.place(file.into())?;
                     packs.insert(extent.pack, fd);
                     fd

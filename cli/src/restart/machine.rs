@@ -38,7 +38,9 @@ pub fn check(image: &Machine, refusals: &mut Vec<Refusal>) {
         let lost = image.cpuid[word] & !here[word] & !NOT_INSTRUCTIONS[word];
         for bit in (0..32).filter(|bit| lost & 1 << bit != 0) {
             let known = FEATURES.iter().find(|(w, b, _)| (*w, *b) == (word, bit));
-            missing.push(known.map_or(format!("cpuid word {word} bit {bit}"), |(_, _, name)| (*name).to_string()));
+            missing.push(
+                known.map_or(format!("cpuid word {word} bit {bit}"), |(_, _, name)| (*name).to_string()),
+            );
         }
     }
     if !missing.is_empty() {
@@ -66,11 +68,18 @@ pub fn check(image: &Machine, refusals: &mut Vec<Refusal>) {
         Ok((len, sum)) if (len, sum) == (image.vdso_len, image.vdso_sum) => {}
         Ok(_) => refusals.push(refusal(
             "the vDSO of this kernel",
-            format!("it is not the one of kernel {}, whose addresses the program has in memory", image.kernel),
+            format!(
+                "it is not the one of kernel {}, whose addresses the program has in memory",
+                image.kernel
+            ),
             "restart on a machine with that kernel",
         )),
         Err(error) => {
-            refusals.push(refusal("the vDSO of this kernel", format!("it cannot be read: {error}"), "mount /proc"));
+            refusals.push(refusal(
+                "the vDSO of this kernel",
+                format!("it cannot be read: {error}"),
+                "mount /proc",
+            ));
         }
     }
 }

@@ -36,7 +36,8 @@ use crate::{
     context::Context,
     coordinator::start,
     failure::{ExitCode, Failure},
-    locate, output, store,
+    locate, output,
+    store::Store,
 };
 
 /// A process of a checkpoint, as it came from the store.
@@ -83,17 +84,20 @@ pub fn run(context: &Context, args: &RestartArgs) -> anyhow::Result<ExitCode> {
 /// Reads a checkpoint of one process.
 fn read(context: &Context, reference: &str) -> anyhow::Result<Saved> {
     let directory = context.store()?;
-    let mut client = store::open(&directory)?;
+    let mut store = Store::open(&directory)?;
     let failed = |message: String| Failure::Store { directory: directory.clone(), message };
-    let record = client.resolve(reference).map_err(|error| failed(error.to_string()))?;
+    let record = store.resolve(reference)?;
     let [entry] = record.draft.processes.as_slice() else {
         bail!(Failure::refused(
             format!("checkpoint {}", record.id),
-            format!("it holds {} processes; computations of several are not supported yet", record.draft.processes.len()),
+            format!(
+                "it holds {} processes; computations of several are not supported yet",
+                record.draft.processes.len()
+            ),
             "restart a checkpoint of a single process"
         ))
     };
-    let process = client.read_process(&entry.manifest).map_err(|error| failed(error.to_string()))?;
+    let process = store.read_process(&entry.manifest)?;
     let image = decode(&process.record).with_context(|| format!("checkpoint {}", record.id))?;
     let (extents, hashes) = process.pages().map_err(|error| failed(error.to_string()))?;
     let pages = layout::Pages { extents, hashes, directory: process.directory };

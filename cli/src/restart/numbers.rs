@@ -64,7 +64,10 @@ impl Numbers {
             self.placed.push(at);
             return Ok(got);
         }
-        bail!("no descriptor number is free below the limit of {} for the restart: raise it (ulimit -n)", self.limit)
+        bail!(
+            "no descriptor number is free below the limit of {} for the restart: raise it (ulimit -n)",
+            self.limit
+        )
     }
 
     /// What was placed, for [`super::descriptors::install`] to leave alone.

@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io::{self, Read},
     os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd},
+        fd::{FromRawFd, OwnedFd},
         unix::{ffi::OsStrExt, net::UnixStream},
     },
     path::Path,
@@ -19,8 +19,7 @@ use stasis_protocol::{
 };
 
 use super::{
-    Saved, credentials, descriptors, failure,
-    layout,
+    Saved, credentials, descriptors, failure, layout,
     numbers::Numbers,
     objects,
     plan::{Plan, call},
@@ -78,7 +77,10 @@ pub fn spawn(request: &Request<'_>) -> anyhow::Result<Child> {
     };
     drop(prepared);
     await_report(OwnedFd::from(report_read).into(), image, child)?;
-    Ok(Child { pid: child, owns_terminal: image.ids.pgid == pid && image.settings.foreground && !request.detach })
+    Ok(Child {
+        pid: child,
+        owns_terminal: image.ids.pgid == pid && image.settings.foreground && !request.detach,
+    })
 }
 
 fn exists(tid: i32) -> bool {
@@ -129,12 +131,9 @@ fn prepare(request: &Request<'_>, report: OwnedFd) -> anyhow::Result<Prepared> {
     settings::plan(image, exe, &mut plan);
     credentials::plan(image, &mut plan);
 
-    let coordinator = UnixStream::connect(request.address.path())
-        .with_context(|| format!("the coordinator at {}", request.address))?;
-    let coordinator = numbers.place(coordinator.into())?;
     threads(image, &mut plan);
     plan.header.restart_info = image.resume.restart_info;
-    plan.header.info = info(saved, request.address, coordinator, plan.keep(&image.handover));
+    plan.header.info = info(saved, request.address, plan.keep(&image.handover));
     // SAFETY: memfd_create(2) gives a descriptor that nobody else has.
     let memory = unsafe { libc::memfd_create(c"stasis-plan".as_ptr(), 0) };
     if memory < 0 {
@@ -145,10 +144,9 @@ fn prepare(request: &Request<'_>, report: OwnedFd) -> anyhow::Result<Prepared> {
     Ok(Prepared { plan, numbers, objects, plan_file })
 }
 
-fn info(saved: &Saved, address: &Address, coordinator_fd: i32, handover: u64) -> RestartInfo {
+fn info(saved: &Saved, address: &Address, handover: u64) -> RestartInfo {
     let image = &saved.image;
     let mut info = RestartInfo {
-        coordinator_fd,
         threads: image.threads.iter().filter(|thread| !thread.exited).count() as u32,
         handover,
         handover_len: image.handover.len() as u64,
@@ -179,11 +177,8 @@ fn threads(image: &ProcessImage, plan: &mut Plan) {
         };
         plan.threads.push((record, calls));
     }
-    plan.header.checkpoint_thread = Thread {
-        entry: image.resume.checkpoint_entry,
-        sp: image.resume.checkpoint_sp,
-        ..Thread::default()
-    };
+    plan.header.checkpoint_thread =
+        Thread { entry: image.resume.checkpoint_entry, sp: image.resume.checkpoint_sp, ..Thread::default() };
 }
 
 /// In the child: everything up to the exec. Returns only why that failed.
@@ -194,13 +189,20 @@ fn become_program(request: &Request<'_>, prepared: &mut Prepared) -> anyhow::Err
     }
 }
 
-fn try_become_program(request: &Request<'_>, prepared: &mut Prepared) -> anyhow::Result<std::convert::Infallible> {
+fn try_become_program(
+    request: &Request<'_>,
+    prepared: &mut Prepared,
+) -> anyhow::Result<std::convert::Infallible> {
     let image = &request.saved.image;
     block_all_signals();
     join_session(image, request.detach);
     settings::apply(image);
     std::env::set_current_dir(&image.cwd).with_context(|| format!("the working directory {}", image.cwd))?;
     let mut plan = std::mem::take(&mut prepared.plan);
+    // By the child: the coordinator takes who connects (SO_PEERCRED) for the process.
+    let coordinator = UnixStream::connect(request.address.path())
+        .with_context(|| format!("the coordinator at {}", request.address))?;
+    plan.header.info.coordinator_fd = prepared.numbers.place(coordinator.into())?;
     let placed = prepared.numbers.placed();
     let installed = descriptors::install(image, &prepared.objects, &placed, request.policy)
         .map_err(|refusal| Failure::Refused(vec![refusal]))?;
@@ -241,8 +243,9 @@ fn fit(image: &ProcessImage, restorer: &Path, plan: &mut Plan) -> anyhow::Result
         + STACK * (1 + plan.header.fillers)
         + THREAD_STACK * (plan.threads.len() as u64 + 2);
     plan.header.area_len = len.next_multiple_of(1 << 21);
-    plan.header.area = layout::free_area(image, plan.header.area_len)
-        .ok_or_else(|| anyhow::anyhow!("the image leaves no {} bytes of addresses free for the restorer", len))?;
+    plan.header.area = layout::free_area(image, plan.header.area_len).ok_or_else(|| {
+        anyhow::anyhow!("the image leaves no {} bytes of addresses free for the restorer", len)
+    })?;
     Ok(())
 }
 
@@ -291,12 +294,4 @@ fn await_report(report: File, image: &ProcessImage, child: Pid) -> anyhow::Resul
         bail!(Failure::Store { directory: Default::default(), message });
     }
     bail!("{message}")
-}
-
-impl Prepared {
-    /// The plan's descriptor, for tests.
-    #[cfg(test)]
-    fn plan_fd(&self) -> i32 {
-        self.plan_file.as_raw_fd()
-    }
 }

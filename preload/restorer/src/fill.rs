@@ -17,7 +17,8 @@ use crate::{
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
 /// Threads that have not ended: the kernel writes zero to each's word (CLONE_CHILD_CLEARTID).
-static RUNNING: [core::sync::atomic::AtomicU32; MOST] = [const { core::sync::atomic::AtomicU32::new(0) }; MOST];
+static RUNNING: [core::sync::atomic::AtomicU32; MOST] =
+    [const { core::sync::atomic::AtomicU32::new(0) }; MOST];
 
 /// More threads than this do not read faster.
 const MOST: usize = 16;
@@ -43,7 +44,8 @@ pub fn fill(plan: &Plan) {
         };
         running.store(1, Ordering::Release);
         // SAFETY: each has a stack of its own in the area.
-        let tid = unsafe { arch::clone3(&arguments, filler as *const () as usize, plan as *const Plan as usize) };
+        let tid =
+            unsafe { arch::clone3(&arguments, filler as *const () as usize, plan as *const Plan as usize) };
         if tid < 0 {
             // The others, and this thread, do its part.
             running.store(0, Ordering::Release);

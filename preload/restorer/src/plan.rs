@@ -62,7 +62,9 @@ impl Plan {
             report::fail(stasis_protocol::plan::step::PLAN, 0, libc::EINVAL, array.offset);
         }
         // SAFETY: inside the plan, aligned, and of types that any bits are valid for.
-        unsafe { core::slice::from_raw_parts(self.base.add(array.offset as usize).cast(), array.len as usize) }
+        unsafe {
+            core::slice::from_raw_parts(self.base.add(array.offset as usize).cast(), array.len as usize)
+        }
     }
 
     pub fn kernel_mappings(&self) -> &[KernelMapping] {
@@ -124,8 +126,7 @@ impl Plan {
             let mut args = [0usize; 6];
             for (position, arg) in args.iter_mut().enumerate() {
                 let value = call.args[position];
-                *arg =
-                    if call.relocate & 1 << position != 0 { self.data(value) } else { value } as usize;
+                *arg = if call.relocate & 1 << position != 0 { self.data(value) } else { value } as usize;
             }
             // SAFETY: the plan's author vouches for the call.
             let result = unsafe { raw(call.nr as i64, args) };

@@ -122,7 +122,11 @@ pub fn go_on_in_area(plan: &Plan) -> ! {
     unsafe {
         core::ptr::copy_nonoverlapping(image_start as *const u8, area.start as *mut u8, image_len);
         relocate(area.start, area.start);
-        core::ptr::copy_nonoverlapping(plan.base() as *const u8, area.plan as *mut u8, plan.header().len as usize);
+        core::ptr::copy_nonoverlapping(
+            plan.base() as *const u8,
+            area.plan as *mut u8,
+            plan.header().len as usize,
+        );
         let stack = area.stacks + STACK;
         // The plan's handle is passed through the stack's far end.
         let handle = (stack - size_of::<Plan>()) as *mut Plan;

@@ -152,3 +152,24 @@ pub fn pidfd_open(pid: i32, flags: u32) -> Result<Fd> {
 pub fn pidfd_getfd(pidfd: Fd, fd: Fd) -> Result<Fd> {
     numbers(libc::SYS_pidfd_getfd, [pidfd as usize, fd as usize, 0, 0, 0]).map(|fd| fd as Fd)
 }
+
+/// Reads this process' memory; fails, or ends early, where none is mapped (process_vm_readv(2)).
+pub fn read_memory(address: usize, buffer: &mut [u8]) -> Result<usize> {
+    let local = [buffer.as_mut_ptr() as usize, buffer.len()];
+    let remote = [address, buffer.len()];
+    let arguments =
+        [getpid() as usize, local.as_ptr() as usize, 1, remote.as_ptr() as usize, 1, 0];
+    // SAFETY: reads two iovecs, writes the buffer.
+    unsafe { call(libc::SYS_process_vm_readv, arguments) }
+}
+
+/// Writes two words of this process' memory, if that may be written (process_vm_writev(2)).
+pub fn write_memory(address: usize, words: &[i64; 2]) -> Result<usize> {
+    let len = size_of_val(words);
+    let local = [words.as_ptr() as usize, len];
+    let remote = [address, len];
+    let arguments =
+        [getpid() as usize, local.as_ptr() as usize, 1, remote.as_ptr() as usize, 1, 0];
+    // SAFETY: reads two iovecs and the words; the kernel checks the destination.
+    unsafe { call(libc::SYS_process_vm_writev, arguments) }
+}

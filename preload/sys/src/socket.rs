@@ -151,3 +151,13 @@ pub fn peek(socket: Fd, buffer: &mut [u8], flags: i32) -> Result<usize> {
         call(libc::SYS_recvfrom, [socket as usize, buffer.as_mut_ptr() as usize, buffer.len(), flags, 0, 0])
     }
 }
+
+/// SO_RCVTIMEO or SO_SNDTIMEO of a socket, as seconds and microseconds; `None` where there is none
+/// (socket(7): zero), or no socket.
+pub fn timeout(socket: Fd, name: i32) -> Option<[i64; 2]> {
+    let mut value = [0; 16];
+    option(socket, libc::SOL_SOCKET, name, &mut value).ok()?;
+    let [seconds, micros] = *value.as_chunks::<8>().0 else { return None };
+    let value = [i64::from_ne_bytes(seconds), i64::from_ne_bytes(micros)];
+    (value != [0; 2]).then_some(value)
+}

@@ -7,7 +7,7 @@ use std::{
     ops::Range,
 };
 
-use super::{LEAF_PAGES, Leaf, NodeNames};
+use super::{LEAF_PAGES, Leaf, Node, NodeNames};
 use crate::{
     error::{StoreError, hex},
     hash::Hash,
@@ -50,6 +50,9 @@ impl NodeSource for crate::index::Index {
         self.nodes(names)
     }
 }
+
+/// Takes a leaf: the number of its first page, its name, and what it is or why it cannot be read.
+pub type ShowLeaf<'a> = dyn FnMut(u64, &Hash, Result<Leaf, StoreError>) -> Result<(), StoreError> + 'a;
 
 type Children = BTreeMap<u16, Hash>;
 
@@ -162,7 +165,7 @@ impl<'a> Reader<'a> {
         &mut self,
         root: Hash,
         want: &mut dyn FnMut(&Hash) -> bool,
-        show: &mut dyn FnMut(u64, &Hash, Result<Leaf, StoreError>) -> Result<(), StoreError>,
+        show: &mut ShowLeaf<'_>,
     ) -> Result<(), StoreError> {
         self.walk(root, LEVELS, 0, want, show)
     }
@@ -173,7 +176,7 @@ impl<'a> Reader<'a> {
         level: u32,
         first: u64,
         want: &mut dyn FnMut(&Hash) -> bool,
-        show: &mut dyn FnMut(u64, &Hash, Result<Leaf, StoreError>) -> Result<(), StoreError>,
+        show: &mut ShowLeaf<'_>,
     ) -> Result<(), StoreError> {
         let children = match self.children(&name) {
             Ok(children) => children.clone(),
@@ -224,7 +227,7 @@ pub struct Rebuilt {
     /// `None`: there is not a page in it.
     pub root: Option<Hash>,
     /// The nodes that were made, with their names.
-    pub nodes: Vec<(Hash, Vec<u8>)>,
+    pub nodes: Vec<Node>,
 }
 
 /// The tree `base` with the leaves `changed` (by number, in order) in place of its own; an empty leaf
@@ -248,7 +251,7 @@ fn build(
     level: u32,
     base: Option<Hash>,
     changed: &[(u64, Leaf)],
-    nodes: &mut Vec<(Hash, Vec<u8>)>,
+    nodes: &mut Vec<Node>,
 ) -> Result<Option<Hash>, StoreError> {
     if level == 0 {
         let Some((_, leaf)) = changed.first().filter(|(_, leaf)| !leaf.is_empty()) else { return Ok(None) };

@@ -17,6 +17,8 @@ const KEPT_OPEN: usize = 8;
 
 pub struct PackPool {
     packs: PathBuf,
+    /// Taken while a pack is being opened or made: whoever comes then gets that one.
+    opening: Mutex<()>,
     state: Mutex<State>,
 }
 
@@ -34,17 +36,18 @@ impl PackPool {
     pub fn new(packs: &Path, known: impl IntoIterator<Item = (u32, u64)>, next: u32) -> Self {
         let closed = known.into_iter().filter(|(_, len)| *len < FULL).collect();
         let state = Mutex::new(State { open: Vec::new(), closed, next });
-        Self { packs: packs.to_owned(), state }
+        Self { packs: packs.to_owned(), opening: Mutex::new(()), state }
     }
 
-    /// Sees to it that a pack is at hand. Called when a store is opened and when a dump begins, so
-    /// that no dump waits for it.
+    /// Sees to it that a pack is at hand. Called when a store is opened, so that
+    /// the first dump does not wait for it.
     ///
     /// # Errors
     /// As [`PackPool::lease`].
     pub fn prepare(&self) -> Result<(), StoreError> {
+        let _opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
         if self.lock().open.is_empty() {
-            let pack = self.lease()?;
+            let pack = self.open()?;
             self.give_back(pack);
         }
         Ok(())
@@ -55,31 +58,31 @@ impl PackPool {
     /// # Errors
     /// A new one cannot be made.
     pub fn lease(&self) -> Result<OpenPack, StoreError> {
-        let (number, committed) = {
-            let mut state = self.lock();
-            if let Some(pack) = state.open.pop() {
-                return Ok(pack);
-            }
-            match state.closed.pop_last() {
-                Some((number, committed)) => (number, Some(committed)),
-                None => {
-                    let number = state.next;
-                    state.next += 1;
-                    (number, None)
-                }
-            }
-        };
-        match committed {
-            // A pack that cannot be opened any more is `verify`'s business; a new one will do.
-            Some(committed) => match OpenPack::reopen(&self.packs, number, committed) {
-                Ok(pack) => Ok(pack),
-                Err(error) => {
-                    eprintln!("not appending to a pack: {error}");
-                    self.lease()
-                }
-            },
-            None => OpenPack::create(&self.packs, number),
+        if let Some(pack) = self.lock().open.pop() {
+            return Ok(pack);
         }
+        let _opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pack) = self.lock().open.pop() {
+            return Ok(pack);
+        }
+        self.open()
+    }
+
+    fn open(&self) -> Result<OpenPack, StoreError> {
+        loop {
+            let Some((number, committed)) = self.lock().closed.pop_last() else { break };
+            match OpenPack::reopen(&self.packs, number, committed) {
+                Ok(pack) => return Ok(pack),
+                // What is in it is `verify`'s business; for new pages another will do.
+                Err(error) => eprintln!("not appending to a pack: {error}"),
+            }
+        }
+        let number = {
+            let mut state = self.lock();
+            state.next += 1;
+            state.next - 1
+        };
+        OpenPack::create(&self.packs, number)
     }
 
     /// Takes a pack back. What is not committed of it must have been rewound.

@@ -67,7 +67,7 @@ impl PackReader {
         let mut footers = Vec::new();
         let mut at = end;
         while at > from {
-            if at % PAGE != 0 || at < 2 * PAGE {
+            if !at.is_multiple_of(PAGE) || at < 2 * PAGE {
                 return Err(missing(at));
             }
             let mut last = [0; PAGE_SIZE];

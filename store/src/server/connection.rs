@@ -188,7 +188,7 @@ impl Connection<'_> {
                 // No checkpoint begins any more; those under way may end.
                 self.shared.stopping.store(true, Ordering::Release);
                 store.wait_for_sessions(LAST_CHECKPOINTS);
-                self.shared.stop();
+                self.shared.end();
                 Reply::Done
             }
             Request::Hello { .. } => return Err(StoreError::Refused("Hello was said already".into())),

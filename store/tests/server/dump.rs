@@ -17,7 +17,7 @@ fn a_committed_process_reads_back_as_it_was() {
     pages.insert((0, 0x100), ZEROS);
     let record = checkpoint(&mut client, 1, &pages).unwrap();
     assert_eq!((record.sequence, record.id.len()), (1, 16));
-    assert_eq!(client.list().unwrap(), [record.clone()]);
+    assert_eq!(client.list().unwrap(), std::slice::from_ref(&record));
     assert_eq!(client.resolve("latest").unwrap(), record);
     let manifest = record.draft.processes[0].manifest;
     assert!(read_back(&mut client, &manifest) == pages);

@@ -140,6 +140,12 @@ pub fn memory(first: u64, count: u64, seed: u64) -> Pages {
     (0..count).map(|at| ((0, first + at), page(seed + at))).collect()
 }
 
+/// Reads the answers to `count` messages, all of them; the first problem counts.
+fn await_released(client: &mut Client, count: usize) -> Result<(), ClientError> {
+    let answers: Vec<Result<(), ClientError>> = (0..count).map(|_| client.released()).collect();
+    answers.into_iter().collect()
+}
+
 /// Hands over `pages` through a small staging buffer, two messages under way, as a process does.
 pub fn send(client: &mut Client, pages: &Pages) -> Result<(), ClientError> {
     const HALF: usize = 256;
@@ -149,7 +155,10 @@ pub fn send(client: &mut Client, pages: &Pages) -> Result<(), ClientError> {
     let mut outstanding = 0;
     for (turn, part) in all.chunks(HALF).enumerate() {
         if outstanding == 2 {
-            client.released()?;
+            if let Err(problem) = client.released() {
+                let _ = await_released(client, 1);
+                return Err(problem);
+            }
             outstanding -= 1;
         }
         let start = (turn % 2) * HALF * PAGE;
@@ -172,10 +181,7 @@ pub fn send(client: &mut Client, pages: &Pages) -> Result<(), ClientError> {
         client.send_pages(runs)?;
         outstanding += 1;
     }
-    for _ in 0..outstanding {
-        client.released()?;
-    }
-    Ok(())
+    await_released(client, outstanding)
 }
 
 /// A full dump of `pages` under `token`.

@@ -1,5 +1,10 @@
 //! The store through its real server process and its socket.
 
+mod crash;
 mod damage;
 mod dump;
 mod fixture;
+mod full_disk;
+mod hostile;
+mod lifecycle;
+mod names;

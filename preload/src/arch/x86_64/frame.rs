@@ -41,12 +41,21 @@ impl<'a> Frame<'a> {
         *self.register(registers[index]) = value as i64;
     }
 
-    /// Whether the interrupted instruction stream stands just behind a `syscall` instruction.
+    /// Where the last system call returned to, or is to return to: the `syscall` instruction leaves it in
+    /// RCX, the kernel keeps it (also on FRED hardware, arch/x86/entry/entry_fred.c).
+    fn behind(&mut self) -> u64 {
+        *self.register(libc::REG_RCX) as u64
+    }
+
+    /// Whether the thread stands just behind the `syscall` instruction that it executed last.
     pub fn behind_system_call(&mut self) -> bool {
-        let pc = self.pc() as usize;
-        // SAFETY: the thread executed up to here, so the two bytes in front are mapped text, except
-        // at the very start of a mapping, which no `syscall` can precede: excluded by the check.
-        pc & 0xfff >= 2 && unsafe { core::ptr::read_unaligned((pc - 2) as *const [u8; 2]) } == [0x0f, 0x05]
+        self.behind() == self.pc() && is_system_call(self.pc().wrapping_sub(2))
+    }
+
+    /// Whether the thread stands on the `syscall` instruction that it executed last: the kernel has it
+    /// make the same call again.
+    pub fn at_system_call(&mut self) -> bool {
+        self.behind() == self.pc().wrapping_add(2) && is_system_call(self.pc())
     }
 
     /// Makes the thread execute system call `nr` (again) when the handler returns.
@@ -55,9 +64,26 @@ impl<'a> Frame<'a> {
         *self.register(libc::REG_RAX) = nr;
     }
 
-    /// R12 to R15, kept by every call: what the wrappers leave for the handler.
-    pub fn kept(&mut self) -> [u64; 4] {
-        [libc::REG_R12, libc::REG_R13, libc::REG_R14, libc::REG_R15].map(|index| *self.register(index) as u64)
+    /// Makes a call that the kernel wanted to restart return `result`.
+    pub fn finish(&mut self, result: i64) {
+        *self.register(libc::REG_RIP) += 2;
+        self.set_result(result);
+    }
+
+    pub fn set_result(&mut self, result: i64) {
+        *self.register(libc::REG_RAX) = result;
+    }
+
+    pub fn set_pc(&mut self, pc: u64) {
+        *self.register(libc::REG_RIP) = pc as i64;
+    }
+
+    pub fn rbx(&mut self) -> u64 {
+        *self.register(libc::REG_RBX) as u64
+    }
+
+    pub fn set_rbx(&mut self, value: u64) {
+        *self.register(libc::REG_RBX) = value as i64;
     }
 
     /// The signal mask that the thread returns to.
@@ -65,4 +91,12 @@ impl<'a> Frame<'a> {
         // SAFETY: sigset_t begins with the kernel's 64 bits.
         unsafe { (&raw const self.0.uc_sigmask).cast::<u64>().read() }
     }
+}
+
+/// Whether a `syscall` instruction is at `address`.
+fn is_system_call(address: u64) -> bool {
+    let mut code = [0u8; 2];
+    // Text may be mapped execute-only, or not at all where a jump through RCX makes this up.
+    let read = stasis_sys::process::read_memory(address as usize, &mut code);
+    read.map_or(true, |read| read == 2 && code == [0x0f, 0x05])
 }

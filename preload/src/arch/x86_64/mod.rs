@@ -1,7 +1,9 @@
 //! x86-64: entering and leaving the stop handler, starting the checkpoint thread, registers.
 
+mod calls;
 mod entry;
 mod frame;
 
+pub use calls::{Stub, behind_injection, stub_at, tracked_call};
 pub use entry::{clone_thread, glibc_rseq_symbols, park, resume_entry, return_from_signal};
 pub use frame::Frame;

@@ -1,0 +1,103 @@
+//! The record of one system call that the stop handler keeps track of, and the pool of those that no
+//! wrapper made.
+
+use core::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+
+use stasis_sys::memory;
+
+/// One system call: made by a wrapper, which keeps the record on its stack, or taken over by the stop
+/// handler, which takes one from the pool.
+#[repr(C)]
+pub struct Call {
+    pub nr: i64,
+    /// What the program gave.
+    pub arguments: [u64; 6],
+    /// What earlier parts gave together.
+    pub done: u64,
+    /// When the call began, CLOCK_MONOTONIC in nanoseconds; 0: nobody noted it.
+    pub started: i64,
+    /// When it must end, on the same clock; [`Call::UNKNOWN`] until a checkpoint had to find out.
+    pub deadline: i64,
+    /// The time-out as it was given when the call was made again.
+    pub time: libc::timespec,
+    /// Used by `tracked_call`.
+    pub result: i64,
+    /// The id of a timer that ends the call at its deadline; -1: none.
+    pub timer: i32,
+    /// In the pool: whose it is; 0: free.
+    pub tid: AtomicI32,
+    /// Where the program goes on, and its RBX and RSP.
+    pub pc: u64,
+    pub rbx: u64,
+    pub sp: u64,
+    /// What is left of an array of iovec: see [`super::partial`].
+    pub vectors: [[u64; 2]; Self::VECTORS],
+}
+
+impl Call {
+    pub const UNKNOWN: i64 = i64::MIN;
+    /// Half-done vectors of more parts than that stay half done.
+    pub const VECTORS: usize = 16;
+
+    pub const fn new(nr: i64, arguments: [u64; 6]) -> Self {
+        Self {
+            nr,
+            arguments,
+            done: 0,
+            started: 0,
+            deadline: Self::UNKNOWN,
+            time: libc::timespec { tv_sec: 0, tv_nsec: 0 },
+            result: 0,
+            timer: -1,
+            tid: AtomicI32::new(0),
+            pc: 0,
+            rbx: 0,
+            sp: 0,
+            vectors: [[0; 2]; Self::VECTORS],
+        }
+    }
+}
+
+/// Address space is reserved for as many; only those used take memory.
+const CAPACITY: usize = 1 << 16;
+
+static POOL: AtomicUsize = AtomicUsize::new(0);
+
+/// Reserves the pool.
+pub fn init() -> stasis_sys::Result<()> {
+    let pool = memory::map_anonymous(CAPACITY * size_of::<Call>(), libc::MAP_NORESERVE)?;
+    POOL.store(pool, Ordering::Release);
+    Ok(())
+}
+
+/// A record for a call of thread `tid`, interrupted with its stack pointer at `sp`; `None` when the pool
+/// is full.
+///
+/// A record whose call was left by siglongjmp(3) or pthread_cancel(3) is never given back; the same
+/// thread takes it again when it is interrupted at the same stack pointer, where no other call of it can
+/// be under way.
+pub fn claim(tid: i32, sp: u64) -> Option<&'static mut Call> {
+    let pool = POOL.load(Ordering::Acquire);
+    if pool == 0 {
+        return None;
+    }
+    let mut index = (tid as usize).wrapping_mul(0x9e37_79b1) % CAPACITY;
+    for _ in 0..64 {
+        let call = (pool as *mut Call).wrapping_add(index);
+        // SAFETY: inside the pool, which is never unmapped; `tid` is atomic.
+        let owner = unsafe { &(*call).tid };
+        let taken = match owner.compare_exchange(0, tid, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => true,
+            // SAFETY: written by this thread only, while it owns the record.
+            Err(other) => other == tid && unsafe { (*call).sp } == sp,
+        };
+        if taken {
+            // SAFETY: this thread owns the record now, and nothing refers to it.
+            let call = unsafe { &mut *call };
+            call.sp = sp;
+            return Some(call);
+        }
+        index = (index + 1) % CAPACITY;
+    }
+    None
+}

@@ -1,0 +1,176 @@
+//! Making a checkpoint invisible to the system call that it interrupted.
+//!
+//! The kernel restarts most calls after a handler with SA_RESTART; it does not restart those that
+//! signal(7) lists (poll, nanosleep, sigtimedwait...). For these the handler finds EINTR in the result
+//! register, and makes the thread call again, with the time that remains. [`table`] says for each call
+//! what is done; [`identify`] finds out which one it was.
+//!
+//! Where a signal of the program's own came meanwhile, the call ends as it would have without us.
+
+pub mod call;
+mod expiry;
+mod identify;
+mod partial;
+mod remaining;
+mod signals;
+
+use core::sync::atomic::Ordering;
+
+use stasis_sys::{process, sync};
+
+pub use self::expiry::{expired, is_expiry};
+use self::{
+    call::Call,
+    identify::{Known, identify},
+    remaining::Stopped,
+};
+use crate::{
+    arch::{self, Frame, Stub},
+    threads::Slot,
+    wrappers::table::{self, Entry, Outcome, Time},
+};
+
+const EINTR: i64 = -(libc::EINTR as i64);
+
+/// To be called before the thread parks: takes down what stands in the kernel for the call.
+pub fn suspend(frame: &mut Frame<'_>) {
+    if arch::stub_at(frame.pc()).is_some_and(|stub| stub != Stub::InjectedReturned) {
+        // SAFETY: there, RBX points to a wrapper's record, which only the interrupted thread uses.
+        expiry::disarm(unsafe { &mut *(frame.rbx() as *mut Call) });
+    }
+}
+
+/// Completes the interrupted call, or has it made again, as if no signal had come. `slot` is `None` for a
+/// signal that came too late for its checkpoint.
+pub fn resume(frame: &mut Frame<'_>, slot: Option<&Slot>, restarted: bool) {
+    let now = sync::monotonic_ns() as i64;
+    let at = slot.map_or(now, |slot| slot.stopped_at.load(Ordering::Relaxed) as i64);
+    let stopped = Stopped { at, skipped: if restarted { now - at } else { 0 } };
+    if arch::stub_at(frame.pc()) == Some(Stub::Tracked) {
+        // SAFETY: as in `suspend`.
+        let call = unsafe { &mut *(frame.rbx() as *mut Call) };
+        call.started += stopped.skipped;
+        return;
+    }
+    let result = frame.result();
+    if frame.behind_system_call() {
+        if result == EINTR {
+            interrupted(frame, slot, stopped);
+        } else if result > 0 {
+            short(frame, slot, stopped);
+        }
+    } else if frame.at_system_call() && table::of(result).is_some() {
+        // A handler of the program without SA_RESTART that is due now has the call end (signal(7)).
+        let due = signals::handled(frame.mask());
+        if due.is_some_and(|action| action.flags & libc::SA_RESTART as u64 == 0)
+            && can_be_interrupted(result, &frame.arguments())
+        {
+            frame.finish(EINTR);
+        }
+    }
+}
+
+/// Whether a handler without SA_RESTART ends the call: not those that give ERESTARTNOINTR.
+fn can_be_interrupted(nr: i64, arguments: &[u64; 6]) -> bool {
+    let operation = arguments[1] as i32 & !(libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME);
+    const FUTEX_LOCK_PI2: i32 = 13;
+    !(nr == libc::SYS_futex && matches!(operation, libc::FUTEX_LOCK_PI | FUTEX_LOCK_PI2))
+}
+
+/// The call gave EINTR.
+fn interrupted(frame: &mut Frame<'_>, slot: Option<&Slot>, stopped: Stopped) {
+    let Some(Known { nr, mut record }) = identify(frame, slot) else { return };
+    let Some(entry) = table::of(nr) else {
+        // Seen in /proc, and known to nobody: what gives EINTR has done nothing.
+        if signals::handled(frame.mask()).is_none() {
+            frame.call_again(nr);
+        }
+        return;
+    };
+    if entry.outcome == Outcome::Finished {
+        return frame.set_result(0);
+    }
+    let arguments = frame.arguments();
+    let deadline = remaining::deadline(entry.time, &arguments, record.as_deref_mut(), stopped);
+    if signals::interrupts(&entry, &arguments, frame.mask()) {
+        if let Some(deadline) = deadline {
+            remaining::write_back(entry.time, &arguments, remaining::left(deadline));
+        }
+        return;
+    }
+    let Some(deadline) = deadline else {
+        if let Time::Sleep { asked, left, .. } = entry.time
+            && arguments[left] != 0
+            && remaining::counts_processor_time(arguments[0])
+        {
+            frame.set_argument(asked, arguments[left]);
+        }
+        return frame.call_again(nr);
+    };
+    let left = remaining::left(deadline);
+    if let Time::Socket { .. } = entry.time
+        && let Some(record) = record
+    {
+        if left == 0 {
+            return frame.set_result(expiry::outcome(record));
+        }
+        expiry::arm(record, deadline);
+        return frame.call_again(nr);
+    }
+    match record.or_else(|| take_over(frame, nr, &entry)) {
+        Some(record) => {
+            record.deadline = deadline;
+            remaining::set(frame, entry.time, left, Some(&mut record.time));
+        }
+        None => remaining::set(frame, entry.time, left, None),
+    }
+    frame.call_again(nr);
+}
+
+/// The call gave a count: perhaps less than asked for, because the signal came.
+fn short(frame: &mut Frame<'_>, slot: Option<&Slot>, stopped: Stopped) {
+    let Some(Known { nr, mut record }) = identify(frame, slot) else { return };
+    let Some(entry) = table::of(nr).filter(|entry| entry.part != table::Part::None) else { return };
+    let (done, arguments) = (frame.result() as u64, frame.arguments());
+    if !partial::was_cut_short(nr, &arguments) || signals::handled(frame.mask()).is_some() {
+        return;
+    }
+    let Some(rest) = partial::rest(entry.part, &arguments, done) else { return };
+    let deadline = match &mut record {
+        Some(record) if record.started != 0 => {
+            remaining::deadline(entry.time, &arguments, Some(record), stopped)
+        }
+        _ => None,
+    };
+    if deadline.is_some_and(|deadline| remaining::left(deadline) == 0) {
+        return;
+    }
+    let Some(record) = record.or_else(|| inject(frame, nr)) else { return };
+    record.done += done;
+    if let Some(deadline) = deadline {
+        expiry::arm(record, deadline);
+    }
+    for (index, value) in rest.place(record).into_iter().enumerate() {
+        frame.set_argument(index, value);
+    }
+    frame.call_again(nr);
+}
+
+/// Takes a call over that has to be made again with other arguments than the program's, if it has to.
+fn take_over(frame: &mut Frame<'_>, nr: i64, entry: &Entry) -> Option<&'static mut Call> {
+    match entry.time {
+        Time::None | Time::Written { .. } | Time::Socket { .. } => None,
+        _ => inject(frame, nr),
+    }
+}
+
+/// Has the thread go on in `injected_call`, which comes back to where it stands now.
+fn inject(frame: &mut Frame<'_>, nr: i64) -> Option<&'static mut Call> {
+    let record = call::claim(process::gettid(), frame.sp())?;
+    let tid = record.tid.load(Ordering::Relaxed);
+    *record = Call { pc: frame.pc(), rbx: frame.rbx(), sp: frame.sp(), ..Call::new(nr, frame.arguments()) };
+    record.tid.store(tid, Ordering::Release);
+    frame.set_rbx(&raw const *record as u64);
+    frame.set_pc(arch::behind_injection());
+    Some(record)
+}

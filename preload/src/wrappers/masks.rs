@@ -1,0 +1,73 @@
+//! Sets of signals that would block or take the stop signal.
+//!
+//! glibc takes its two signals out of what sigprocmask(3) and pthread_sigmask(3) block (2.36,
+//! nptl/pthread_sigmask.c), and sigfillset(3) leaves them out; a set filled by memset(3) brings them into
+//! the functions here.
+
+use libc::c_int;
+
+use super::returned;
+use crate::stop;
+
+const STOP_SIGNAL: u64 = 1 << (stop::SIGNAL - 1);
+
+/// A set of signals without the stop signal: the caller's own where it is not in it.
+pub struct Without {
+    given: *const u64,
+    copy: u64,
+}
+
+impl Without {
+    /// # Safety
+    /// `set` is null, or the address of a set that stays.
+    pub unsafe fn stop_signal(set: *const u64) -> Self {
+        // SAFETY: the caller's promise.
+        Self { given: set, copy: unsafe { set.as_ref() }.copied().unwrap_or(0) & !STOP_SIGNAL }
+    }
+
+    /// To be given to the kernel while `self` lives.
+    pub fn pointer(&self) -> *const u64 {
+        if self.given.is_null() { self.given } else { &raw const self.copy }
+    }
+}
+
+unsafe extern "C" {
+    /// glibc's own name for sigaction(2), exported beside it.
+    fn __sigaction(signal: c_int, new: *const libc::sigaction, old: *mut libc::sigaction) -> c_int;
+}
+
+/// sigaction(2): the stop signal is not blocked while a handler runs.
+///
+/// # Safety
+/// sigaction(2)'s.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sigaction(
+    signal: c_int,
+    new: *const libc::sigaction,
+    old: *mut libc::sigaction,
+) -> c_int {
+    // SAFETY: null, or the caller's structure.
+    let mut copy = unsafe { new.as_ref() }.copied();
+    let new = copy.as_mut().map_or(core::ptr::null(), |copy| {
+        let mask = (&raw mut copy.sa_mask).cast::<u64>();
+        // SAFETY: sigset_t begins with the kernel's 64 bits.
+        unsafe { *mask &= !STOP_SIGNAL };
+        &raw const *copy
+    });
+    // SAFETY: the caller's call.
+    unsafe { __sigaction(signal, new, old) }
+}
+
+/// signalfd(2): does not take the stop signal.
+///
+/// # Safety
+/// signalfd(2)'s.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn signalfd(fd: c_int, set: *const u64, flags: c_int) -> c_int {
+    // SAFETY: null, or the caller's set.
+    let set = unsafe { Without::stop_signal(set) };
+    let arguments =
+        [fd as usize, set.pointer() as usize, size_of::<u64>(), flags as usize, 0, 0];
+    // SAFETY: the caller's call.
+    returned(unsafe { stasis_sys::raw(libc::SYS_signalfd4, arguments) }) as c_int
+}

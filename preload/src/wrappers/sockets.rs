@@ -1,0 +1,183 @@
+//! What waits on a socket, for SO_RCVTIMEO and SO_SNDTIMEO: such a call is not restarted by the kernel,
+//! and nobody but its caller knows when it began.
+//!
+//! Each of these functions is one jump through a slot, to libc's own, until the program sets such an
+//! option for the first time. From then on the slots lead to functions here that note when they begin.
+//! A socket that came with the option over exec(2) or SCM_RIGHTS is not noticed: its calls then have their
+//! whole time again after a checkpoint.
+
+use core::{
+    arch::naked_asm,
+    ffi::CStr,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+};
+
+use libc::{c_int, c_void, socklen_t};
+
+use super::{begin, next, perform, returned};
+use crate::interrupted::call::Call;
+
+/// Whether the program has set a time-out on a socket.
+static TIMEOUTS: AtomicBool = AtomicBool::new(false);
+
+pub fn have_timeouts() -> bool {
+    TIMEOUTS.load(Ordering::Relaxed)
+}
+
+/// A function that can be led elsewhere.
+struct Slot {
+    name: &'static CStr,
+    target: &'static AtomicUsize,
+    noted: usize,
+}
+
+type Function = unsafe extern "C-unwind" fn(usize, usize, usize, usize, usize, usize) -> isize;
+
+/// Where a slot leads before the constructor has found libc's function.
+unsafe extern "C-unwind" fn plain<const NR: i64, const KEPT: usize>(
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+    e: usize,
+    f: usize,
+) -> isize {
+    let mut call = Call::new(NR, kept::<KEPT>([a, b, c, d, e, f]).map(|argument| argument as u64));
+    // SAFETY: the caller's call.
+    returned(unsafe { perform(&mut call) })
+}
+
+unsafe extern "C-unwind" fn noted<const NR: i64, const KEPT: usize>(
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+    e: usize,
+    f: usize,
+) -> isize {
+    // SAFETY: the caller's call.
+    returned(unsafe { perform(&mut begin(NR, kept::<KEPT>([a, b, c, d, e, f]))) })
+}
+
+/// The first arguments; the C function has no more, the system call's others are zero (recv(2) is
+/// recvfrom(2) without an address).
+fn kept<const KEPT: usize>(mut arguments: [usize; 6]) -> [usize; 6] {
+    arguments[KEPT..].fill(0);
+    arguments
+}
+
+macro_rules! slots {
+    ($($name:ident $target:ident = $nr:ident, $count:literal;)*) => {
+        $(
+            static $target: AtomicUsize = AtomicUsize::new(0);
+
+            #[doc = concat!(stringify!($name), "(2).")]
+            ///
+            /// # Safety
+            /// The call's.
+            #[unsafe(no_mangle)]
+            #[unsafe(naked)]
+            pub unsafe extern "C-unwind" fn $name() {
+                naked_asm!(
+                    ".cfi_startproc",
+                    "mov rax, [rip + {target}]",
+                    "test rax, rax",
+                    "jz {plain}",
+                    "jmp rax",
+                    ".cfi_endproc",
+                    target = sym $target,
+                    plain = sym plain::<{ libc::$nr }, $count>,
+                )
+            }
+        )*
+
+        static SLOTS: [fn() -> Slot; [$(stringify!($name)),*].len()] = [$(
+            || Slot {
+                // SAFETY: ends with its only NUL.
+                name: unsafe {
+                    CStr::from_bytes_with_nul_unchecked(concat!(stringify!($name), "\0").as_bytes())
+                },
+                target: &$target,
+                noted: noted::<{ libc::$nr }, $count> as Function as usize,
+            }
+        ),*];
+    };
+}
+
+slots! {
+    read READ = SYS_read, 3;
+    write WRITE = SYS_write, 3;
+    readv READV = SYS_readv, 3;
+    writev WRITEV = SYS_writev, 3;
+    recv RECV = SYS_recvfrom, 4;
+    recvfrom RECVFROM = SYS_recvfrom, 6;
+    recvmsg RECVMSG = SYS_recvmsg, 3;
+    recvmmsg RECVMMSG = SYS_recvmmsg, 5;
+    send SEND = SYS_sendto, 4;
+    sendto SENDTO = SYS_sendto, 6;
+    sendmsg SENDMSG = SYS_sendmsg, 3;
+    sendmmsg SENDMMSG = SYS_sendmmsg, 4;
+    accept ACCEPT = SYS_accept, 3;
+    accept4 ACCEPT4 = SYS_accept4, 4;
+    connect CONNECT = SYS_connect, 3;
+}
+
+/// libc's functions where nobody else stands between: only these may be replaced by system calls.
+static LIBC: AtomicUsize = AtomicUsize::new(0);
+
+/// Leads the slots to the functions behind this library.
+///
+/// # Safety
+/// In the constructor only.
+pub unsafe fn init() {
+    for (index, slot) in SLOTS.iter().enumerate() {
+        let slot = slot();
+        // SAFETY: the caller's promise.
+        if let Some(next) = unsafe { next::find(slot.name) } {
+            LIBC.fetch_or(usize::from(next.is_libc) << index, Ordering::Relaxed);
+            if !(next.is_libc && have_timeouts()) {
+                slot.target.store(next.address, Ordering::Release);
+            }
+        }
+    }
+}
+
+/// From now on the beginning of every call is noted.
+fn note_beginnings() {
+    if TIMEOUTS.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    let libc = LIBC.load(Ordering::Relaxed);
+    for (index, slot) in SLOTS.iter().enumerate() {
+        let slot = slot();
+        let target = slot.target.load(Ordering::Relaxed);
+        if target == 0 || libc >> index & 1 != 0 {
+            slot.target.store(slot.noted, Ordering::Release);
+        }
+    }
+}
+
+/// setsockopt(2).
+///
+/// # Safety
+/// setsockopt(2)'s.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn setsockopt(
+    fd: c_int,
+    level: c_int,
+    option: c_int,
+    value: *const c_void,
+    len: socklen_t,
+) -> c_int {
+    // asm-generic/socket.h: the options of 64-bit time, which are the same here.
+    const SO_RCVTIMEO_NEW: c_int = 66;
+    const SO_SNDTIMEO_NEW: c_int = 67;
+    if level == libc::SOL_SOCKET
+        && matches!(option, libc::SO_RCVTIMEO | libc::SO_SNDTIMEO | SO_RCVTIMEO_NEW | SO_SNDTIMEO_NEW)
+    {
+        note_beginnings();
+    }
+    let arguments = [fd as usize, level as usize, option as usize, value as usize, len as usize, 0];
+    // SAFETY: the caller's call.
+    returned(unsafe { stasis_sys::raw(libc::SYS_setsockopt, arguments) }) as c_int
+}

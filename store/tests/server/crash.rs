@@ -1,0 +1,121 @@
+//! The server is killed at every durable step, and at any moment.
+
+use std::{
+    os::unix::process::ExitStatusExt,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use stasis_protocol::store::CheckpointRecord;
+use stasis_store::{
+    client::Client,
+    failpoint::{FailPoint, VARIABLE},
+};
+
+use crate::fixture::{Pages, Store, checkpoint, memory, read_back};
+
+/// The pages of the checkpoint with this token.
+fn pages(token: u64) -> Pages {
+    let mut pages = memory(100, 300, 0);
+    pages.extend(memory(1 << 20, 700, token * 10_000));
+    pages
+}
+
+/// All committed checkpoints are whole, and the store takes new ones. `told` are those whose commit
+/// was answered.
+fn check(store: &Store, told: &[(u64, CheckpointRecord)]) {
+    let server = store.serve();
+    let mut client = server.client();
+    let listed = client.list().unwrap();
+    for (token, record) in told {
+        assert!(listed.contains(record), "a checkpoint that was reported is missing");
+        assert!(read_back(&mut client, &record.draft.processes[0].manifest) == pages(*token));
+    }
+    let sequence: Vec<u64> = listed.iter().map(|record| record.sequence).collect();
+    assert_eq!(sequence, (1..=listed.len() as u64).collect::<Vec<_>>());
+    assert!(listed.len() <= told.len() + 1, "at most the last one was made and not reported");
+    let verified = client.verify(None).unwrap();
+    assert!(verified.damage.is_empty(), "{:?}", verified.damage);
+    let record = checkpoint(&mut client, 999, &pages(999)).unwrap();
+    assert!(read_back(&mut client, &record.draft.processes[0].manifest) == pages(999));
+    client.shutdown().unwrap();
+}
+
+#[test]
+fn a_crash_at_any_durable_step_loses_nothing_committed() {
+    for point in FailPoint::ALL {
+        for count in [1, 2] {
+            let store = Store::new();
+            let armed = format!("{}:{count}", point.name());
+            let server = store.serve_with(|command| {
+                command.env(VARIABLE, &armed);
+            });
+            let mut told = Vec::new();
+            let Some(mut server) = server else {
+                assert_eq!(point, FailPoint::KeyWritten);
+                check(&store, &told);
+                continue;
+            };
+            if let Ok(mut client) = Client::connect(&store.directory) {
+                for token in 1..4 {
+                    match checkpoint(&mut client, token, &pages(token)) {
+                        Ok(record) => told.push((token, record)),
+                        Err(_) => break,
+                    }
+                }
+                // The last failpoints lie behind the commits, when the server ends.
+                let _ = client.shutdown();
+            }
+            let status = server.child.wait().unwrap();
+            // A store is made once, and one pack is enough.
+            let once =
+                [FailPoint::KeyWritten, FailPoint::PackCreated, FailPoint::IndexWritten].contains(&point);
+            if count == 1 || !once {
+                assert_eq!(status.signal(), Some(9), "{armed} was never reached");
+            }
+            check(&store, &told);
+        }
+    }
+}
+
+#[test]
+fn a_crash_at_any_moment_loses_nothing_committed() {
+    let store = Store::new();
+    let mut told = Vec::new();
+    let mut token = 0;
+    for round in 0..12u64 {
+        let server = store.serve();
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let taker = scope.spawn(|| {
+                let mut taken = Vec::new();
+                let Ok(mut client) = Client::connect(&store.directory) else { return taken };
+                while !stop.load(Ordering::Relaxed) {
+                    token += 1;
+                    match checkpoint(&mut client, token, &pages(token)) {
+                        Ok(record) => taken.push((token, record)),
+                        Err(_) => break,
+                    }
+                }
+                taken
+            });
+            // Not a wait for something: the moment of the crash, spread over several checkpoints.
+            std::thread::sleep(Duration::from_millis(5 + 13 * round));
+            server.crash();
+            stop.store(true, Ordering::Relaxed);
+            told.extend(taker.join().unwrap());
+        });
+        // A commit may have happened without its answer.
+        let server = store.serve();
+        let mut client = server.client();
+        let listed = client.list().unwrap();
+        assert!(told.iter().all(|(_, record)| listed.contains(record)));
+        assert!(listed.len() <= told.len() + 1 + round as usize);
+        let verified = client.verify(None).unwrap();
+        assert!(verified.damage.is_empty(), "round {round}: {:?}", verified.damage);
+        for (token, record) in told.iter().rev().take(2) {
+            assert!(read_back(&mut client, &record.draft.processes[0].manifest) == pages(*token));
+        }
+    }
+    assert!(!told.is_empty());
+}

@@ -1,0 +1,115 @@
+//! Servers that come and go.
+
+use std::{fs, process::Command, time::Duration};
+
+use nix::{
+    sys::{
+        prctl::set_child_subreaper,
+        wait::{WaitStatus, waitpid},
+    },
+    unistd::Pid,
+};
+use stasis_store::client::{Client, ClientError};
+
+use crate::fixture::{Store, checkpoint, memory};
+
+fn start(store: &Store, idle: &str) -> Result<Client, ClientError> {
+    // The background server is this process' to reap: not every pid 1 reaps orphans.
+    set_child_subreaper(true).unwrap();
+    let mut command: Command = store.command();
+    command.args(["--idle-seconds", idle]);
+    Client::connect_or_start_with(&store.directory, command)
+}
+
+fn reap(pid: u32) -> WaitStatus {
+    waitpid(Pid::from_raw(pid as i32), None).unwrap()
+}
+
+#[test]
+fn a_server_starts_by_itself_and_goes_away_when_idle() {
+    let store = Store::new();
+    assert!(matches!(Client::connect(&store.directory), Err(ClientError::NotRunning(_))));
+    let mut client = start(&store, "0.05").unwrap();
+    let pid = client.server_pid();
+    checkpoint(&mut client, 1, &memory(0, 5, 0)).unwrap();
+    // It stays while somebody is connected, however long nothing is asked.
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(client.list().unwrap().len(), 1);
+    let socket = client.socket().to_owned();
+    drop(client);
+    assert_eq!(reap(pid), WaitStatus::Exited(Pid::from_raw(pid as i32), 0));
+    assert!(!socket.exists());
+
+    let mut client = start(&store, "60").unwrap();
+    assert_ne!(client.server_pid(), pid);
+    assert_eq!(client.list().unwrap().len(), 1);
+    let pid = client.server_pid();
+    let cwd = fs::read_link(format!("/proc/{pid}/cwd")).unwrap();
+    let output = fs::read_link(format!("/proc/{pid}/fd/1")).unwrap();
+    assert_eq!(
+        (cwd.to_str(), output),
+        (Some("/"), store.directory.canonicalize().unwrap().join("server.log"))
+    );
+    client.shutdown().unwrap();
+    reap(pid);
+}
+
+#[test]
+fn many_that_start_it_at_once_share_one_server() {
+    let store = Store::new();
+    let pids: Vec<u32> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| start(&store, "60").unwrap())).collect();
+        let clients: Vec<Client> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+        clients.iter().map(Client::server_pid).collect()
+    });
+    assert!(pids.iter().all(|pid| *pid == pids[0]), "{pids:?}");
+    Client::connect(&store.directory).unwrap().shutdown().unwrap();
+    reap(pids[0]);
+}
+
+#[test]
+fn a_client_that_comes_when_it_ends_gets_the_next_one() {
+    let store = Store::new();
+    let mut pids = Vec::new();
+    for token in 0..30 {
+        let mut client = start(&store, "0").unwrap();
+        if pids.last() != Some(&client.server_pid()) {
+            pids.push(client.server_pid());
+        }
+        checkpoint(&mut client, token, &memory(0, 5, token)).unwrap();
+    }
+    assert_eq!(start(&store, "0").unwrap().list().unwrap().len(), 30);
+    // The last may be a server that was started just now.
+    if let Ok(client) = Client::connect(&store.directory) {
+        pids.push(client.server_pid());
+    }
+    pids.dedup();
+    for pid in pids {
+        reap(pid);
+    }
+}
+
+#[test]
+fn a_second_server_on_one_directory_is_refused_by_name() {
+    let store = Store::new();
+    let server = store.serve();
+    let output = store.command().arg(&store.directory).arg("--foreground").output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    assert!(said.contains(&format!("pid {}", server.child.id())), "{said}");
+    checkpoint(&mut server.client(), 1, &memory(0, 5, 0)).unwrap();
+}
+
+#[test]
+fn a_server_that_cannot_start_says_why() {
+    let store = Store::new();
+    fs::write(&store.directory, "a file").unwrap();
+    assert!(start(&store, "60").is_err());
+    fs::remove_file(&store.directory).unwrap();
+    let command = Command::new("/nonexistent/stasis-store");
+    let problem = Client::connect_or_start_with(&store.directory, command).unwrap_err().to_string();
+    assert!(problem.contains("/nonexistent/stasis-store"), "{problem}");
+    fs::write(store.directory.join("other"), "").unwrap();
+    let problem = start(&store, "60").unwrap_err().to_string();
+    assert!(problem.contains("is not a store"), "{problem}");
+}

@@ -1,0 +1,72 @@
+//! Files that a program had open, or runs from, and that are not what they were when it is restarted: refused by
+//! name, or taken by the policy that the user states.
+
+use std::{
+    fs::{self, File},
+    path::PathBuf,
+};
+
+use stasis_tests::{Lab, compile};
+
+/// A session that has read the first two lines of a file as its input, checkpointed and killed.
+fn killed_reader(lab: &Lab) -> PathBuf {
+    let input = lab.work().join("input");
+    fs::write(&input, "one\ntwo\n").unwrap();
+    let running = lab.prepare([compile::program("session")]).stdin(File::open(&input).unwrap()).start();
+    running.wait_line("input ended after 2 lines");
+    lab.checkpoint_kill(running);
+    input
+}
+
+#[test]
+fn a_missing_file_is_refused_by_name_until_it_is_there_again() {
+    let lab = Lab::new();
+    let input = killed_reader(&lab);
+    let away = lab.work().join("away");
+    fs::rename(&input, &away).unwrap();
+    lab.run(["restart"]).expect_refusal(&[input.to_str().unwrap()]);
+    fs::rename(&away, &input).unwrap();
+    lab.restart(["latest"]).expect_ok();
+}
+
+#[test]
+fn a_missing_file_becomes_the_null_device_where_the_user_says_so() {
+    let lab = Lab::new();
+    let input = killed_reader(&lab);
+    fs::remove_file(&input).unwrap();
+    lab.restart(["--on-missing-file=null"]).expect_ok();
+}
+
+#[test]
+fn a_missing_file_is_left_out_where_the_user_says_so() {
+    let lab = Lab::new();
+    let input = killed_reader(&lab);
+    fs::remove_file(&input).unwrap();
+    lab.restart(["--on-missing-file=skip"]).expect_ok();
+}
+
+#[test]
+fn a_file_cut_short_is_refused_by_name_and_accepted_where_the_user_says_so() {
+    let lab = Lab::new();
+    let input = killed_reader(&lab);
+    File::options().write(true).open(&input).unwrap().set_len(1).unwrap();
+    lab.run(["restart"]).expect_refusal(&[input.to_str().unwrap()]);
+    lab.restart(["--on-changed-file=accept"]).expect_ok();
+}
+
+#[test]
+fn a_program_whose_file_was_rebuilt_is_refused_by_name() {
+    let lab = Lab::new();
+    let program = lab.work().join("program");
+    fs::copy(compile::program("counter"), &program).unwrap();
+    let running = lab.launch([program.as_os_str(), "50".as_ref(), "1".as_ref()]);
+    running.wait_line("step 2");
+    lab.checkpoint_kill(running);
+
+    let original = lab.work().join("original");
+    fs::rename(&program, &original).unwrap();
+    fs::copy(compile::program("session"), &program).unwrap();
+    lab.run(["restart"]).expect_refusal(&[program.to_str().unwrap()]);
+    fs::rename(&original, &program).unwrap();
+    lab.restart(["latest"]).expect_ok();
+}

@@ -1,0 +1,191 @@
+//! The workloads of `tests/programs`, each of them with one kind of state: proved natively, then checkpointed while it
+//! waits, then killed and restarted once, and twice. A test's name is the workload and what becomes of it.
+
+use stasis_tests::Workload;
+
+macro_rules! workloads {
+    ($($name:ident: $program:literal $([$($argument:literal),*])?;)*) => {$(
+        mod $name {
+            use super::*;
+
+            const THIS: Workload = Workload { program: $program, arguments: &[$($($argument),*)?] };
+
+            #[test]
+            fn notices_natively_what_it_loses() {
+                THIS.notices_what_is_lost();
+            }
+
+            #[test]
+            fn goes_on_after_checkpoints() {
+                THIS.goes_on_after_checkpoints();
+            }
+
+            #[test]
+            fn comes_back_after_kill_and_restart() {
+                THIS.comes_back(1);
+            }
+
+            #[test]
+            fn comes_back_from_the_second_generation() {
+                THIS.comes_back(2);
+            }
+        }
+    )*};
+}
+
+mod signals {
+    use super::*;
+    workloads! {
+        handlers_with_and_without_restart: "signal_restart";
+        pending_and_queued: "signal_queue";
+        a_stream_of_queued_signals: "signal_flow";
+        a_handler_for_every_signal: "signal_all";
+        masks_and_alternate_stacks: "signal_masks";
+        nested_handlers: "signal_nested";
+        all_signals_blocked: "signal_block_all";
+        a_handler_of_segmentation_faults: "signal_segv";
+    }
+}
+
+mod threads {
+    use super::*;
+    workloads! {
+        one: "threads" ["1"];
+        two: "threads" ["2"];
+        sixteen: "threads" ["16"];
+        two_hundred: "threads" ["200"];
+        five_thousand: "threads" ["5000"];
+        that_come_and_go: "thread_churn";
+        mutexes_held: "mutexes";
+        robust_mutexes: "robust";
+        waiting_in_conditions_barriers_and_locks: "sync";
+        local_storage: "tls";
+        names_affinity_and_scheduling: "thread_attributes";
+        restartable_sequences: "rseq";
+        made_by_raw_clone: "raw_clone";
+        joined_cancelled_and_signalled: "thread_end";
+        ids: "thread_ids";
+        without_the_leader: "leader_exit";
+    }
+}
+
+mod timers {
+    use super::*;
+    workloads! {
+        posix: "posix_timers";
+        intervals: "itimers";
+        time_left: "itimer_left";
+        alarm: "alarm";
+        descriptors: "timerfd";
+    }
+}
+
+mod memory {
+    use super::*;
+    workloads! {
+        heap: "brk_heap";
+        grown_stack: "stack";
+        guard_pages: "guards";
+        reserved_address_space: "reserve";
+        sparse_mapping: "sparse";
+        advice: "madvise";
+        locked: "mlock";
+        growing_downwards: "growsdown";
+        mapped_files: "private_file";
+        shared_anonymous: "shared_memory";
+        memfd: "memfd";
+        generated_code: "codegen";
+        remapped: "mremap";
+        huge_pages: "huge_pages";
+    }
+}
+
+mod processor {
+    use super::*;
+    workloads! {
+        vdso: "vdso";
+        vector_registers: "vector_registers";
+        floating_point_control: "float_control";
+        segment_bases: "segment_base";
+    }
+}
+
+mod process {
+    use super::*;
+    workloads! {
+        umask_and_working_directory: "umask_cwd";
+        limits: "limits";
+        settings_of_prctl: "prctl";
+        credentials_as_started: "credentials";
+        credentials_of_nobody: "credentials" ["nobody"];
+        credentials_of_each_kind: "credentials" ["mixed"];
+        identity: "identity" ["overwritten"];
+        clocks: "clocks";
+        group_and_session: "process_group";
+    }
+}
+
+mod descriptors {
+    use super::*;
+    workloads! {
+        files: "files";
+        deleted_files: "deleted_files";
+        directory: "directory";
+        pipes: "pipes";
+        fifos: "fifo";
+        devices: "devices";
+        eventfd: "eventfd";
+        epoll: "epoll";
+        signalfd: "signalfd";
+        inotify: "inotify";
+        duplicates: "dup";
+        closed_by_exec: "fd_exec";
+        owners_and_signals: "fd_owner";
+        file_locks: "file_locks";
+        all_closed_one_by_one: "close_all";
+        all_closed_as_a_range: "close_all" ["range"];
+        high_numbers: "high_fds";
+        socket_pairs: "socket_pairs";
+        bound_and_listening_sockets: "listeners";
+    }
+}
+
+mod preload {
+    use super::*;
+    workloads! {
+        a_constructor_that_runs_before_ours: "early";
+        an_allocator_that_is_never_reentered: "allocates";
+    }
+}
+
+/// What cannot be kept is refused with its name, and nothing has happened to the program.
+mod refused {
+    use super::*;
+
+    #[test]
+    fn a_pidfd() {
+        Workload { program: "pidfd", arguments: &[] }.is_refused(&["pidfd", "fd "]);
+    }
+
+    #[test]
+    fn or_kept_a_tcp_connection() {
+        Workload { program: "tcp_pair", arguments: &[] }.comes_back_or_is_refused(&["tcp", "fd "]);
+    }
+
+    #[test]
+    fn or_kept_a_deleted_working_directory() {
+        Workload { program: "cwd_deleted", arguments: &[] }.comes_back_or_is_refused(&["directory", "gone"]);
+    }
+
+    #[test]
+    fn or_kept_a_thread_that_blocks_the_stop_signal() {
+        Workload { program: "signal_block_raw", arguments: &[] }.comes_back_or_is_refused(&["signal"]);
+    }
+
+    #[test]
+    fn each_would_notice_natively_what_it_loses() {
+        for program in ["pidfd", "tcp_pair", "cwd_deleted", "signal_block_raw"] {
+            Workload { program, arguments: &[] }.notices_what_is_lost();
+        }
+    }
+}

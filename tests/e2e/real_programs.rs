@@ -1,0 +1,228 @@
+//! Programs that nobody here wrote, each checkpointed, killed and restarted three times in the middle of its
+//! work: what they make must be what an undisturbed run makes.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use stasis_tests::{Lab, Running, compile, find_program, lab, skip};
+
+/// How often each is killed.
+const KILLS: u32 = 3;
+
+/// A program's work, done in a directory of its own.
+struct Work<'a> {
+    command: Vec<OsString>,
+    /// Puts into the directory what the program needs there.
+    prepare: &'a dyn Fn(&Path),
+    /// Waits until the work has come to the `n`th point (from 1) where it is to be killed.
+    reach: &'a dyn Fn(&Running, &Path, u32),
+    /// What the work has made, given the directory.
+    made: &'a dyn Fn(&Path) -> Vec<u8>,
+}
+
+impl Work<'_> {
+    /// Does the work twice, undisturbed and killed three times, and compares.
+    #[track_caller]
+    fn survives_three_kills(&self) {
+        let lab = Lab::new();
+        let (undisturbed, disturbed) = (lab.work().join("undisturbed"), lab.work().join("disturbed"));
+        for directory in [&undisturbed, &disturbed] {
+            fs::create_dir(directory).unwrap();
+            (self.prepare)(directory);
+        }
+
+        let reference = lab.native(&self.command).directory(&undisturbed).start();
+        let reference_files = reference.files().clone();
+        assert!(reference.wait_exit().success(), "{}", fs::read_to_string(&reference_files.stderr).unwrap());
+
+        let mut running = lab.prepare(&self.command).directory(&disturbed).start();
+        let files = running.files().clone();
+        for kill in 1..=KILLS {
+            (self.reach)(&running, &disturbed, kill);
+            lab.checkpoint_kill(running);
+            running = lab.restart(["latest"]);
+        }
+        running.expect_code(0);
+
+        let stdout = |path| String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned();
+        assert_eq!(stdout(&files.stdout), stdout(&reference_files.stdout), "standard output");
+        assert!((self.made)(&disturbed) == (self.made)(&undisturbed), "what it made differs");
+    }
+}
+
+fn nothing_to_prepare(_: &Path) {}
+
+fn nothing_made(_: &Path) -> Vec<u8> {
+    Vec::new()
+}
+
+/// Of the twenty steps that the scripts take, those after which they are killed: 4, 9, 14.
+fn step(running: &Running, _: &Path, kill: u32) {
+    running.wait_line(&format!("step {}", 5 * kill - 1));
+}
+
+fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/scripts").join(name)
+}
+
+/// A program with arguments; without the program the test is skipped by name.
+fn command(program: &str, arguments: &[&str]) -> Option<Vec<OsString>> {
+    let Some(program) = find_program(program) else {
+        skip(&format!("{program} is not installed"));
+        return None;
+    };
+    Some(std::iter::once(program.into()).chain(arguments.iter().map(OsString::from)).collect())
+}
+
+/// Bytes that compress to about a third, the same every time.
+fn write_text(path: &Path, megabytes: usize) {
+    let mut state = 1u64;
+    let mut file = File::create(path).unwrap();
+    for _ in 0..megabytes {
+        let mut block = Vec::with_capacity(1 << 20);
+        while block.len() < 1 << 20 {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            write!(block, "{} word{} ", state >> 40, state >> 58).unwrap();
+        }
+        file.write_all(&block[..1 << 20]).unwrap();
+    }
+}
+
+#[test]
+fn python_with_threads_a_big_dict_and_open_files() {
+    let Some(command) = command("python3", &[script("work.py").to_str().unwrap()]) else { return };
+    Work {
+        command,
+        prepare: &nothing_to_prepare,
+        reach: &step,
+        made: &|directory| fs::read(directory.join("log.txt")).unwrap(),
+    }
+    .survives_three_kills();
+}
+
+#[test]
+fn perl_with_hashes_and_open_files() {
+    let Some(command) = command("perl", &[script("work.pl").to_str().unwrap()]) else { return };
+    Work {
+        command,
+        prepare: &nothing_to_prepare,
+        reach: &step,
+        made: &|directory| fs::read(directory.join("log.txt")).unwrap(),
+    }
+    .survives_three_kills();
+}
+
+#[test]
+fn node_with_timers_and_worker_threads() {
+    let Some(command) = command("node", &[script("work.js").to_str().unwrap()]) else { return };
+    Work { command, prepare: &nothing_to_prepare, reach: &step, made: &nothing_made }.survives_three_kills();
+}
+
+#[test]
+fn java_with_several_threads_and_the_g1_collector() {
+    let source = script("Work.java");
+    let Some(command) = command("java", &["-XX:+UseG1GC", "-Xmx512m", source.to_str().unwrap()]) else {
+        return;
+    };
+    if find_program("javac").is_none() {
+        skip("only a Java runtime is installed, and a program is started from its source here");
+        return;
+    }
+    Work { command, prepare: &nothing_to_prepare, reach: &step, made: &nothing_made }.survives_three_kills();
+}
+
+#[test]
+fn sqlite_in_the_middle_of_a_transaction() {
+    let Some(command) =
+        command("sqlite3", &["items.db", &format!(".read {}", script("transaction.sql").display())])
+    else {
+        return;
+    };
+    Work {
+        command,
+        prepare: &nothing_to_prepare,
+        reach: &|running, directory, kill| {
+            // The transaction's pages reach the file long before it is committed: the cache is small.
+            running.wait_size(&directory.join("items.db"), u64::from(kill) * 10_000_000);
+            assert!(directory.join("items.db-journal").exists(), "the transaction is over");
+        },
+        made: &|directory| {
+            assert!(!directory.join("items.db-journal").exists(), "the transaction is not over");
+            fs::read(directory.join("items.db")).unwrap()
+        },
+    }
+    .survives_three_kills();
+}
+
+#[test]
+fn xz_with_two_threads() {
+    let Some(command) = command("xz", &["-T2", "--block-size=1MiB", "--keep", "data"]) else { return };
+    Work {
+        command,
+        prepare: &|directory| write_text(&directory.join("data"), 24),
+        reach: &|running, directory, kill| {
+            running.wait_size(&directory.join("data.xz"), u64::from(kill) * 1_500_000);
+            assert!(directory.join("data").exists());
+        },
+        made: &|directory| fs::read(directory.join("data.xz")).unwrap(),
+    }
+    .survives_three_kills();
+}
+
+#[test]
+fn gzip_in_a_shells_redirection() {
+    if find_program("gzip").is_none() {
+        skip("gzip is not installed");
+        return;
+    }
+    let lab = Lab::new();
+    let input = lab.work().join("data");
+    write_text(&input, 24);
+    let output = lab.work().join("data.gz");
+    let shell = lab.native(["sh", "-c", "gzip -9 <data >undisturbed.gz"]).start();
+    assert!(shell.wait_exit().success());
+
+    // As typed: the redirections are the shell's, and gzip sees two descriptors without a name.
+    let stasis = lab::binary("stasis");
+    let mut running = lab
+        .native(["sh", "-c", "exec \"$0\" launch -- gzip -9 <data >data.gz", stasis.to_str().unwrap()])
+        .start();
+    for kill in 1..=KILLS {
+        running.wait_size(&output, u64::from(kill) * 2_000_000);
+        lab.checkpoint_kill(running);
+        running = lab.restart(["latest"]);
+    }
+    running.expect_code(0);
+    assert!(fs::read(&output).unwrap() == fs::read(lab.work().join("undisturbed.gz")).unwrap());
+}
+
+#[test]
+fn bc_with_its_output_in_a_file() {
+    let Some(command) = command("bc", &["-q", script("digits.bc").to_str().unwrap()]) else { return };
+    Work {
+        command,
+        prepare: &nothing_to_prepare,
+        reach: &|running, _, kill| {
+            let bytes = u64::from(kill) * 12_000;
+            running.wait_size(&running.files().stdout, bytes);
+        },
+        made: &nothing_made,
+    }
+    .survives_three_kills();
+}
+
+#[test]
+fn a_simulation_with_a_gigabyte_of_state() {
+    let command = vec![compile::program("simulation").into(), "16".into()];
+    Work {
+        command,
+        prepare: &nothing_to_prepare,
+        reach: &|running, _, kill| running.wait_line(&format!("step {}", 4 * kill - 2)),
+        made: &nothing_made,
+    }
+    .survives_three_kills();
+}

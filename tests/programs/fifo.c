@@ -1,0 +1,25 @@
+// FIFOs: opened for reading, writing and both inside the process, with bytes in them; a further open finds them.
+#include "verify.h"
+#include <sys/stat.h>
+
+int main(void) {
+    char got[64] = "";
+    REQUIRE(mkfifo("fifo", 0600) == 0 && mkfifo("both", 0600) == 0);
+    int reader = open("fifo", O_RDONLY | O_NONBLOCK), writer = open("fifo", O_WRONLY);
+    int both = open("both", O_RDWR);
+    REQUIRE(reader >= 0 && writer >= 0 && both >= 0);
+    REQUIRE(write(writer, "in the fifo", 11) == 11 && write(both, "in both", 7) == 7);
+
+    until_go();
+    if (loses("bytes"))
+        CHECK(read(reader, got, 1) == 1, "read");
+    if (loses("fifo"))
+        CHECK(unlink("fifo") == 0 && mkfifo("fifo", 0600) == 0, "mkfifo");
+    CHECK(read(reader, got, 64) == 11 && !memcmp(got, "in the fifo", 11), "the FIFO held `%s`", got);
+    CHECK(read(reader, got, 64) == -1 && errno == EAGAIN, "an empty FIFO with a writer does not say EAGAIN");
+    CHECK(read(both, got, 64) == 7 && !memcmp(got, "in both", 7), "the other FIFO held `%s`", got);
+    int late = open("fifo", O_WRONLY | O_NONBLOCK);
+    CHECK(late >= 0 && write(late, "late", 4) == 4, "who opens the FIFO anew finds no reader");
+    CHECK(read(reader, got, 64) == 4 && !memcmp(got, "late", 4), "the FIFO in the file system is another one");
+    return verdict();
+}

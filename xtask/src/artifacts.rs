@@ -1,0 +1,26 @@
+//! What is built: `stasis`, `stasis-store`, `stasis-benches`, `libstasis.so` and `stasis-restorer`.
+
+use anyhow::{Result, ensure};
+
+use crate::run::{binary_directory, cargo, run};
+
+/// The packages of what runs inside the user's process: no_std, and so never in one cargo invocation with the
+/// others, whose features for shared dependencies (`std`) would reach them.
+pub const INSIDE: [&str; 4] = ["-p", "stasis-preload", "-p", "stasis-restorer"];
+
+/// What there must be afterwards.
+pub const BINARIES: [&str; 4] = ["stasis", "stasis-store", "stasis-restorer", "libstasis.so"];
+
+/// Builds everything.
+///
+/// # Errors
+/// When cargo fails, or does not make what it should.
+pub fn build() -> Result<()> {
+    run(&mut cargo(&["build", "--release"]))?;
+    run(cargo(&["build", "--release"]).args(INSIDE))?;
+    for name in BINARIES {
+        let path = binary_directory().join(name);
+        ensure!(path.exists(), "the build has not made {}", path.display());
+    }
+    Ok(())
+}

@@ -1,0 +1,125 @@
+//! The Debian packages that the project needs, and what needs each.
+
+use std::{
+    env,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Result, bail};
+
+use crate::run::run;
+
+/// What is to be done.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum For {
+    Build,
+    Test,
+}
+
+struct Package {
+    name: &'static str,
+    needed: For,
+    /// What needs it, for people.
+    why: &'static str,
+    /// The program that tells whether it is there, where there is no dpkg to ask.
+    program: Option<&'static str>,
+}
+
+const fn program(name: &'static str, needed: For, why: &'static str, program: &'static str) -> Package {
+    Package { name, needed, why, program: Some(program) }
+}
+
+const fn library(name: &'static str, needed: For, why: &'static str) -> Package {
+    Package { name, needed, why, program: None }
+}
+
+const PACKAGES: &[Package] = &[
+    program("build-essential", For::Build, "RocksDB's C++, linking, and the tests' C programs", "g++"),
+    library("libclang-dev", For::Build, "RocksDB's bindings (bindgen)"),
+    program("python3", For::Build, "the demonstration; tests with a real program", "python3"),
+    program("perl", For::Test, "tests with a real program", "perl"),
+    program("nodejs", For::Test, "tests with a real program", "node"),
+    program(
+        "openjdk-17-jdk-headless",
+        For::Test,
+        "tests with a real program, started from its source",
+        "javac",
+    ),
+    program("sqlite3", For::Test, "tests with a real program", "sqlite3"),
+    program("xz-utils", For::Test, "tests with a real program", "xz"),
+    program("gzip", For::Test, "tests with a real program", "gzip"),
+    program("bc", For::Test, "tests with a real program", "bc"),
+    program("util-linux", For::Test, "setpriv: a program of another user", "setpriv"),
+    program("libcap2-bin", For::Test, "setcap: a program with file capabilities", "setcap"),
+    library("libjemalloc2", For::Test, "jemalloc under a program"),
+    library("libtcmalloc-minimal4", For::Test, "tcmalloc under a program"),
+    library("libmimalloc2.0", For::Test, "mimalloc under a program"),
+];
+
+/// Makes sure that all packages are there: as root by installing what is missing.
+///
+/// # Errors
+/// When something is missing and this user cannot install it: with the command that does, or, where there is
+/// no dpkg, with the programs that are missing.
+pub fn ensure(purpose: For) -> Result<()> {
+    let needed = PACKAGES.iter().filter(|package| package.needed == For::Build || purpose == For::Test);
+    if find("dpkg-query").is_none() || find("apt-get").is_none() {
+        return look_for_programs(needed);
+    }
+    let missing: Vec<&Package> = needed.filter(|package| !installed(package.name)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for package in &missing {
+        println!("missing: {} ({})", package.name, package.why);
+    }
+    let names: Vec<&str> = missing.iter().map(|package| package.name).collect();
+    // SAFETY: geteuid takes nothing and cannot fail.
+    if unsafe { libc::geteuid() } != 0 {
+        let install = format!("sudo apt-get install -y --no-install-recommends {}", names.join(" "));
+        bail!("to be typed first: sudo apt-get update && {install}");
+    }
+    run(&mut apt_get(&["update", "-q"]))?;
+    run(apt_get(&["install", "-q", "-y", "--no-install-recommends"]).args(&names))
+}
+
+/// For a machine that is not Debian: names what is missing, as far as it can be seen.
+fn look_for_programs(needed: impl Iterator<Item = &'static Package>) -> Result<()> {
+    let mut missing = Vec::new();
+    let mut unseen = Vec::new();
+    for package in needed {
+        match package.program {
+            Some(program) if find(program).is_none() => missing.push(format!("{program} ({})", package.why)),
+            Some(_) => {}
+            None => unseen.push(package.name),
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "this is not Debian, so nothing is installed; missing: {}; also needed, by their names in Debian: {}",
+        missing.join(", "),
+        unseen.join(", ")
+    );
+}
+
+fn apt_get(arguments: &[&str]) -> Command {
+    let mut command = Command::new("apt-get");
+    command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
+    command
+}
+
+fn installed(package: &str) -> bool {
+    Command::new("dpkg-query")
+        .args(["--show", "--showformat=${db:Status-Status}", package])
+        .output()
+        .is_ok_and(|output| output.stdout == b"installed")
+}
+
+fn find(program: &str) -> Option<PathBuf> {
+    env::split_paths(&env::var_os("PATH")?)
+        .map(|directory| directory.join(program))
+        .find(|path| path.is_file())
+}
