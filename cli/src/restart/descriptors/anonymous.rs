@@ -48,11 +48,13 @@ pub fn make(kind: &DescriptionKind) -> io::Result<OwnedFd> {
 
 /// Arms a timer with the time it had left, or for its date, and gives it the expirations not read yet.
 pub fn arm(kind: &DescriptionKind, fd: RawFd, installed: &mut Installed) {
-    let &DescriptionKind::Timer { settime_flags, value_ns, deadline_ns, interval_ns, ticks, .. } = kind else {
+    let &DescriptionKind::Timer { settime_flags, value_ns, deadline_ns, interval_ns, ticks, .. } = kind
+    else {
         return;
     };
     let absolute = libc::TFD_TIMER_ABSTIME | libc::TFD_TIMER_CANCEL_ON_SET;
-    let (flags, value_ns) = if deadline_ns != 0 { (settime_flags & absolute, deadline_ns) } else { (0, value_ns) };
+    let (flags, value_ns) =
+        if deadline_ns != 0 { (settime_flags & absolute, deadline_ns) } else { (0, value_ns) };
     let words = [interval_ns, value_ns].map(|ns| [ns / 1_000_000_000, ns % 1_000_000_000]);
     let setting: Vec<u8> = words.as_flattened().iter().flat_map(|word| word.to_ne_bytes()).collect();
     let offset = installed.keep(&setting);

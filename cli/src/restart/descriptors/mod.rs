@@ -23,6 +23,8 @@ mod objects;
 mod pipes;
 mod sockets;
 mod terminals;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeMap,
