@@ -180,7 +180,11 @@ pub fn plan(
         });
         advise(mapping, plan);
     }
-    fills(pages, &modified, numbers, plan)
+    fills(pages, &modified, numbers, plan)?;
+    if !image.settings.thp_disable {
+        plan.huge = huge(image, pages);
+    }
+    Ok(())
 }
 
 /// The calls that give a mapping its advice, guards, name and lock.
@@ -305,4 +309,42 @@ fn fills(
         }
     }
     Ok(())
+}
+
+/// Memory that will be full in runs of 2 MiB: private, anonymous, not advised against huge pages.
+fn huge(image: &ProcessImage, pages: &Pages) -> Vec<[u64; 2]> {
+    const HUGE: u64 = 2 << 20;
+    /// One call for so much: fewer calls, and work for several threads.
+    const PIECE: u64 = 256 << 20;
+    let page = PAGE_SIZE as u64;
+    let mut full: Vec<(u64, u64)> = Vec::new();
+    for (extent, _) in pages.of(MEMORY).filter(|(extent, _)| extent.kind != kind::ZERO) {
+        let (start, end) = (extent.first_page * page, (extent.first_page + extent.pages) * page);
+        match full.last_mut() {
+            Some(last) if last.1 == start => last.1 = end,
+            _ => full.push((start, end)),
+        }
+    }
+    let mut ranges = Vec::new();
+    let mut mappings = image.mappings.iter().peekable();
+    for (start, end) in full {
+        while mappings.next_if(|mapping| mapping.end <= start).is_some() {}
+        for mapping in mappings.clone().take_while(|mapping| mapping.start < end) {
+            let fit = mapping.backing == Backing::Anonymous
+                && !mapping.shared
+                && mapping.flags & (flag::NOHUGEPAGE | flag::GROWSDOWN) == 0;
+            let from = start.max(mapping.start).next_multiple_of(HUGE);
+            let to = end.min(mapping.end) / HUGE * HUGE;
+            if !fit || from >= to {
+                continue;
+            }
+            let mut at = from;
+            while at < to {
+                let len = PIECE.min(to - at);
+                ranges.push([at, len]);
+                at += len;
+            }
+        }
+    }
+    ranges
 }

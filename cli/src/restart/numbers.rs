@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeSet,
     io,
-    os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd},
+    os::fd::{FromRawFd, OwnedFd, RawFd},
 };
 
 use anyhow::{Context as _, bail};
@@ -73,12 +73,5 @@ impl Numbers {
     /// What was placed, for [`super::descriptors::install`] to leave alone.
     pub fn placed(&self) -> Vec<RawFd> {
         self.placed.iter().map(std::os::fd::AsRawFd::as_raw_fd).collect()
-    }
-
-    /// Leaves the descriptors open for the program that is executed next.
-    pub fn leak(self) {
-        for fd in self.placed {
-            let _ = fd.into_raw_fd();
-        }
     }
 }

@@ -19,6 +19,8 @@ pub struct Plan {
     pub header: Header,
     pub kernel_mappings: Vec<KernelMapping>,
     pub mappings: Vec<Mapping>,
+    /// Address and length of memory to be given huge pages before it is filled.
+    pub huge: Vec<[u64; 2]>,
     pub fills: Vec<Fill>,
     pub hashes: Vec<[u8; 32]>,
     pub calls: Vec<Call>,
@@ -66,6 +68,7 @@ impl Plan {
         size_of::<Header>()
             + size_of_val(&*self.kernel_mappings)
             + size_of_val(&*self.mappings)
+            + size_of_val(&*self.huge)
             + size_of_val(&*self.fills)
             + size_of_val(&*self.hashes)
             + calls * size_of::<Call>()
@@ -82,6 +85,7 @@ impl Plan {
         let mut bytes = vec![0u8; size_of::<Header>()];
         self.header.kernel_mappings = append(&mut bytes, &self.kernel_mappings);
         self.header.mappings = append(&mut bytes, &self.mappings);
+        self.header.huge = append(&mut bytes, &self.huge);
         self.header.fills = append(&mut bytes, &self.fills);
         self.header.hashes = append(&mut bytes, &self.hashes);
         self.header.calls = append(&mut bytes, &self.calls);

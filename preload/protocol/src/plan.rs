@@ -34,6 +34,9 @@ pub struct Header {
     pub kernel_mappings: Array,
     /// Of [`Mapping`], in address order.
     pub mappings: Array,
+    /// Of pairs of words: address and length of memory to be given huge pages before it is filled
+    /// (madvise(2), MADV_COLLAPSE); 2 MiB aligned.
+    pub huge: Array,
     /// Of [`Fill`].
     pub fills: Array,
     /// Of 32-byte hashes: of each page that fills name, in their order.

@@ -75,6 +75,10 @@ impl Plan {
         self.array(self.header().mappings)
     }
 
+    pub fn huge(&self) -> &[[u64; 2]] {
+        self.array(self.header().huge)
+    }
+
     pub fn fills(&self) -> &[Fill] {
         self.array(self.header().fills)
     }

@@ -26,9 +26,7 @@ pub fn was_cut_short(nr: i64, arguments: &[u64; 6]) -> bool {
         // What never ends but takes its time: zero, random, urandom (drivers/char/mem.c, random.c).
         libc::SYS_read => {
             let (kind, device) = kind();
-            kind == libc::S_IFCHR
-                && libc::major(device) == 1
-                && matches!(libc::minor(device), 5 | 8 | 9)
+            kind == libc::S_IFCHR && libc::major(device) == 1 && matches!(libc::minor(device), 5 | 8 | 9)
         }
         _ => false,
     }

@@ -3,10 +3,7 @@
 use stasis_sys::{process, socket, sync};
 
 use super::call::Call;
-use crate::{
-    arch::Frame,
-    wrappers::table::Time,
-};
+use crate::{arch::Frame, wrappers::table::Time};
 
 /// When the thread was stopped and how far the clock went on while nobody ran, in nanoseconds of
 /// CLOCK_MONOTONIC.
@@ -22,7 +19,10 @@ const LONGEST: i64 = i64::MAX / 4;
 
 /// `seconds` and a part of them, in nanoseconds.
 fn ns(seconds: i64, part: i64) -> i64 {
-    seconds.checked_mul(1_000_000_000).and_then(|ns| ns.checked_add(part)).map_or(LONGEST, |ns| ns.min(LONGEST))
+    seconds
+        .checked_mul(1_000_000_000)
+        .and_then(|ns| ns.checked_add(part))
+        .map_or(LONGEST, |ns| ns.min(LONGEST))
 }
 
 /// The time that a call was given, in nanoseconds; `None`: none, or for ever.
@@ -34,9 +34,8 @@ pub fn given(time: Time, arguments: &[u64; 6]) -> Option<i64> {
     let timespec = |position: usize| at(arguments[position]).map(|[seconds, part]| ns(seconds, part));
     match time {
         Time::None => None,
-        Time::Written { at: position, micros } => {
-            at(arguments[position]).map(|[seconds, part]| ns(seconds, if micros { part * 1000 } else { part }))
-        }
+        Time::Written { at: position, micros } => at(arguments[position])
+            .map(|[seconds, part]| ns(seconds, if micros { part * 1000 } else { part })),
         Time::Sleep { asked, clock, .. } => {
             let absolute = clock && arguments[1] & libc::TIMER_ABSTIME as u64 != 0;
             if absolute || clock && counts_processor_time(arguments[0]) { None } else { timespec(asked) }
@@ -50,9 +49,9 @@ pub fn given(time: Time, arguments: &[u64; 6]) -> Option<i64> {
             let operation = arguments[1] as i32 & !(libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME);
             if operation == libc::FUTEX_WAIT { timespec(3) } else { None }
         }
-        Time::Socket { option } => socket::timeout(arguments[0] as i32, option).map(|[seconds, micros]| {
-            ns(seconds, micros * 1000)
-        }),
+        Time::Socket { option } => {
+            socket::timeout(arguments[0] as i32, option).map(|[seconds, micros]| ns(seconds, micros * 1000))
+        }
     }
 }
 
@@ -66,9 +65,7 @@ pub fn counts_processor_time(clock: u64) -> bool {
 pub fn told(time: Time, arguments: &[u64; 6]) -> Option<i64> {
     match time {
         Time::Written { .. } => given(time, arguments),
-        Time::Sleep { left, .. } if arguments[left] != 0 => {
-            given(Time::Relative(left), arguments)
-        }
+        Time::Sleep { left, .. } if arguments[left] != 0 => given(Time::Relative(left), arguments),
         _ => None,
     }
 }

@@ -66,8 +66,7 @@ pub unsafe extern "C" fn sigaction(
 pub unsafe extern "C" fn signalfd(fd: c_int, set: *const u64, flags: c_int) -> c_int {
     // SAFETY: null, or the caller's set.
     let set = unsafe { Without::stop_signal(set) };
-    let arguments =
-        [fd as usize, set.pointer() as usize, size_of::<u64>(), flags as usize, 0, 0];
+    let arguments = [fd as usize, set.pointer() as usize, size_of::<u64>(), flags as usize, 0, 0];
     // SAFETY: the caller's call.
     returned(unsafe { stasis_sys::raw(libc::SYS_signalfd4, arguments) }) as c_int
 }

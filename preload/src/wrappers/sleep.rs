@@ -54,10 +54,8 @@ pub unsafe extern "C-unwind" fn clock_nanosleep(
 /// None beyond being a cancellation point.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn usleep(micros: c_uint) -> c_int {
-    let asked = timespec {
-        tv_sec: i64::from(micros / 1_000_000),
-        tv_nsec: i64::from(micros % 1_000_000) * 1000,
-    };
+    let asked =
+        timespec { tv_sec: i64::from(micros / 1_000_000), tv_nsec: i64::from(micros % 1_000_000) * 1000 };
     // SAFETY: the structure outlives the call.
     returned(unsafe { sleep_on(libc::CLOCK_REALTIME, 0, &raw const asked, core::ptr::null_mut()) }) as c_int
 }

@@ -113,9 +113,7 @@ pub const fn of(nr: i64) -> Option<Entry> {
         SYS_rt_sigtimedwait => entry(Repeated, Time::Relative(2)),
         // Waits for descriptors.
         SYS_poll => entry(Repeated, Time::Milliseconds(2)),
-        SYS_ppoll => {
-            Entry { mask: Mask::At(3), ..entry(Repeated, Time::Written { at: 2, micros: false }) }
-        }
+        SYS_ppoll => Entry { mask: Mask::At(3), ..entry(Repeated, Time::Written { at: 2, micros: false }) },
         SYS_select => entry(Repeated, Time::Written { at: 4, micros: true }),
         SYS_pselect6 => {
             Entry { mask: Mask::Behind(5), ..entry(Repeated, Time::Written { at: 4, micros: false }) }
@@ -144,12 +142,10 @@ pub const fn of(nr: i64) -> Option<Entry> {
         SYS_recvmsg | SYS_recvmmsg | SYS_accept | SYS_accept4 => entry(Restarted, receive),
         SYS_sendmsg | SYS_sendmmsg | SYS_connect => entry(Restarted, send),
         SYS_sendfile => Entry { part: Part::Count { len: 3 }, ..entry(Restarted, Time::None) },
-        SYS_getrandom => {
-            Entry { part: Part::Bytes { buffer: 0, len: 1 }, ..entry(Restarted, Time::None) }
-        }
+        SYS_getrandom => Entry { part: Part::Bytes { buffer: 0, len: 1 }, ..entry(Restarted, Time::None) },
         SYS_open | SYS_openat | SYS_openat2 | SYS_creat | SYS_ioctl => entry(Restarted, Time::None),
-        SYS_splice | SYS_tee | SYS_vmsplice | SYS_copy_file_range | SYS_pread64 | SYS_pwrite64 | SYS_preadv
-        | SYS_pwritev | SYS_preadv2 | SYS_pwritev2 | SYS_fsync | SYS_fallocate => {
+        SYS_splice | SYS_tee | SYS_vmsplice | SYS_copy_file_range | SYS_pread64 | SYS_pwrite64
+        | SYS_preadv | SYS_pwritev | SYS_preadv2 | SYS_pwritev2 | SYS_fsync | SYS_fallocate => {
             entry(Restarted, Time::None)
         }
         SYS_close => entry(Finished, Time::None),

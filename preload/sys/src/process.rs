@@ -157,8 +157,7 @@ pub fn pidfd_getfd(pidfd: Fd, fd: Fd) -> Result<Fd> {
 pub fn read_memory(address: usize, buffer: &mut [u8]) -> Result<usize> {
     let local = [buffer.as_mut_ptr() as usize, buffer.len()];
     let remote = [address, buffer.len()];
-    let arguments =
-        [getpid() as usize, local.as_ptr() as usize, 1, remote.as_ptr() as usize, 1, 0];
+    let arguments = [getpid() as usize, local.as_ptr() as usize, 1, remote.as_ptr() as usize, 1, 0];
     // SAFETY: reads two iovecs, writes the buffer.
     unsafe { call(libc::SYS_process_vm_readv, arguments) }
 }
@@ -168,8 +167,7 @@ pub fn write_memory(address: usize, words: &[i64; 2]) -> Result<usize> {
     let len = size_of_val(words);
     let local = [words.as_ptr() as usize, len];
     let remote = [address, len];
-    let arguments =
-        [getpid() as usize, local.as_ptr() as usize, 1, remote.as_ptr() as usize, 1, 0];
+    let arguments = [getpid() as usize, local.as_ptr() as usize, 1, remote.as_ptr() as usize, 1, 0];
     // SAFETY: reads two iovecs and the words; the kernel checks the destination.
     unsafe { call(libc::SYS_process_vm_writev, arguments) }
 }
