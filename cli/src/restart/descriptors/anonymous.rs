@@ -31,8 +31,8 @@ pub fn make(kind: &DescriptionKind) -> io::Result<OwnedFd> {
             }
             Ok(fd)
         }
-        // SAFETY: no memory is touched.
         DescriptionKind::Timer { clock, .. } => {
+            // SAFETY: no memory is touched.
             owned(unsafe { libc::timerfd_create(clock, libc::TFD_CLOEXEC) })
         }
         DescriptionKind::Signal { mask } => {
