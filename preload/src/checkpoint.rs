@@ -11,7 +11,7 @@ use stasis_protocol::{
     store::Request,
     wire,
 };
-use stasis_sys::{Errno, Result, file, memory, process, sync};
+use stasis_sys::{Errno, Result, file, memory, process};
 
 use crate::{
     arena, dump,
@@ -27,18 +27,19 @@ struct Kept {
     store: Option<Store>,
 }
 
-struct Own_<T>(UnsafeCell<T>);
+/// A value of the checkpoint thread's.
+struct CheckpointThreads<T>(UnsafeCell<T>);
 
 // SAFETY: used by the checkpoint thread only, or before it exists.
-unsafe impl<T> Sync for Own_<T> {}
+unsafe impl<T> Sync for CheckpointThreads<T> {}
 
-static KEPT: Own_<Kept> = Own_(UnsafeCell::new(Kept { store: None }));
+static KEPT: CheckpointThreads<Kept> = CheckpointThreads(UnsafeCell::new(Kept { store: None }));
 
 static STACK: AtomicUsize = AtomicUsize::new(0);
 static STACK_LEN: AtomicUsize = AtomicUsize::new(0);
 
 fn kept() -> &'static mut Kept {
-    // SAFETY: see `Own_`; no reference is kept over a call that makes another.
+    // SAFETY: see `CheckpointThreads`; no reference is kept over a call that makes another.
     unsafe { &mut *KEPT.0.get() }
 }
 
@@ -92,7 +93,6 @@ pub extern "C" fn thread() -> ! {
 
 /// What every checkpoint thread does first.
 pub fn begin_thread() {
-    state::set_checkpoint_thread();
     let _ = process::prctl(libc::PR_SET_NAME, [c"stasis-ckpt".as_ptr() as usize, 0, 0, 0]);
 }
 
@@ -151,6 +151,7 @@ fn take(
         return coordinator.send(&FromProcess::Refused { token, refusals });
     }
     if taking.quiet.is_some() {
+        // Held until it is to be ended; or it stood stopped, and stops again when the checkpoint is made.
         let told = coordinator.receive();
         if let Ok(ToProcess::Committed { kill: true, .. }) = told {
             let _ = process::kill(process::getpid(), libc::SIGKILL);
@@ -196,6 +197,7 @@ impl Taking<'_> {
         let dumped = dump::dump(&mut snapshot, store);
         snapshot.objects.close();
         dumped?;
+        let hold = hold || self.was_stopped;
         if hold {
             let _ = self.coordinator.send(&FromProcess::Phase { token, phase: Phase::Held });
         } else {
@@ -248,9 +250,4 @@ fn staging_len() -> usize {
     let content = crate::procfs::read(c"/proc/self/statm").unwrap_or_default();
     let resident = crate::procfs::words(&content).nth(1).and_then(crate::procfs::decimal).unwrap_or(0);
     (resident as usize * stasis_protocol::PAGE_SIZE / 4).next_power_of_two().clamp(SMALLEST, LARGEST)
-}
-
-/// CLOCK_MONOTONIC in nanoseconds.
-pub fn now() -> u64 {
-    sync::monotonic_ns()
 }

@@ -14,7 +14,7 @@ use tokio::{
     },
     sync::{mpsc, watch},
     task::{AbortHandle, spawn_local},
-    time::{Instant, MissedTickBehavior, interval_at, timeout},
+    time::{Instant, MissedTickBehavior, interval_at, timeout, timeout_at},
 };
 
 use super::{
@@ -33,8 +33,11 @@ const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// Serves a new connection until it ends.
 pub async fn serve(computation: Rc<Computation>, stream: UnixStream) {
     computation.connected(1);
-    if let Err(error) = identify(&computation, stream).await {
-        log::line(format_args!("a connection was dropped: {error}"));
+    match identify(&computation, stream).await {
+        // A process that ends right after it began, or a command that was interrupted.
+        Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {}
+        Err(error) => log::line(format_args!("a connection was dropped: {error}")),
+        Ok(()) => {}
     }
     computation.connected(-1);
 }
@@ -74,7 +77,7 @@ async fn identify(computation: &Rc<Computation>, mut stream: UnixStream) -> io::
             let id = computation.join(Member {
                 pid,
                 real_pid,
-                command: argv.join(" "),
+                command: command_line(&argv),
                 restarted_from,
                 pidfd: Rc::clone(&pidfd),
                 outbox,
@@ -92,6 +95,16 @@ async fn identify(computation: &Rc<Computation>, mut stream: UnixStream) -> io::
             writing.abort();
             result
         }
+    }
+}
+
+/// argv for people, and not longer than they read: it is in every checkpoint's record.
+fn command_line(argv: &[String]) -> String {
+    const LONGEST: usize = 1024;
+    let line = argv.join(" ");
+    match line.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}...", &line[..end]),
+        None => line,
     }
 }
 
@@ -214,21 +227,24 @@ async fn kill(computation: &Computation) -> ClientReply {
         members.values().map(|member| (member.name(), Rc::clone(&member.pidfd))).collect()
     });
     let mut refusals = Vec::new();
-    let mut count = 0;
+    let mut refuse = |name: &String, reason: String| {
+        let remedy = "see `stasis status` and end it as root".into();
+        refusals.push(Refusal { what: name.clone(), reason, remedy });
+    };
+    let mut ending = Vec::new();
     for (name, pidfd) in &targets {
-        let refuse = |reason: String| Refusal {
-            what: name.clone(),
-            reason,
-            remedy: "see `stasis status` and end it as root".into(),
-        };
         match pidfd.signal(libc::SIGKILL) {
+            Ok(()) => ending.push((name, pidfd)),
             // It was faster.
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-            Err(error) => refusals.push(refuse(format!("cannot be killed: {error}"))),
-            Ok(()) => match timeout(KILL_DEADLINE, pidfd.ended()).await {
-                Ok(_) => count += 1,
-                Err(_) => refusals.push(refuse("was killed and does not end".into())),
-            },
+            Err(error) => refuse(name, format!("cannot be killed: {error}")),
+        }
+    }
+    let count = ending.len() as u32;
+    let until = Instant::now() + KILL_DEADLINE;
+    for (name, pidfd) in ending {
+        if timeout_at(until, pidfd.ended()).await.is_err() {
+            refuse(name, "was killed and does not end".into());
         }
     }
     if refusals.is_empty() { ClientReply::Done { count } } else { ClientReply::Refused(refusals) }

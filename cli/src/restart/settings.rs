@@ -114,6 +114,8 @@ pub fn thread_calls(thread: &Thread, plan: &mut Plan) -> Vec<Call> {
         attr.extend(thread.priority.to_ne_bytes());
         attr.resize(SCHED_ATTR as usize, 0);
         let at = plan.keep(&attr);
+        // The nice value by itself: under SCHED_IDLE sched_setattr(2) does not take it.
+        calls.push(call(libc::SYS_setpriority, &[libc::PRIO_PROCESS.into(), 0, thread.nice as u64]));
         calls.push(pointing(call(libc::SYS_sched_setattr, &[0, 0, 0]), 1, at));
     }
     if !thread.affinity.is_empty() {

@@ -5,6 +5,7 @@
 //! arena that this is built in is not.
 
 use alloc::vec::Vec;
+use core::sync::atomic::Ordering::Relaxed;
 
 use serde::{Deserialize, Serialize};
 use stasis_sys::{
@@ -140,7 +141,7 @@ fn pending(quiet: &Quiet) -> (Vec<Vec<u8>>, Vec<(i32, Vec<u8>)>) {
             taken.push(info);
         }
         for info in taken {
-            let _ = process::queue_to_thread(pid, tid, info.signal(), &info);
+            stop::queue(slot, &info);
             private.push((tid, Vec::from(info.0)));
         }
     }
@@ -152,10 +153,23 @@ fn pending(quiet: &Quiet) -> (Vec<Vec<u8>>, Vec<(i32, Vec<u8>)>) {
     }
     let mut shared = Vec::new();
     for info in taken {
-        let _ = process::queue_to_process(pid, info.signal(), &info);
+        queue_to_process(pid, &info);
         shared.push(Vec::from(info.0));
     }
     (shared, private)
+}
+
+/// Queues a signal to this process as it was, by its leader; by any thread, as if by sigqueue(3), where the
+/// leader has exited.
+pub fn queue_to_process(pid: i32, info: &Siginfo) {
+    match threads::all().find(|slot| slot.tid.load(Relaxed) == pid) {
+        Some(leader) => stop::queue_to_process(leader, info),
+        None => {
+            let mut info = *info;
+            info.0[8..12].copy_from_slice(&libc::SI_QUEUE.to_ne_bytes());
+            let _ = process::queue_to_process(pid, info.signal(), &info);
+        }
+    }
 }
 
 /// A signal, as it was noted.
