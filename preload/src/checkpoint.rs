@@ -143,12 +143,17 @@ fn take(
     let mut taking = Taking { coordinator, token, quiet: None, was_stopped, pause_us: 0 };
     let result = taking.run(store, hold);
     if let Err(refusals) = result {
-        taking.go_on();
+        if !was_stopped {
+            taking.go_on();
+        }
         if let Some(store) = kept().store.take() {
             // The connection's end makes the server forget the dump, whatever it was waiting for.
             store.close();
         }
-        return coordinator.send(&FromProcess::Refused { token, refusals });
+        let told = coordinator.send(&FromProcess::Refused { token, refusals });
+        taking.stop_again();
+        taking.go_on();
+        return told;
     }
     if taking.quiet.is_some() {
         // Held until it is to be ended; or it stood stopped, and stops again when the checkpoint is made.
@@ -156,6 +161,7 @@ fn take(
         if let Ok(ToProcess::Committed { kill: true, .. }) = told {
             let _ = process::kill(process::getpid(), libc::SIGKILL);
         }
+        taking.stop_again();
         taking.go_on();
         told?;
     }
@@ -174,22 +180,33 @@ impl Taking<'_> {
     /// Lets the program go on, if it stands.
     fn go_on(&mut self) {
         if let Some(quiet) = self.quiet.take() {
-            if core::mem::take(&mut self.was_stopped) {
-                // The whole process stops here, its threads still parked, until somebody continues it.
-                let _ = process::kill(process::getpid(), libc::SIGSTOP);
-            }
             self.pause_us = quiet.release();
         }
     }
 
+    /// Stops the process again that stood stopped when the checkpoint began. The whole process stops here, the
+    /// checkpoint thread too, until somebody continues it: whatever is to be said must have been said.
+    fn stop_again(&mut self) {
+        if core::mem::take(&mut self.was_stopped) {
+            let _ = process::kill(process::getpid(), libc::SIGSTOP);
+        }
+    }
+
+    /// Tells the coordinator what is being done; it need not hear it.
+    fn report(&self, phase: Phase) {
+        let _ = self.coordinator.send(&FromProcess::Phase { token: self.token, phase });
+    }
+
     fn run(&mut self, store: &str, hold: bool) -> core::result::Result<(), Vec<Refusal>> {
         let token = self.token;
+        self.report(Phase::Checking);
         snapshot::check()?;
         let store = connected(store)?;
         store
             .send(&Request::BeginDump { token, pid: process::getpid() as u32, base: None }, None)
             .map_err(store_refusal)?;
         let advice = Advice::read();
+        self.report(Phase::Quiescing);
 
         self.quiet = Some(quiesce::quiesce().map_err(|refusal| vec![refusal])?);
         let Some(quiet) = &self.quiet else { return Ok(()) };
@@ -199,9 +216,10 @@ impl Taking<'_> {
         dumped?;
         let hold = hold || self.was_stopped;
         if hold {
-            let _ = self.coordinator.send(&FromProcess::Phase { token, phase: Phase::Held });
+            self.report(Phase::Held);
         } else {
             self.go_on();
+            self.report(Phase::Storing);
         }
 
         let record = wire::encode(&snapshot.image).map_err(|error| store_refusal(format!("{error}")))?;

@@ -32,7 +32,7 @@ pub fn check(image: &ProcessImage, refusals: &mut Vec<Refusal>) {
             ));
         }
     }
-    if !image.threads.first().is_some_and(|leader| leader.tid == image.ids.pid) {
+    if image.threads.first().is_none_or(|leader| leader.tid != image.ids.pid) {
         refusals.push(refusal(
             format!("pid {}", image.ids.pid),
             "the image is damaged: its first thread is not the leader",

@@ -60,7 +60,7 @@ fn pass_on(all: &SigSet, child: &Child) {
         return;
     }
     let from_terminal = info.si_code == libc::SI_KERNEL;
-    if !(from_terminal && !child.owns_terminal) {
+    if !from_terminal || child.owns_terminal {
         // SAFETY: kill(2) takes numbers; a realtime signal keeps its number, not its value.
         unsafe { libc::kill(child.pid.as_raw(), signal) };
     }

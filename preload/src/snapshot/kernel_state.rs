@@ -118,6 +118,8 @@ fn timers() -> Vec<PosixTimer> {
             _ => {}
         }
     }
+    // The kernel lists the newest first; ids can only be had again in ascending order.
+    timers.sort_by_key(|timer| timer.id);
     timers
 }
 

@@ -203,7 +203,7 @@ fn settings(pgid: u64, foreground: u64, stopped: bool) -> Settings {
         dumpable: process::prctl(libc::PR_GET_DUMPABLE, [0; 4]).unwrap_or(1) as u32,
         subreaper: subreaper != 0,
         thp_disable: process::prctl(libc::PR_GET_THP_DISABLE, [0; 4]).unwrap_or(0) != 0,
-        personality: number(c"/proc/thread-self/personality")
+        personality: number(path!("/proc/self/task/{}/personality", subject()).as_c_str())
             .and_then(|text| procfs::hex(text.trim_ascii()))
             .unwrap_or(0) as u32,
         oom_score_adj: number(c"/proc/thread-self/oom_score_adj")
