@@ -151,8 +151,12 @@ fn take(
             store.close();
         }
         let told = coordinator.send(&FromProcess::Refused { token, refusals });
-        taking.stop_again();
-        taking.go_on();
+        if was_stopped {
+            taking.stop_again();
+            taking.go_on();
+            // Those that wait for a stop that does not come.
+            state::release();
+        }
         return told;
     }
     if taking.quiet.is_some() {

@@ -26,6 +26,10 @@ pub const SIGNAL: i32 = 33;
 /// stands stopped.
 const COOKIE: u64 = 0x57_a515;
 
+/// si_value of the stop signals that the coordinator queues to the threads of a process that stands stopped
+/// (cli/src/coordinator/stopped.rs): when it is continued, they must not get on before they are asked to stop.
+const COOKIE_STOPPED: u64 = 0x57_a516;
+
 /// The handler that was installed before ours (glibc's), and its flags.
 static CHAINED: AtomicUsize = AtomicUsize::new(0);
 
@@ -69,7 +73,9 @@ extern "C" fn handler(signal: i32, info: *mut Siginfo, context: *mut libc::ucont
         }
         return;
     }
-    if code != libc::SI_QUEUE || u64::from(value) != COOKIE {
+    if code == libc::SI_QUEUE && u64::from(value) == COOKIE_STOPPED {
+        await_stop();
+    } else if code != libc::SI_QUEUE || u64::from(value) != COOKIE {
         let chained = CHAINED.load(Ordering::Acquire);
         if chained > 1 {
             // SAFETY: glibc's handler for this signal, with SA_SIGINFO, called as the kernel would.
@@ -96,6 +102,16 @@ extern "C" fn handler(signal: i32, info: *mut Siginfo, context: *mut libc::ucont
         restart::thread_arrived(slot);
     }
     interrupted::resume(&mut frame, Some(slot), restarted);
+}
+
+/// Keeps a thread of a process that is continued for a checkpoint from getting on before that begins.
+fn await_stop() {
+    /// In nanoseconds; then whoever continued the process is not there any more.
+    const PATIENCE: u64 = 10_000_000_000;
+    // The SIGCONT that continued it is pending behind this signal (a thread's own come before its process',
+    // kernel/signal.c, `dequeue_signal`): nobody but the coordinator sent it, and no handler is to see it.
+    let _ = process::take_pending(1 << (libc::SIGCONT - 1));
+    state::await_stopping(PATIENCE);
 }
 
 /// Asks the kernel for what only the thread itself can ask.

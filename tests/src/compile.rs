@@ -68,7 +68,9 @@ fn build(name: &str, suffix: &str, flags: &[&str]) -> PathBuf {
     assert!(result.status.success(), "{}:\n{}", describe(&command), String::from_utf8_lossy(&result.stderr));
     // Never replaced: a program that another test runs must stay the file that it is.
     match fs::hard_link(&output, &built) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => panic!("{}: {error}", built.display()),
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            panic!("{}: {error}", built.display())
+        }
         _ => built,
     }
 }
