@@ -76,7 +76,7 @@ pub fn thread_arrived(slot: &Slot) {
     let ticket = state::release_ticket();
     slot.state.store(threads::state::ARRIVED, Ordering::Release);
     state::arrive();
-    state::await_release(ticket, || {});
+    state::await_release(ticket, || stop::answer(slot));
 }
 
 /// The checkpoint thread of a restarted process.
@@ -158,13 +158,21 @@ fn put_back(saved: &KernelState) {
     }
     let pid = process::getpid();
     for info in saved.pending.iter().filter_map(|bytes| kernel_state::siginfo(bytes)) {
-        let _ = process::queue_to_process(pid, info.signal(), &info);
+        stop::queue(waiting(pid), true, &info);
     }
     for (tid, bytes) in &saved.thread_pending {
         if let Some(info) = kernel_state::siginfo(bytes) {
-            let _ = process::queue_to_thread(pid, *tid, info.signal(), &info);
+            stop::queue(waiting(*tid), false, &info);
         }
     }
+}
+
+/// The thread with this tid, if it waits in [`thread_arrived`].
+fn waiting(tid: i32) -> Option<&'static Slot> {
+    threads::all().find(|slot| {
+        slot.tid.load(Ordering::Acquire) == tid
+            && slot.state.load(Ordering::Acquire) == threads::state::ARRIVED
+    })
 }
 
 /// struct sigevent (64 bytes), as timer_create(2) reads it.

@@ -65,7 +65,8 @@ extern "C" fn handler(signal: i32, info: *mut Siginfo, context: *mut libc::ucont
         // SAFETY: this is the handler's own third argument.
         let mut frame = unsafe { Frame::new(context) };
         if !interrupted::expired(&mut frame) {
-            interrupted::resume(&mut frame, None, false);
+            let interruption = interrupted::suspend(&mut frame, None);
+            interrupted::resume(&mut frame, &interruption, false);
         }
         return;
     }
@@ -83,19 +84,20 @@ extern "C" fn handler(signal: i32, info: *mut Siginfo, context: *mut libc::ucont
     let mut frame = unsafe { Frame::new(context) };
     if !state::is_stopping() {
         // A signal that came too late for its checkpoint has interrupted a call all the same.
-        interrupted::resume(&mut frame, None, false);
+        let interruption = interrupted::suspend(&mut frame, None);
+        interrupted::resume(&mut frame, &interruption, false);
         return;
     }
     let stopped_at = sync::monotonic_ns();
     let Some(slot) = threads::claim(process::gettid()) else { return };
     slot.stopped_at.store(stopped_at, Ordering::Relaxed);
     describe(slot, &frame);
-    interrupted::suspend(&mut frame);
+    let interruption = interrupted::suspend(&mut frame, Some(slot));
     let restarted = arch::park(slot);
     if restarted {
         restart::thread_arrived(slot);
     }
-    interrupted::resume(&mut frame, Some(slot), restarted);
+    interrupted::resume(&mut frame, &interruption, restarted);
 }
 
 /// Asks the kernel for what only the thread itself can ask.
@@ -164,36 +166,87 @@ pub extern "C" fn parked(slot: &Slot) {
     state::await_release(ticket, || answer(slot));
 }
 
-/// Takes one pending signal if the checkpoint thread asks for it.
-fn answer(slot: &Slot) {
+/// Requests that are no set of signals: the stop signal is in none of those.
+const QUEUE_TO_ITSELF: u64 = u64::MAX;
+const QUEUE_TO_PROCESS: u64 = u64::MAX - 1;
+
+/// Does what the checkpoint thread asks: takes one pending signal, or queues one.
+pub fn answer(slot: &Slot) {
     let set = slot.request.load(Ordering::Acquire);
     if set == 0 {
         return;
     }
-    let info = process::take_pending(set).map_or([0; 128], |info| info.0);
-    for (to, from) in slot.taken.iter().zip(info.as_chunks::<8>().0) {
-        to.store(u64::from_ne_bytes(*from), Ordering::Relaxed);
+    if set >= QUEUE_TO_PROCESS {
+        let info = taken(slot);
+        let pid = process::getpid();
+        let _ = if set == QUEUE_TO_PROCESS {
+            process::queue_to_process(pid, info.signal(), &info)
+        } else {
+            process::queue_to_thread(pid, process::gettid(), info.signal(), &info)
+        };
+    } else {
+        put(slot, &process::take_pending(set).unwrap_or(Siginfo([0; 128])));
     }
     slot.request.store(0, Ordering::Release);
     state::arrive();
 }
 
-/// Has a stopped thread take one signal of `set` that is pending: signals to a thread alone come
-/// before those to its process (kernel/signal.c, `dequeue_signal`).
-pub fn take_one_of(slot: &Slot, set: u64) -> Option<Siginfo> {
-    slot.request.store(set, Ordering::Release);
-    loop {
-        let seen = state::arrivals();
-        if slot.request.load(Ordering::Acquire) == 0 {
-            break;
-        }
-        state::nudge();
-        state::await_arrival(seen, 1_000_000);
-    }
+fn taken(slot: &Slot) -> Siginfo {
     let mut info = [0u8; 128];
     for (to, from) in info.as_chunks_mut::<8>().0.iter_mut().zip(&slot.taken) {
         *to = from.load(Ordering::Relaxed).to_ne_bytes();
     }
-    let info = Siginfo(info);
+    Siginfo(info)
+}
+
+fn put(slot: &Slot, info: &Siginfo) {
+    for (to, from) in slot.taken.iter().zip(info.0.as_chunks::<8>().0) {
+        to.store(u64::from_ne_bytes(*from), Ordering::Relaxed);
+    }
+}
+
+/// Asks a waiting thread, and waits until it has answered.
+fn ask(slot: &Slot, request: u64) {
+    slot.request.store(request, Ordering::Release);
+    loop {
+        let seen = state::arrivals();
+        if slot.request.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        state::nudge();
+        state::await_arrival(seen, 1_000_000);
+    }
+}
+
+/// Queues a signal to a waiting thread, or to the process.
+///
+/// What kill(2) and tgkill(2) sent (si_code SI_USER, SI_TKILL) only the receiver itself may queue
+/// (kernel/signal.c, `do_rt_sigqueueinfo`): the thread, or for the process its leader. Where the leader
+/// has ended, kill(2) does it, and the signal's sender is this process.
+pub fn queue(slot: Option<&Slot>, to_process: bool, info: &Siginfo) {
+    let pid = process::getpid();
+    let sent = match slot {
+        Some(slot) if !to_process => {
+            process::queue_to_thread(pid, slot.tid.load(Ordering::Relaxed), info.signal(), info)
+        }
+        _ => process::queue_to_process(pid, info.signal(), info),
+    };
+    match (sent, slot) {
+        (Ok(()), _) => {}
+        (Err(_), Some(slot)) => {
+            put(slot, info);
+            ask(slot, if to_process { QUEUE_TO_PROCESS } else { QUEUE_TO_ITSELF });
+        }
+        (Err(_), None) => {
+            let _ = process::kill(pid, info.signal());
+        }
+    }
+}
+
+/// Has a stopped thread take one signal of `set` that is pending: signals to a thread alone come
+/// before those to its process (kernel/signal.c, `dequeue_signal`).
+pub fn take_one_of(slot: &Slot, set: u64) -> Option<Siginfo> {
+    ask(slot, set);
+    let info = taken(slot);
     (info.signal() != 0).then_some(info)
 }

@@ -140,7 +140,7 @@ fn pending(quiet: &Quiet) -> (Vec<Vec<u8>>, Vec<(i32, Vec<u8>)>) {
             taken.push(info);
         }
         for info in taken {
-            let _ = process::queue_to_thread(pid, tid, info.signal(), &info);
+            stop::queue(Some(slot), false, &info);
             private.push((tid, Vec::from(info.0)));
         }
     }
@@ -150,9 +150,10 @@ fn pending(quiet: &Quiet) -> (Vec<Vec<u8>>, Vec<(i32, Vec<u8>)>) {
     while let Some(info) = process::take_pending(!ours) {
         taken.push(info);
     }
+    let leader = if quiet.tids.contains(&pid) { threads::claim(pid) } else { None };
     let mut shared = Vec::new();
     for info in taken {
-        let _ = process::queue_to_process(pid, info.signal(), &info);
+        stop::queue(leader, true, &info);
         shared.push(Vec::from(info.0));
     }
     (shared, private)
