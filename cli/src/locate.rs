@@ -20,7 +20,6 @@ pub struct Part {
 /// The preload library.
 pub const LIBRARY: Part = Part { file: "libstasis.so", variable: "STASIS_LIB" };
 /// The code that replaces a fresh process by a saved one.
-#[allow(dead_code)] // used by restart
 pub const RESTORER: Part = Part { file: "stasis-restorer", variable: "STASIS_RESTORER" };
 /// The store server.
 pub const STORE_SERVER: Part = Part { file: "stasis-store", variable: "STASIS_STORE_SERVER" };
@@ -48,7 +47,7 @@ pub fn find(part: Part) -> anyhow::Result<PathBuf> {
         }
     }
     bail!(
-        "{} is neither in {} nor in {}: build it with `cargo xtask build`, or name it by {}",
+        "{} is neither in {} nor in {}, where `cargo xtask build` and `cargo xtask install` put it, nor named by {}",
         part.file,
         directory.display(),
         installed.display(),

@@ -138,6 +138,11 @@ pub fn duration(micros: u64) -> String {
     }
 }
 
+/// A checkpoint's pause in microseconds, for people; 0 is that of processes which were held until their end.
+pub fn pause(micros: u64) -> String {
+    if micros == 0 { "-".into() } else { duration(micros) }
+}
+
 /// The time, in microseconds since 1970.
 pub fn now_us() -> u64 {
     std::time::SystemTime::now()

@@ -13,10 +13,38 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 /// The state letter of /proc/PID/stat (proc(5)); `None` when there is no such process.
 pub fn state(pid: u32) -> Option<char> {
+    state_in(&format!("/proc/{pid}/stat"))
+}
+
+/// Whether a signal stopped the process. Its state letter is its first thread's, which may have ended
+/// before the others.
+pub fn is_stopped(pid: u32) -> bool {
+    match state(pid) {
+        Some('Z') => threads(pid).is_ok_and(|threads| {
+            threads
+                .iter()
+                .any(|thread| state_in(&format!("/proc/{pid}/task/{}/stat", thread.tid)) == Some('T'))
+        }),
+        state => state == Some('T'),
+    }
+}
+
+fn state_in(path: &str) -> Option<char> {
     // The command's name is in parentheses and may hold any byte, parentheses included.
-    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let stat = fs::read(path).ok()?;
     let name_end = stat.iter().rposition(|&byte| byte == b')')?;
     stat.get(name_end + 2).map(|&byte| byte.into())
+}
+
+/// Whether a SIGSTOP is on its way to the process: sent, and not acted upon yet.
+pub fn is_about_to_stop(pid: u32) -> bool {
+    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
+    // To a thread, or to the process; bits are counted from signal 1 (proc(5)).
+    ["SigPnd:", "ShdPnd:"].iter().any(|name| {
+        let set = status.lines().find_map(|line| line.strip_prefix(name));
+        let set = set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0);
+        set & 1 << (libc::SIGSTOP - 1) != 0
+    })
 }
 
 /// What a state letter means to people.

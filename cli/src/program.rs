@@ -6,7 +6,7 @@ use std::{
     env,
     ffi::{CString, OsStr, OsString},
     fs::{self, File, Metadata},
-    io::{self, Read},
+    io,
     os::unix::{
         ffi::OsStrExt,
         fs::{FileExt, MetadataExt, PermissionsExt},
@@ -93,9 +93,10 @@ enum Kind {
 fn inspect(path: &Path) -> Result<Kind, Failure> {
     let unreadable =
         |error: io::Error| refused(path, format!("cannot be read to check it: {error}"), "make it readable");
-    let mut file = File::open(path).map_err(unreadable)?;
-    let mut head = Vec::new();
-    (&mut file).take(HEAD as u64).read_to_end(&mut head).map_err(unreadable)?;
+    let file = File::open(path).map_err(unreadable)?;
+    let mut head = [0; HEAD];
+    let len = file.read_at(&mut head, 0).map_err(unreadable)?;
+    let head = &head[..len];
     if let Some(line) = head.strip_prefix(b"#!") {
         let interpreter = script_interpreter(line).ok_or_else(|| {
             Failure::ProgramNotExecutable(format!("{}: its first line names no interpreter", path.display()))
@@ -111,7 +112,7 @@ fn inspect(path: &Path) -> Result<Kind, Failure> {
     // The kernel ignores set-uid bits of scripts.
     let meta = file.metadata().map_err(unreadable)?;
     privileges(path, &meta)?;
-    let interpreter = elf_interpreter(path, &file, &head)?;
+    let interpreter = elf_interpreter(path, &file, head)?;
     linker(path, &interpreter)?;
     Ok(Kind::Dynamic)
 }

@@ -11,7 +11,7 @@ use stasis_protocol::{
     store::Request,
     wire,
 };
-use stasis_sys::{Errno, Result, file, memory, process, sync};
+use stasis_sys::{Errno, Result, file, memory, process};
 
 use crate::{
     arena, dump,
@@ -27,18 +27,19 @@ struct Kept {
     store: Option<Store>,
 }
 
-struct Own_<T>(UnsafeCell<T>);
+/// A value of the checkpoint thread's.
+struct CheckpointThreads<T>(UnsafeCell<T>);
 
 // SAFETY: used by the checkpoint thread only, or before it exists.
-unsafe impl<T> Sync for Own_<T> {}
+unsafe impl<T> Sync for CheckpointThreads<T> {}
 
-static KEPT: Own_<Kept> = Own_(UnsafeCell::new(Kept { store: None }));
+static KEPT: CheckpointThreads<Kept> = CheckpointThreads(UnsafeCell::new(Kept { store: None }));
 
 static STACK: AtomicUsize = AtomicUsize::new(0);
 static STACK_LEN: AtomicUsize = AtomicUsize::new(0);
 
 fn kept() -> &'static mut Kept {
-    // SAFETY: see `Own_`; no reference is kept over a call that makes another.
+    // SAFETY: see `CheckpointThreads`; no reference is kept over a call that makes another.
     unsafe { &mut *KEPT.0.get() }
 }
 
@@ -92,7 +93,6 @@ pub extern "C" fn thread() -> ! {
 
 /// What every checkpoint thread does first.
 pub fn begin_thread() {
-    state::set_checkpoint_thread();
     let _ = process::prctl(libc::PR_SET_NAME, [c"stasis-ckpt".as_ptr() as usize, 0, 0, 0]);
 }
 
@@ -143,18 +143,25 @@ fn take(
     let mut taking = Taking { coordinator, token, quiet: None, was_stopped, pause_us: 0 };
     let result = taking.run(store, hold);
     if let Err(refusals) = result {
-        taking.go_on();
+        if !was_stopped {
+            taking.go_on();
+        }
         if let Some(store) = kept().store.take() {
             // The connection's end makes the server forget the dump, whatever it was waiting for.
             store.close();
         }
-        return coordinator.send(&FromProcess::Refused { token, refusals });
+        let told = coordinator.send(&FromProcess::Refused { token, refusals });
+        taking.stop_again();
+        taking.go_on();
+        return told;
     }
     if taking.quiet.is_some() {
+        // Held until it is to be ended; or it stood stopped, and stops again when the checkpoint is made.
         let told = coordinator.receive();
         if let Ok(ToProcess::Committed { kill: true, .. }) = told {
             let _ = process::kill(process::getpid(), libc::SIGKILL);
         }
+        taking.stop_again();
         taking.go_on();
         told?;
     }
@@ -173,22 +180,33 @@ impl Taking<'_> {
     /// Lets the program go on, if it stands.
     fn go_on(&mut self) {
         if let Some(quiet) = self.quiet.take() {
-            if core::mem::take(&mut self.was_stopped) {
-                // The whole process stops here, its threads still parked, until somebody continues it.
-                let _ = process::kill(process::getpid(), libc::SIGSTOP);
-            }
             self.pause_us = quiet.release();
         }
     }
 
+    /// Stops the process again that stood stopped when the checkpoint began. The whole process stops here, the
+    /// checkpoint thread too, until somebody continues it: whatever is to be said must have been said.
+    fn stop_again(&mut self) {
+        if core::mem::take(&mut self.was_stopped) {
+            let _ = process::kill(process::getpid(), libc::SIGSTOP);
+        }
+    }
+
+    /// Tells the coordinator what is being done; it need not hear it.
+    fn report(&self, phase: Phase) {
+        let _ = self.coordinator.send(&FromProcess::Phase { token: self.token, phase });
+    }
+
     fn run(&mut self, store: &str, hold: bool) -> core::result::Result<(), Vec<Refusal>> {
         let token = self.token;
+        self.report(Phase::Checking);
         snapshot::check()?;
         let store = connected(store)?;
         store
             .send(&Request::BeginDump { token, pid: process::getpid() as u32, base: None }, None)
             .map_err(store_refusal)?;
         let advice = Advice::read();
+        self.report(Phase::Quiescing);
 
         self.quiet = Some(quiesce::quiesce().map_err(|refusal| vec![refusal])?);
         let Some(quiet) = &self.quiet else { return Ok(()) };
@@ -196,10 +214,12 @@ impl Taking<'_> {
         let dumped = dump::dump(&mut snapshot, store);
         snapshot.objects.close();
         dumped?;
+        let hold = hold || self.was_stopped;
         if hold {
-            let _ = self.coordinator.send(&FromProcess::Phase { token, phase: Phase::Held });
+            self.report(Phase::Held);
         } else {
             self.go_on();
+            self.report(Phase::Storing);
         }
 
         let record = wire::encode(&snapshot.image).map_err(|error| store_refusal(format!("{error}")))?;
@@ -248,9 +268,4 @@ fn staging_len() -> usize {
     let content = crate::procfs::read(c"/proc/self/statm").unwrap_or_default();
     let resident = crate::procfs::words(&content).nth(1).and_then(crate::procfs::decimal).unwrap_or(0);
     (resident as usize * stasis_protocol::PAGE_SIZE / 4).next_power_of_two().clamp(SMALLEST, LARGEST)
-}
-
-/// CLOCK_MONOTONIC in nanoseconds.
-pub fn now() -> u64 {
-    sync::monotonic_ns()
 }

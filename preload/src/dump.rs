@@ -23,7 +23,7 @@ use crate::{
 /// Refusals that name the mapping or object; the dump is to be given up then.
 pub fn dump(snapshot: &mut Snapshot, store: &mut Store) -> Result<(), Vec<Refusal>> {
     let pagemap = Pagemap::open().map_err(|error| refusal("its memory", error))?;
-    let memory = file::open(c"/proc/self/mem", libc::O_RDONLY | libc::O_CLOEXEC, 0)
+    let memory = file::open(c"/proc/thread-self/mem", libc::O_RDONLY | libc::O_CLOEXEC, 0)
         .map_err(|error| refusal("its memory", error))?;
     let mut copier = Copier { store, memory, half: 0, room: None, runs: Vec::new() };
     let mut result = Ok(());

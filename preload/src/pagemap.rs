@@ -65,7 +65,7 @@ pub struct Pagemap(Fd);
 
 impl Pagemap {
     pub fn open() -> Result<Self> {
-        file::open(c"/proc/self/pagemap", libc::O_RDONLY | libc::O_CLOEXEC, 0).map(Self)
+        file::open(c"/proc/thread-self/pagemap", libc::O_RDONLY | libc::O_CLOEXEC, 0).map(Self)
     }
 
     pub fn close(self) {

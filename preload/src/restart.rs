@@ -71,6 +71,10 @@ pub fn thread_arrived(slot: &Slot) {
     let _ =
         process::prctl(libc::PR_SET_PDEATHSIG, [slot.pdeathsig.load(Ordering::Relaxed) as usize, 0, 0, 0]);
     let _ = process::prctl(libc::PR_SET_TIMERSLACK, [load(&slot.timer_slack), 0, 0, 0]);
+    let keep = slot.keep_capabilities.load(Ordering::Relaxed) as usize;
+    let _ = process::prctl(libc::PR_SET_KEEPCAPS, [keep, 0, 0, 0]);
+    let mce_kill = slot.mce_kill.load(Ordering::Relaxed) as usize;
+    let _ = process::prctl(libc::PR_MCE_KILL, [libc::PR_MCE_KILL_SET as usize, mce_kill, 0, 0]);
     let name = [load(&slot.name[0]), load(&slot.name[1])];
     let _ = process::prctl(libc::PR_SET_NAME, [name.as_ptr() as usize, 0, 0, 0]);
     let ticket = state::release_ticket();
@@ -152,27 +156,22 @@ fn put_back(saved: &KernelState) {
         create_timer(timer);
     }
     for (which, &(interval, value)) in saved.itimers.iter().enumerate() {
+        // A periodic timer whose signal is pending stands still until that is taken (setitimer(2) tells 0).
+        let value = if value == 0 { interval } else { value };
         let mut value = [interval / 1_000_000, interval % 1_000_000, value / 1_000_000, value % 1_000_000];
         // SAFETY: setitimer(2) reads struct itimerval, four words.
         let _ = unsafe { process::with(libc::SYS_setitimer, [which, 0, 0, 0, 0, 0], 1, &mut value) };
     }
     let pid = process::getpid();
     for info in saved.pending.iter().filter_map(|bytes| kernel_state::siginfo(bytes)) {
-        stop::queue(waiting(pid), true, &info);
+        kernel_state::queue_to_process(pid, &info);
     }
     for (tid, bytes) in &saved.thread_pending {
-        if let Some(info) = kernel_state::siginfo(bytes) {
-            stop::queue(waiting(*tid), false, &info);
+        let slot = threads::all().find(|slot| slot.tid.load(Ordering::Relaxed) == *tid);
+        if let (Some(slot), Some(info)) = (slot, kernel_state::siginfo(bytes)) {
+            stop::queue(slot, &info);
         }
     }
-}
-
-/// The thread with this tid, if it waits in [`thread_arrived`].
-fn waiting(tid: i32) -> Option<&'static Slot> {
-    threads::all().find(|slot| {
-        slot.tid.load(Ordering::Acquire) == tid
-            && slot.state.load(Ordering::Acquire) == threads::state::ARRIVED
-    })
 }
 
 /// struct sigevent (64 bytes), as timer_create(2) reads it.

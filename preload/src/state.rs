@@ -1,8 +1,8 @@
 //! What the checkpoint thread shares with the threads of the program.
 
-use core::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
-use stasis_sys::{process, sync};
+use stasis_sys::sync;
 
 /// Whether threads that receive the stop signal are to park.
 static STOPPING: AtomicU32 = AtomicU32::new(0);
@@ -12,17 +12,6 @@ static RELEASED: AtomicU32 = AtomicU32::new(0);
 
 /// Counts arrivals in the stop handler; a futex that the checkpoint thread waits on.
 static ARRIVALS: AtomicU32 = AtomicU32::new(0);
-
-/// The checkpoint thread's tid.
-static CHECKPOINT_TID: AtomicI32 = AtomicI32::new(0);
-
-pub fn set_checkpoint_thread() {
-    CHECKPOINT_TID.store(process::gettid(), Ordering::Release);
-}
-
-pub fn checkpoint_tid() -> i32 {
-    CHECKPOINT_TID.load(Ordering::Acquire)
-}
 
 pub fn is_stopping() -> bool {
     STOPPING.load(Ordering::Acquire) != 0

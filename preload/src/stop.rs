@@ -17,7 +17,7 @@ use stasis_sys::{
 use crate::{
     arch::{self, Frame},
     interrupted, restart, state,
-    threads::{self, Slot},
+    threads::{self, Slot, request},
 };
 
 pub const SIGNAL: i32 = 33;
@@ -127,6 +127,11 @@ fn describe(slot: &Slot, frame: &Frame<'_>) {
     let _ = process::prctl(libc::PR_GET_NAME, [name.as_mut_ptr() as usize, 0, 0, 0]);
     slot.name[0].store(name[0], Ordering::Relaxed);
     slot.name[1].store(name[1], Ordering::Relaxed);
+    let kept = process::prctl(libc::PR_GET_KEEPCAPS, [0; 4]).unwrap_or(0);
+    slot.keep_capabilities.store(kept as u32, Ordering::Relaxed);
+    let mce_kill =
+        process::prctl(libc::PR_MCE_KILL_GET, [0; 4]).unwrap_or(libc::PR_MCE_KILL_DEFAULT as usize);
+    slot.mce_kill.store(mce_kill as u32, Ordering::Relaxed);
     describe_rseq(slot, fs);
 }
 
@@ -166,48 +171,46 @@ pub extern "C" fn parked(slot: &Slot) {
     state::await_release(ticket, || answer(slot));
 }
 
-/// Requests that are no set of signals: the stop signal is in none of those.
-const QUEUE_TO_ITSELF: u64 = u64::MAX;
-const QUEUE_TO_PROCESS: u64 = u64::MAX - 1;
-
-/// Does what the checkpoint thread asks: takes one pending signal, or queues one.
+/// Does what the checkpoint thread asks of this thread. The kernel lets nobody but the thread itself (or, for
+/// the process, its leader) queue a signal as it was: with si_code SI_USER, SI_TKILL or the kernel's own
+/// (kernel/signal.c, `do_rt_sigqueueinfo`).
 pub fn answer(slot: &Slot) {
-    let set = slot.request.load(Ordering::Acquire);
-    if set == 0 {
-        return;
-    }
-    if set >= QUEUE_TO_PROCESS {
-        let info = taken(slot);
-        let pid = process::getpid();
-        let _ = if set == QUEUE_TO_PROCESS {
-            process::queue_to_process(pid, info.signal(), &info)
-        } else {
-            process::queue_to_thread(pid, process::gettid(), info.signal(), &info)
-        };
-    } else {
-        put(slot, &process::take_pending(set).unwrap_or(Siginfo([0; 128])));
+    let (pid, tid) = (process::getpid(), slot.tid.load(Ordering::Relaxed));
+    let given = || {
+        let mut info = [0u8; 128];
+        for (to, from) in info.as_chunks_mut::<8>().0.iter_mut().zip(&slot.siginfo) {
+            *to = from.load(Ordering::Relaxed).to_ne_bytes();
+        }
+        Siginfo(info)
+    };
+    match slot.request.load(Ordering::Acquire) {
+        request::TAKE => {
+            let taken = process::take_pending(slot.request_set.load(Ordering::Relaxed));
+            note(slot, &taken.unwrap_or(Siginfo([0; 128])));
+        }
+        request::QUEUE => {
+            let info = given();
+            let _ = process::queue_to_thread(pid, tid, info.signal(), &info);
+        }
+        request::QUEUE_TO_PROCESS => {
+            let info = given();
+            let _ = process::queue_to_process(pid, info.signal(), &info);
+        }
+        _ => return,
     }
     slot.request.store(0, Ordering::Release);
     state::arrive();
 }
 
-fn taken(slot: &Slot) -> Siginfo {
-    let mut info = [0u8; 128];
-    for (to, from) in info.as_chunks_mut::<8>().0.iter_mut().zip(&slot.taken) {
-        *to = from.load(Ordering::Relaxed).to_ne_bytes();
-    }
-    Siginfo(info)
-}
-
-fn put(slot: &Slot, info: &Siginfo) {
-    for (to, from) in slot.taken.iter().zip(info.0.as_chunks::<8>().0) {
+fn note(slot: &Slot, info: &Siginfo) {
+    for (to, from) in slot.siginfo.iter().zip(info.0.as_chunks::<8>().0) {
         to.store(u64::from_ne_bytes(*from), Ordering::Relaxed);
     }
 }
 
-/// Asks a waiting thread, and waits until it has answered.
-fn ask(slot: &Slot, request: u64) {
-    slot.request.store(request, Ordering::Release);
+/// Has a thread that waits do something, and waits until it is done.
+fn ask(slot: &Slot, what: u32) {
+    slot.request.store(what, Ordering::Release);
     loop {
         let seen = state::arrivals();
         if slot.request.load(Ordering::Acquire) == 0 {
@@ -218,35 +221,27 @@ fn ask(slot: &Slot, request: u64) {
     }
 }
 
-/// Queues a signal to a waiting thread, or to the process.
-///
-/// What kill(2) and tgkill(2) sent (si_code SI_USER, SI_TKILL) only the receiver itself may queue
-/// (kernel/signal.c, `do_rt_sigqueueinfo`): the thread, or for the process its leader. Where the leader
-/// has ended, kill(2) does it, and the signal's sender is this process.
-pub fn queue(slot: Option<&Slot>, to_process: bool, info: &Siginfo) {
-    let pid = process::getpid();
-    let sent = match slot {
-        Some(slot) if !to_process => {
-            process::queue_to_thread(pid, slot.tid.load(Ordering::Relaxed), info.signal(), info)
-        }
-        _ => process::queue_to_process(pid, info.signal(), info),
-    };
-    match (sent, slot) {
-        (Ok(()), _) => {}
-        (Err(_), Some(slot)) => {
-            put(slot, info);
-            ask(slot, if to_process { QUEUE_TO_PROCESS } else { QUEUE_TO_ITSELF });
-        }
-        (Err(_), None) => {
-            let _ = process::kill(pid, info.signal());
-        }
-    }
+/// Has a thread queue a signal to itself.
+pub fn queue(slot: &Slot, info: &Siginfo) {
+    note(slot, info);
+    ask(slot, request::QUEUE);
+}
+
+/// Has the leader queue a signal to the process.
+pub fn queue_to_process(leader: &Slot, info: &Siginfo) {
+    note(leader, info);
+    ask(leader, request::QUEUE_TO_PROCESS);
 }
 
 /// Has a stopped thread take one signal of `set` that is pending: signals to a thread alone come
 /// before those to its process (kernel/signal.c, `dequeue_signal`).
 pub fn take_one_of(slot: &Slot, set: u64) -> Option<Siginfo> {
-    ask(slot, set);
-    let info = taken(slot);
+    slot.request_set.store(set, Ordering::Relaxed);
+    ask(slot, request::TAKE);
+    let mut info = [0u8; 128];
+    for (to, from) in info.as_chunks_mut::<8>().0.iter_mut().zip(&slot.siginfo) {
+        *to = from.load(Ordering::Relaxed).to_ne_bytes();
+    }
+    let info = Siginfo(info);
     (info.signal() != 0).then_some(info)
 }

@@ -45,17 +45,29 @@ pub struct Slot {
     pub call_sp: AtomicU64,
     pub call_pc: AtomicU64,
     pub call_arguments: [AtomicU64; 6],
-    /// Signals of which the stopped thread is to take one that is pending for it alone; zero: no
-    /// request, or it has been answered.
-    pub request: AtomicU64,
-    /// The answer: a siginfo_t; zeros when nothing was pending.
-    pub taken: [AtomicU64; 16],
+    /// What the stopped thread is to do with signals, see [`request`]; zero: nothing, or it is done.
+    pub request: AtomicU32,
+    /// Of which signals one is to be taken.
+    pub request_set: AtomicU64,
+    /// The siginfo_t that was taken (zeros when nothing was pending), or is to be queued.
+    pub siginfo: [AtomicU64; 16],
+    /// PR_GET_KEEPCAPS and PR_MCE_KILL_GET.
+    pub keep_capabilities: AtomicU32,
+    pub mce_kill: AtomicU32,
 }
 
-/// Values of [`Slot::state`].
+/// Values of [`Slot::request`].
+pub mod request {
+    /// Take one signal that is pending.
+    pub const TAKE: u32 = 1;
+    /// Queue a signal to the thread itself.
+    pub const QUEUE: u32 = 2;
+    /// Queue a signal to the process.
+    pub const QUEUE_TO_PROCESS: u32 = 3;
+}
+
+/// Values of [`Slot::state`]; zero: taken, by the checkpoint thread or by the thread itself.
 pub mod state {
-    /// Taken, by the checkpoint thread (for the system call seen) or by the thread itself.
-    pub const CLAIMED: u32 = 0;
     pub const STOPPED: u32 = 1;
     /// Running in the restarted process, its own kernel state put back.
     pub const ARRIVED: u32 = 2;

@@ -23,10 +23,13 @@ use nix::{
     },
 };
 use stasis_protocol::store::{CheckpointDraft, ProcessEntry, StagedRun};
-use stasis_store::{client::Client, pack::AlignedPage};
+use stasis_store::{client::Client, location::LOCK, pack::AlignedPage};
 
 const PAGE: usize = 4096;
 const CHUNK: usize = 4 << 20;
+
+/// Parts of the staging buffer: while one is filled, others are named and written.
+const PARTS: usize = 8;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -55,13 +58,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut client = Client::connect_or_start_with(&stored, Command::new(&server))?;
         client.staging(memfd.as_fd(), staging_len as u64)?;
         client.begin_dump(1, 1, None)?;
-        let half = staging_len / 2;
+        let part = staging_len / PARTS;
         let started = Instant::now();
         let mut outstanding = 0;
-        for (turn, first) in (0..mib << 20).step_by(half).enumerate() {
-            let at = turn % 2 * half;
-            let bytes = half.min((mib << 20) - first);
-            if outstanding == 2 {
+        for (turn, first) in (0..mib << 20).step_by(part).enumerate() {
+            let at = turn % PARTS * part;
+            let bytes = part.min((mib << 20) - first);
+            if outstanding == PARTS {
                 client.released()?;
                 outstanding -= 1;
             }
@@ -132,7 +135,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         client.shutdown()?;
         drop(client);
-        while Client::connect(&stored).is_ok() {}
+        // The server holds this lock until it is gone.
+        File::open(stored.join(LOCK))?.lock()?;
         fs::remove_dir_all(&stored)?;
     }
     let best = |times: &[f64]| times.iter().copied().fold(f64::INFINITY, f64::min);

@@ -230,8 +230,8 @@ impl Dump {
             let rebuilt = rebuild(&mut reader, base.map(|root| root.name), &leaves)?;
             nodes.extend(rebuilt.nodes);
             if let Some(name) = rebuilt.root {
-                let kept = base.map_or(0, |root| root.pages)
-                    - self.replaced.get(&space).copied().unwrap_or_default();
+                let replaced = self.replaced.get(&space).copied().unwrap_or_default();
+                let kept = base.map_or(0, |root| root.pages).saturating_sub(replaced);
                 let pages = kept + leaves.iter().map(|(_, leaf)| leaf.len() as u64).sum::<u64>();
                 roots.push(Root { space, name, pages });
             }

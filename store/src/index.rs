@@ -310,7 +310,7 @@ fn open(directory: &Path) -> Result<DB, Problem> {
     pages.set_memtable_whole_key_filtering(true);
     let mut nodes = Options::default();
     nodes.set_block_based_table_factory(&tables);
-    nodes.set_write_buffer_size(64 << 20);
+    nodes.set_write_buffer_size(16 << 20);
 
     let mut options = Options::default();
     options.create_if_missing(true);
@@ -320,9 +320,10 @@ fn open(directory: &Path) -> Result<DB, Problem> {
     options.set_max_open_files(256);
     options.set_keep_log_file_num(2);
     options.set_max_log_file_size(4 << 20);
-    // Small stores on small disks: preallocated logs would be the largest thing in them.
+    // RocksDB allocates its logs ahead, the write-ahead log up to its largest size: in a small store
+    // that would be the largest thing.
     options.set_manifest_preallocation_size(64 << 10);
-    options.set_max_total_wal_size(256 << 20);
+    options.set_max_total_wal_size(16 << 20);
     options.set_skip_stats_update_on_db_open(true);
     let families = [("default", options.clone()), (PAGES, pages), (NODES, nodes)];
     let families = families.map(|(name, options)| ColumnFamilyDescriptor::new(name, options));

@@ -14,6 +14,7 @@
 pub mod client;
 pub mod hash;
 pub mod location;
+mod stored;
 pub mod transport;
 
 #[cfg(feature = "server")]

@@ -8,6 +8,7 @@
 //! Not here: the pages of one process (`dump`), making the checkpoint visible (`store`).
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -26,12 +27,15 @@ use crate::{
         Place,
         open::OpenPack,
         pool::PackPool,
-        writer::{Job, MAX_PAGES, Outstanding, PackFile, Source},
+        writer::{DraftWrite, Job, MAX_PAGES, Outstanding, PackFile, Source},
     },
     release::Hold,
     staging::Staging,
     store::Store,
 };
+
+/// With this much free, in bytes, room may be allocated before it is needed.
+const ROOMY: u64 = 1 << 30;
 
 /// A dump that has ended and waits for its checkpoint.
 pub struct FinishedDump {
@@ -168,11 +172,16 @@ impl Session {
         if unknown == 0 {
             return Ok(0);
         }
-        store.directory().check_room((unknown * PAGE_SIZE) as u64)?;
+        let bytes = (unknown * PAGE_SIZE) as u64;
+        store.directory().check_room(bytes)?;
+        let roomy = store.directory().check_room(bytes + ROOMY).is_ok();
         let mut jobs: Vec<Job> = Vec::new();
         let placed = {
             let mut state = self.lock();
             state.check()?;
+            if let Some(pack) = state.packs.last_mut().filter(|_| roomy) {
+                pack.allocate_ahead();
+            }
             self.append(store, &mut state, candidates, staging, hold, &mut jobs)
         };
         // Also after an error: what has a place must be written, or the footer would lie.
@@ -286,6 +295,12 @@ impl Session {
         if let Some(failed) = &state.failed {
             return Err(StoreError::Refused(failed.clone()));
         }
+        // What a dump that has not ended has added is about to be cut off: it must not become known.
+        if state.packs.iter().any(|pack| pack.end() > pack.durable) {
+            let ends: BTreeMap<u32, u64> =
+                state.packs.iter().map(|pack| (pack.file.number, pack.durable)).collect();
+            state.written.retain(|_, place| ends.get(&place.pack).is_some_and(|end| place.offset() < *end));
+        }
         let grown = state
             .packs
             .iter()
@@ -362,28 +377,6 @@ impl State {
         match self.failed.as_ref().or(self.closed.as_ref()) {
             Some(why) => Err(StoreError::Refused(why.clone())),
             None => Ok(()),
-        }
-    }
-}
-
-/// A write that is being put together.
-struct DraftWrite {
-    file: Arc<PackFile>,
-    offset: u64,
-    ranges: Vec<(usize, usize)>,
-    pages: usize,
-}
-
-impl DraftWrite {
-    fn new(file: Arc<PackFile>, offset: u64, staged: usize) -> Self {
-        Self { file, offset, ranges: vec![(staged, PAGE_SIZE)], pages: 1 }
-    }
-
-    fn add(&mut self, staged: usize) {
-        self.pages += 1;
-        match self.ranges.last_mut() {
-            Some((at, len)) if *at + *len == staged => *len += PAGE_SIZE,
-            _ => self.ranges.push((staged, PAGE_SIZE)),
         }
     }
 }

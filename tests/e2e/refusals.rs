@@ -136,7 +136,7 @@ fn an_io_uring_in_use_and_the_program_runs_on() {
 #[test]
 fn a_reference_that_names_no_checkpoint() {
     let lab = Lab::new();
-    let running = lab.launch([compile::program("counter").as_os_str(), "3".as_ref(), "1".as_ref()]);
+    let running = lab.launch([compile::program("counter").as_os_str(), "300".as_ref(), "1".as_ref()]);
     running.wait_ready();
     lab.checkpoint(&[]);
     running.expect_ok();

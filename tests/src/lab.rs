@@ -12,7 +12,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tempfile::TempDir;
@@ -135,6 +135,7 @@ impl Lab {
     /// Takes a checkpoint with `--kill`, waits for the program's end and returns the checkpoint's id.
     #[track_caller]
     pub fn checkpoint_kill(&self, running: Running) -> String {
+        self.wait_joined(&running);
         let id = self.checkpoint(&["--kill"]);
         let status = running.wait_exit();
         assert_eq!(
@@ -143,6 +144,22 @@ impl Lab {
             "checkpoint --kill ends it by SIGKILL"
         );
         id
+    }
+
+    /// Waits until the coordinator knows of a process: a restarted program can be checkpointed from then on. No event
+    /// says so to others, so `stasis status` is asked until it does.
+    #[track_caller]
+    pub fn wait_joined(&self, running: &Running) {
+        let end = Instant::now() + DEADLINE;
+        let joined = || {
+            let outcome = self.run(["status", "--json"]);
+            let status: serde_json::Value = serde_json::from_str(&outcome.stdout).unwrap_or_default();
+            status["processes"].as_array().is_some_and(|processes| !processes.is_empty())
+        };
+        while !joined() {
+            assert!(!running.has_ended(), "it has ended before it joined a coordinator{}", self.evidence());
+            assert!(Instant::now() < end, "no coordinator knows it after {DEADLINE:?}{}", self.evidence());
+        }
     }
 
     /// Runs `stasis ARGUMENTS` to its end.
@@ -262,7 +279,10 @@ fn collect_logs(directory: &Path, logs: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let (path, Ok(kind)) = (entry.path(), entry.file_type()) else { continue };
         if kind.is_dir() {
-            collect_logs(&path, logs);
+            // RocksDB calls its journals logs too.
+            if !path.ends_with("store/index") {
+                collect_logs(&path, logs);
+            }
         } else if kind.is_file()
             && path
                 .extension()

@@ -132,6 +132,11 @@ impl Running {
         self.process.signal(signal).unwrap_or_else(|error| panic!("{signal} to `{}`: {error}", self.command));
     }
 
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        self.process.wait_ended(Duration::ZERO)
+    }
+
     /// Waits for the end.
     #[track_caller]
     pub fn wait_exit(self) -> ExitStatus {

@@ -39,7 +39,10 @@ pub fn show() -> Result<()> {
 
 fn session(place: &Place) -> Result<()> {
     say("a python3 program that holds 200 MB and counts to 20:");
-    let mut program = place.start(&["launch", "--", "/usr/bin/python3", "-c", COUNTER])?;
+    let script = place.directory.join("count.py");
+    fs::write(&script, COUNTER).with_context(|| script.display().to_string())?;
+    let script = script.to_str().context("the directory for temporary files has a name that is not UTF-8")?;
+    let mut program = place.start(&["launch", "--", "/usr/bin/python3", script])?;
     let seen = program.show_until("counts 8")?;
     ensure!(seen, "the program ended before it was checkpointed");
 
@@ -117,9 +120,7 @@ fn remove(directory: &Path) -> std::io::Result<()> {
 }
 
 fn typed(arguments: &[&str]) {
-    let shown: Vec<&str> =
-        arguments.iter().map(|argument| if argument.contains('\n') { "'...'" } else { *argument }).collect();
-    println!("$ stasis {}", shown.join(" "));
+    println!("$ stasis {}", arguments.join(" "));
 }
 
 struct Program {

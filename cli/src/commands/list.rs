@@ -32,7 +32,7 @@ fn row(checkpoint: &report::Checkpoint) -> [String; 8] {
         checkpoint.processes.len().to_string(),
         output::bytes(checkpoint.size_bytes),
         output::bytes(checkpoint.written_bytes),
-        output::duration(checkpoint.pause_us),
+        output::pause(checkpoint.pause_us),
         first.map(|process| process.command.clone()).unwrap_or_default(),
     ]
 }

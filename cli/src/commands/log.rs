@@ -90,7 +90,7 @@ fn summary(checkpoint: &report::Checkpoint) -> String {
         checkpoint.id,
         checkpoint.taken,
         output::bytes(checkpoint.written_bytes),
-        output::duration(checkpoint.pause_us)
+        output::pause(checkpoint.pause_us)
     ))
 }
 

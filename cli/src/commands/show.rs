@@ -210,7 +210,7 @@ fn render(shown: &report::Shown) -> String {
         ("computation", checkpoint.computation.clone()),
         ("parent", checkpoint.parent.clone().unwrap_or_else(dash)),
         ("memory", format!("{}, {} written", bytes(checkpoint.size_bytes), bytes(checkpoint.written_bytes))),
-        ("pause", output::duration(checkpoint.pause_us)),
+        ("pause", output::pause(checkpoint.pause_us)),
     ] {
         text.push_str(&format!("{name:<12} {}\n", printable(&value)));
     }

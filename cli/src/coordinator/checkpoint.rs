@@ -61,6 +61,9 @@ async fn attempt(computation: &Rc<Computation>, order: Order) -> Outcome {
         hold: order.kill,
         was_stopped: false,
     };
+    for subject in subjects.values() {
+        stopped::settle(subject.real_pid).await;
+    }
     let asked = ask(computation, &subjects, &message);
     let dumps = match asked {
         Ok(()) => gather(computation, &subjects, &mut events).await,
@@ -147,7 +150,7 @@ fn ask(computation: &Computation, subjects: &Subjects, message: &ToProcess) -> R
                 refusals.push(gone(subject, None));
                 continue;
             };
-            let sent = if process::state(member.real_pid) == Some('T') {
+            let sent = if process::is_stopped(member.real_pid) {
                 stopped::wake(member, &stopped_message(message))
             } else {
                 member.send(message)
@@ -183,10 +186,13 @@ async fn gather(
     events: &mut mpsc::Receiver<(MemberId, Event)>,
 ) -> Result<Vec<ProcessDump>, Vec<Refusal>> {
     let mut dumps = Vec::new();
-    let asked = Instant::now();
+    // One that tells no phases may be moving data all the time.
     let mut awaited: BTreeMap<MemberId, Awaited> = subjects
-        .keys()
-        .map(|id| (*id, Awaited { phase: None, until: asked + computation.settings.deadline }))
+        .iter()
+        .map(|(id, subject)| {
+            let until = Instant::now() + allowance(computation, Phase::Storing, subject.real_pid);
+            (*id, Awaited { phase: None, until })
+        })
         .collect();
 
     while let Some(until) = awaited.values().map(|awaited| awaited.until).min() {

@@ -24,6 +24,7 @@ use tokio::{
 use super::log;
 use crate::{
     address::Address,
+    output,
     process::{self, Pidfd},
 };
 
@@ -64,7 +65,8 @@ pub struct Member {
 impl Member {
     /// `pid 12 (python3 x.py)`, with the kernel's pid where that is another.
     pub fn name(&self) -> String {
-        let command = shorten(&self.command);
+        // In messages of one line.
+        let command = output::printable(&shorten(&self.command));
         if self.pid == self.real_pid {
             format!("pid {} ({command})", self.pid)
         } else {
@@ -173,7 +175,8 @@ impl Computation {
             .departed
             .take()
             .is_some_and(|(real_pid, pidfd)| real_pid == member.real_pid && !pidfd.has_ended());
-        if state.members.is_empty() && !replaced && !came_back && !state.resumed {
+        let continues = state.resumed && member.restarted_from.is_some();
+        if state.members.is_empty() && !replaced && !came_back && !continues {
             // All that was here has ended: this is another computation.
             state.id = None;
             state.parent = None;
@@ -287,13 +290,15 @@ impl Computation {
     /// Another computation is running here.
     pub fn resume(&self, id: String, checkpoint: String) -> Result<(), Refusal> {
         let mut state = self.state.borrow_mut();
-        if let Some(member) = state.members.values().next() {
+        // Those that have just ended may not have been seen to leave yet.
+        if let Some(member) = state.members.values().find(|member| !member.pidfd.has_ended()) {
             return Err(Refusal {
                 what: member.name(),
                 reason: format!("is running at {}", self.settings.address),
                 remedy: "end it, or restart under a coordinator of its own, --coord".into(),
             });
         }
+        state.members.clear();
         state.id = Some(id);
         state.parent = Some(checkpoint);
         state.resumed = true;

@@ -1,7 +1,7 @@
 //! One peer's connection: who it is, and what is done with what it says. Whatever a peer does, only its
 //! own connection suffers.
 
-use std::{io, rc::Rc, time::Duration};
+use std::{future::pending, io, path::PathBuf, rc::Rc, time::Duration};
 
 use stasis_protocol::{
     VERSION,
@@ -13,8 +13,8 @@ use tokio::{
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
     sync::{mpsc, watch},
-    task::{AbortHandle, spawn_local},
-    time::{Instant, MissedTickBehavior, interval_at, timeout},
+    task::{AbortHandle, spawn_blocking, spawn_local},
+    time::{Instant, MissedTickBehavior, interval_at, sleep, timeout, timeout_at},
 };
 
 use super::{
@@ -22,7 +22,7 @@ use super::{
     computation::{Computation, Member, OUTBOX},
     log, message,
 };
-use crate::process::Pidfd;
+use crate::{process::Pidfd, store};
 
 /// How long a peer may take to say who it is.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
@@ -33,8 +33,11 @@ const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// Serves a new connection until it ends.
 pub async fn serve(computation: Rc<Computation>, stream: UnixStream) {
     computation.connected(1);
-    if let Err(error) = identify(&computation, stream).await {
-        log::line(format_args!("a connection was dropped: {error}"));
+    match identify(&computation, stream).await {
+        // A process that ends right after it began, or a command that was interrupted.
+        Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {}
+        Err(error) => log::line(format_args!("a connection was dropped: {error}")),
+        Ok(()) => {}
     }
     computation.connected(-1);
 }
@@ -71,10 +74,11 @@ async fn identify(computation: &Rc<Computation>, mut stream: UnixStream) -> io::
             let (reader, writer) = stream.into_split();
             let (outbox, messages) = mpsc::channel(OUTBOX);
             let writing = spawn_local(deliver(messages, writer));
+            let serving = spawn_local(hold_store(computation.settings.store.clone()));
             let id = computation.join(Member {
                 pid,
                 real_pid,
-                command: argv.join(" "),
+                command: command_line(&argv),
                 restarted_from,
                 pidfd: Rc::clone(&pidfd),
                 outbox,
@@ -90,9 +94,31 @@ async fn identify(computation: &Rc<Computation>, mut stream: UnixStream) -> io::
             };
             computation.leave(id).await;
             writing.abort();
+            serving.abort();
             result
         }
     }
+}
+
+/// argv for people, and not longer than they read: it is in every checkpoint's record.
+fn command_line(argv: &[String]) -> String {
+    const LONGEST: usize = 1024;
+    let line = argv.join(" ");
+    match line.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}...", &line[..end]),
+        None => line,
+    }
+}
+
+/// Has the store server running before the first checkpoint asks for it, and keeps it while the process is there.
+async fn hold_store(directory: PathBuf) {
+    /// Programs that end sooner need no store.
+    const SHORT_LIVED: Duration = Duration::from_millis(100);
+    sleep(SHORT_LIVED).await;
+    let opened = spawn_blocking(move || store::connect_or_start(&directory)).await;
+    // A store that cannot be opened is told when a checkpoint is asked for.
+    let Ok(Ok(_client)) = opened else { return };
+    pending::<()>().await;
 }
 
 /// Writes a process' messages. When it ends, so does the channel, which is how a sender is told.
@@ -214,21 +240,24 @@ async fn kill(computation: &Computation) -> ClientReply {
         members.values().map(|member| (member.name(), Rc::clone(&member.pidfd))).collect()
     });
     let mut refusals = Vec::new();
-    let mut count = 0;
+    let mut refuse = |name: &String, reason: String| {
+        let remedy = "see `stasis status` and end it as root".into();
+        refusals.push(Refusal { what: name.clone(), reason, remedy });
+    };
+    let mut ending = Vec::new();
     for (name, pidfd) in &targets {
-        let refuse = |reason: String| Refusal {
-            what: name.clone(),
-            reason,
-            remedy: "see `stasis status` and end it as root".into(),
-        };
         match pidfd.signal(libc::SIGKILL) {
+            Ok(()) => ending.push((name, pidfd)),
             // It was faster.
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-            Err(error) => refusals.push(refuse(format!("cannot be killed: {error}"))),
-            Ok(()) => match timeout(KILL_DEADLINE, pidfd.ended()).await {
-                Ok(_) => count += 1,
-                Err(_) => refusals.push(refuse("was killed and does not end".into())),
-            },
+            Err(error) => refuse(name, format!("cannot be killed: {error}")),
+        }
+    }
+    let count = ending.len() as u32;
+    let until = Instant::now() + KILL_DEADLINE;
+    for (name, pidfd) in ending {
+        if timeout_at(until, pidfd.ended()).await.is_err() {
+            refuse(name, "was killed and does not end".into());
         }
     }
     if refusals.is_empty() { ClientReply::Done { count } } else { ClientReply::Refused(refusals) }

@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    fs::OpenOptions,
+    fs::{self, OpenOptions},
     io::{self, PipeReader, Read},
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
@@ -28,6 +28,9 @@ const LOWEST_READY_FD: RawFd = 3;
 
 /// Often enough for coordinators that end just when they are found, seldom enough to end.
 const ATTEMPTS: u32 = 5;
+
+/// The length in bytes from which on a log is put aside when the next coordinator starts.
+const LONGEST_LOG: u64 = 1 << 20;
 
 /// What a coordinator is started with; `None` is its own default.
 #[derive(Debug, Default)]
@@ -64,6 +67,10 @@ fn log_path(address: &Address) -> std::path::PathBuf {
 fn start(address: &Address, store: &Path, options: &Options) -> anyhow::Result<()> {
     let executable = env::current_exe().context("cannot tell where `stasis` itself is")?;
     let log_path = log_path(address);
+    if log_path.metadata().is_ok_and(|meta| meta.len() > LONGEST_LOG) {
+        // One that was faster at this loses nothing.
+        let _ = fs::rename(&log_path, address.beside(".log.old"));
+    }
     let log = OpenOptions::new()
         .create(true)
         .append(true)

@@ -5,9 +5,10 @@
 //! threads is queued to each of them first, and the kernel delivers pending signals before a continued
 //! thread returns to its program.
 
-use std::{io, mem};
+use std::{io, mem, time::Duration};
 
 use stasis_protocol::coordinator::ToProcess;
+use tokio::time::{Instant, sleep};
 
 use super::computation::Member;
 use crate::process;
@@ -21,6 +22,21 @@ const STOP_VALUE: i32 = 0x57_A515;
 
 /// The name (comm) of the library's own thread, which must run.
 const CHECKPOINT_THREAD: &str = "stasis-ckpt";
+
+/// How long a process may take to act upon a SIGSTOP; on a busy machine it must first be scheduled.
+const STOP_DEADLINE: Duration = Duration::from_secs(1);
+
+/// How often it is looked at: nothing tells of the stops of processes that are not our children.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// Waits until a SIGSTOP that was sent to a process before has been acted upon: whoever says
+/// `kill -STOP` and then `stasis checkpoint` means a stopped process.
+pub async fn settle(real_pid: u32) {
+    let until = Instant::now() + STOP_DEADLINE;
+    while process::is_about_to_stop(real_pid) && !process::is_stopped(real_pid) && Instant::now() < until {
+        sleep(LOOK).await;
+    }
+}
 
 /// Sends `message` to a process that stands stopped and continues it, in such a way that only its
 /// checkpoint thread runs.

@@ -24,7 +24,7 @@ use stasis_protocol::{
 use super::Finding;
 use crate::{client, context::Context, locate, process::Pidfd};
 
-const BUILD: &str = "build all of Stasis with `cargo xtask build`, or install it with `cargo xtask install`";
+const BUILD: &str = "`cargo xtask build` puts all parts side by side, `cargo xtask install` installs them";
 
 /// How long a program that does nothing may take to join, in milliseconds.
 const JOIN: u16 = 5000;
@@ -33,7 +33,7 @@ const JOIN: u16 = 5000;
 pub fn library() -> Finding {
     let path = match locate::find(locate::LIBRARY) {
         Ok(path) => path,
-        Err(error) => return Finding::missing(format!("{error:#}"), BUILD),
+        Err(error) => return Finding::missing(error.to_string(), BUILD),
     };
     match greet(&path) {
         Ok(VERSION) => {
@@ -52,17 +52,16 @@ fn greet(path: &Path) -> anyhow::Result<u32> {
     let lair = Lair::new().context("no place for a socket")?;
     let socket = lair.0.join("s");
     let listener = UnixListener::bind(&socket)?;
-    // Any dynamically linked program will do; this one is certainly there.
-    let child = Command::new("/proc/self/exe")
-        .arg("--version")
+    // Any dynamically linked program will do, if it lives until it has joined: this one waits for input.
+    let child = Command::new("cat")
         .env("LD_PRELOAD", path)
         .env("STASIS_COORD", &socket)
         .env("STASIS_STORE", &lair.0)
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .context("cannot start a program")?;
+        .context("cannot start cat")?;
     let child = Reaped(child);
     let ended = Pidfd::open(child.0.id())?;
     let mut events =

@@ -7,8 +7,10 @@ use stasis_protocol::{
     plan::{Failure, step},
 };
 
+use super::layout::Pages;
+
 /// Says what went wrong and where.
-pub fn explain(failure: &Failure, image: &ProcessImage) -> String {
+pub fn explain(failure: &Failure, image: &ProcessImage, pages: &Pages) -> String {
     let errno = io::Error::from_raw_os_error(failure.errno as i32);
     let address = failure.address;
     let mapping = || {
@@ -18,11 +20,14 @@ pub fn explain(failure: &Failure, image: &ProcessImage) -> String {
         })
     };
     match failure.step {
-        step::CORRUPT => format!(
-            "{}: the page in the store is damaged (it does not have the hash that the checkpoint names); run \
-             `stasis verify` and restart from another checkpoint",
-            mapping()
-        ),
+        step::CORRUPT => {
+            let (hash, place) = pages.describe(address);
+            format!(
+                "{}: the page {hash} is damaged ({place} does not hold what its hash says); run `stasis verify`, and \
+                 restart from another checkpoint",
+                mapping()
+            )
+        }
         step::FILL => format!("{}: it cannot be read from the store: {errno}", mapping()),
         step::MAP => format!("{}: it cannot be mapped: {errno}", mapping()),
         step::KERNEL_MAPPING => format!("{}: the kernel's own mapping cannot be moved there: {errno}", mapping()),

@@ -252,6 +252,20 @@ impl Pages {
         self.extents.get(from).is_some_and(|e| e.space == MEMORY && e.first_page * page < end)
     }
 
+    /// For messages: the hash of the page at an address, and where the store keeps it.
+    pub fn describe(&self, address: u64) -> (String, String) {
+        let wanted = address / PAGE_SIZE as u64;
+        let found = self
+            .of(MEMORY)
+            .find(|(extent, _)| (extent.first_page..extent.first_page + extent.pages).contains(&wanted));
+        let Some((extent, first)) = found else { return Default::default() };
+        let index = wanted - extent.first_page;
+        let hash = self.hashes.get(first + index as usize).copied().unwrap_or_default();
+        let hash = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        let offset = extent.offset + index * PAGE_SIZE as u64;
+        (hash, format!("{}, offset {offset}", self.pack(extent.pack).display()))
+    }
+
     /// The path of a pack.
     pub fn pack(&self, number: u64) -> PathBuf {
         self.directory.join(format!("packs/{number:08x}.pack"))

@@ -32,7 +32,7 @@ pub fn check(image: &ProcessImage, refusals: &mut Vec<Refusal>) {
             ));
         }
     }
-    if !image.threads.first().is_some_and(|leader| leader.tid == image.ids.pid) {
+    if image.threads.first().is_none_or(|leader| leader.tid != image.ids.pid) {
         refusals.push(refusal(
             format!("pid {}", image.ids.pid),
             "the image is damaged: its first thread is not the leader",
@@ -114,6 +114,8 @@ pub fn thread_calls(thread: &Thread, plan: &mut Plan) -> Vec<Call> {
         attr.extend(thread.priority.to_ne_bytes());
         attr.resize(SCHED_ATTR as usize, 0);
         let at = plan.keep(&attr);
+        // The nice value by itself: under SCHED_IDLE sched_setattr(2) does not take it.
+        calls.push(call(libc::SYS_setpriority, &[libc::PRIO_PROCESS.into(), 0, thread.nice as u64]));
         calls.push(pointing(call(libc::SYS_sched_setattr, &[0, 0, 0]), 1, at));
     }
     if !thread.affinity.is_empty() {

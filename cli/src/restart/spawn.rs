@@ -76,7 +76,7 @@ pub fn spawn(request: &Request<'_>) -> anyhow::Result<Child> {
         )),
     };
     drop(prepared);
-    await_report(OwnedFd::from(report_read).into(), image, child)?;
+    await_report(OwnedFd::from(report_read).into(), request.saved, child)?;
     Ok(Child {
         pid: child,
         owns_terminal: image.ids.pgid == pid && image.settings.foreground && !request.detach,
@@ -265,7 +265,7 @@ fn join_session(image: &ProcessImage, detach: bool) {
 }
 
 /// Waits until the restorer has closed the report pipe without a word: all threads run.
-fn await_report(report: File, image: &ProcessImage, child: Pid) -> anyhow::Result<()> {
+fn await_report(report: File, saved: &Saved, child: Pid) -> anyhow::Result<()> {
     let mut bytes = Vec::new();
     let read = { &report }.take(size_of::<Report>() as u64).read_to_end(&mut bytes);
     if read.is_ok() && bytes.is_empty() {
@@ -289,9 +289,9 @@ fn await_report(report: File, image: &ProcessImage, child: Pid) -> anyhow::Resul
     }
     // SAFETY: four words, any bits are valid.
     let failure: plan::Failure = unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) };
-    let message = failure::explain(&failure, image);
+    let message = failure::explain(&failure, &saved.image, &saved.pages);
     if failure.step == step::CORRUPT || failure.step == step::FILL {
-        bail!(Failure::Store { directory: Default::default(), message });
+        bail!(Failure::Store { directory: saved.pages.directory.clone(), message });
     }
     bail!("{message}")
 }

@@ -32,7 +32,9 @@ pub fn stand_in(child: Child) -> anyhow::Result<ExitCode> {
                 take_terminal(&child);
                 end_by(signal);
             }
-            WaitStatus::Stopped(_, _) => {
+            // Stopped from the terminal (Ctrl-Z): the shell is to see its job stop. A program that somebody stops by
+            // SIGSTOP is continued by them.
+            WaitStatus::Stopped(_, Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU) => {
                 take_terminal(&child);
                 let _ = raise(Signal::SIGSTOP);
                 if child.owns_terminal {
@@ -58,7 +60,7 @@ fn pass_on(all: &SigSet, child: &Child) {
         return;
     }
     let from_terminal = info.si_code == libc::SI_KERNEL;
-    if !(from_terminal && !child.owns_terminal) {
+    if !from_terminal || child.owns_terminal {
         // SAFETY: kill(2) takes numbers; a realtime signal keeps its number, not its value.
         unsafe { libc::kill(child.pid.as_raw(), signal) };
     }

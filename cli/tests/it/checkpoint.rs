@@ -146,7 +146,6 @@ fn a_stopped_process_is_checkpointed() {
     let mut player = spawn_player(&coordinator);
     let pid = nix::unistd::Pid::from_raw(player.id() as i32);
     nix::sys::signal::kill(pid, nix::sys::signal::SIGSTOP).unwrap();
-    nix::sys::wait::waitpid(pid, Some(nix::sys::wait::WaitPidFlag::WUNTRACED)).unwrap();
     let (code, report) = coordinator.json(&["checkpoint"]);
     assert_eq!(code, 0, "{report}");
     assert_eq!(report["processes"][0]["tracker"], "was stopped");

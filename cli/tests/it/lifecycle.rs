@@ -9,7 +9,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use stasis_protocol::coordinator::ToProcess;
+use stasis_protocol::coordinator::{ClientReply, ClientRequest, ToProcess};
 
 use crate::peers::{Coordinator, FakeProcess, STASIS, finish, spawn_player};
 
@@ -142,4 +142,37 @@ fn a_restarted_process_goes_on_from_its_checkpoint() {
     process.dump(token);
     assert_eq!(finish(checkpoint).1["parent"], "00000000000000aa");
     assert_eq!(process.receive(), Some(ToProcess::Committed { token, kill: false }));
+}
+
+#[test]
+fn resuming_gives_a_restarted_process_its_computation_back_and_no_other() {
+    let coordinator = Coordinator::start();
+    let resume = |checkpoint: &str| {
+        let request =
+            ClientRequest::Resume { computation: "00000000000000c0".into(), checkpoint: checkpoint.into() };
+        coordinator.request(&request)
+    };
+    assert!(matches!(resume("00000000000000aa"), ClientReply::Done { .. }));
+    let restarted = FakeProcess::join_as(coordinator.connect(), Some("00000000000000aa"));
+    let reply = coordinator.request(&ClientRequest::AwaitProcesses { processes: 1 });
+    assert_eq!(reply, ClientReply::Done { count: 1 });
+    assert_eq!(coordinator.json(&["status"]).1["computation"], "00000000000000c0");
+    // It is running here, so nothing else may take its place.
+    assert!(matches!(resume("00000000000000bb"), ClientReply::Refused(_)));
+    drop(restarted);
+    let mut player = spawn_player(&coordinator);
+    assert_ne!(coordinator.json(&["status"]).1["computation"], "00000000000000c0");
+    player.kill().unwrap();
+    player.wait().unwrap();
+}
+
+#[test]
+fn whoever_waits_for_a_process_is_told_that_it_joined_or_ended() {
+    let coordinator = Coordinator::start();
+    let mut player = spawn_player(&coordinator);
+    let wait = |real_pid| coordinator.request(&ClientRequest::AwaitProcess { real_pid });
+    assert_eq!(wait(player.id()), ClientReply::Done { count: 1 });
+    player.kill().unwrap();
+    player.wait().unwrap();
+    assert!(matches!(wait(player.id()), ClientReply::Refused(_)));
 }

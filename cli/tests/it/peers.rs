@@ -23,7 +23,7 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 use stasis_protocol::{
     VERSION,
-    coordinator::{FromProcess, Hello, Phase, Role, ToProcess},
+    coordinator::{ClientReply, ClientRequest, FromProcess, Hello, Phase, Role, ToProcess},
     store::{CheckpointRecord, DumpStats, Reply, Request},
     wire,
 };
@@ -109,6 +109,16 @@ impl Coordinator {
         let stream = UnixStream::connect(self.socket()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream
+    }
+
+    /// One request of a client.
+    pub fn request(&self, request: &ClientRequest) -> ClientReply {
+        let mut stream = self.connect();
+        for frame in [wire::frame(&Hello { version: VERSION, role: Role::Client }), wire::frame(request)] {
+            stream.write_all(&frame.unwrap()).unwrap();
+        }
+        assert!(matches!(receive(&mut stream), Some(ClientReply::Welcome { version: VERSION, .. })));
+        receive(&mut stream).unwrap()
     }
 
     pub fn pid(&self) -> u32 {

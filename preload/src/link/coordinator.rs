@@ -47,7 +47,7 @@ impl Coordinator {
 
     /// Introduces this process on a connected socket.
     pub fn greet(socket: Fd, restarted_from: Option<String>) -> Result<Self, Errno> {
-        let argv = procfs::read(c"/proc/self/cmdline")?;
+        let argv = procfs::read(c"/proc/thread-self/cmdline")?;
         let argv = argv.split(|&byte| byte == 0).map(super::text).collect::<Vec<_>>();
         let role = Role::Process { pid: process::getpid() as u32, argv, restarted_from };
         super::send(socket, &Hello { version: VERSION, role }, None)?;

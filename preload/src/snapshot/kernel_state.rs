@@ -5,6 +5,7 @@
 //! arena that this is built in is not.
 
 use alloc::vec::Vec;
+use core::sync::atomic::Ordering::Relaxed;
 
 use serde::{Deserialize, Serialize};
 use stasis_sys::{
@@ -117,6 +118,8 @@ fn timers() -> Vec<PosixTimer> {
             _ => {}
         }
     }
+    // The kernel lists the newest first; ids can only be had again in ascending order.
+    timers.sort_by_key(|timer| timer.id);
     timers
 }
 
@@ -140,7 +143,7 @@ fn pending(quiet: &Quiet) -> (Vec<Vec<u8>>, Vec<(i32, Vec<u8>)>) {
             taken.push(info);
         }
         for info in taken {
-            stop::queue(Some(slot), false, &info);
+            stop::queue(slot, &info);
             private.push((tid, Vec::from(info.0)));
         }
     }
@@ -150,13 +153,25 @@ fn pending(quiet: &Quiet) -> (Vec<Vec<u8>>, Vec<(i32, Vec<u8>)>) {
     while let Some(info) = process::take_pending(!ours) {
         taken.push(info);
     }
-    let leader = if quiet.tids.contains(&pid) { threads::claim(pid) } else { None };
     let mut shared = Vec::new();
     for info in taken {
-        stop::queue(leader, true, &info);
+        queue_to_process(pid, &info);
         shared.push(Vec::from(info.0));
     }
     (shared, private)
+}
+
+/// Queues a signal to this process as it was, by its leader; by any thread, as if by sigqueue(3), where the
+/// leader has exited.
+pub fn queue_to_process(pid: i32, info: &Siginfo) {
+    match threads::all().find(|slot| slot.tid.load(Relaxed) == pid) {
+        Some(leader) => stop::queue_to_process(leader, info),
+        None => {
+            let mut info = *info;
+            info.0[8..12].copy_from_slice(&libc::SI_QUEUE.to_ne_bytes());
+            let _ = process::queue_to_process(pid, info.signal(), &info);
+        }
+    }
 }
 
 /// A signal, as it was noted.

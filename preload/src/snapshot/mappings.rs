@@ -50,7 +50,7 @@ struct Advised {
 
 impl Advice {
     pub fn read() -> Self {
-        let content = procfs::read(c"/proc/self/smaps").unwrap_or_default();
+        let content = procfs::read(c"/proc/thread-self/smaps").unwrap_or_default();
         let mut advised: Vec<Advised> = Vec::new();
         for line in procfs::lines(&content) {
             if let Some(flags) = line.strip_prefix(b"VmFlags:") {
@@ -133,7 +133,7 @@ fn parse(line: &[u8]) -> Option<Line<'_>> {
 
 /// Reads the address space and says of each mapping how it comes back.
 pub fn capture(advice: &Advice, objects: &mut Objects) -> Result<Vec<Found>, Vec<Refusal>> {
-    let content = procfs::read(c"/proc/self/maps").map_err(|error| {
+    let content = procfs::read(c"/proc/thread-self/maps").map_err(|error| {
         vec![Refusal {
             what: format!("pid {}", process::getpid()),
             reason: format!("/proc/self/maps cannot be read: {error}"),
@@ -170,6 +170,8 @@ fn split(line: Line<'_>) -> Vec<(Line<'_>, Own)> {
         .collect();
     cuts.extend([line.start, line.end]);
     cuts.sort_unstable();
+    // Where one of ours ends and the next begins.
+    cuts.dedup();
     cuts.windows(2)
         .map(|piece| {
             let (start, end) = (piece[0], piece[1]);

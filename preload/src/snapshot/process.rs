@@ -40,6 +40,17 @@ pub fn check(refusals: &mut Vec<Refusal>) {
             });
         }
     });
+    // By the subject: the checkpoint thread's own directories are its own (clone without CLONE_FS).
+    let tid = subject();
+    if procfs::link(path!("/proc/self/task/{tid}/cwd").as_c_str())
+        .is_ok_and(|cwd| cwd.ends_with(b" (deleted)"))
+    {
+        refusals.push(Refusal {
+            what: format!("pid {pid}, its working directory"),
+            reason: "it has been deleted, and could not be entered again".into(),
+            remedy: "let the program change to one that exists".into(),
+        });
+    }
     if procfs::link(c"/proc/self/root").is_ok_and(|root| root != b"/") {
         refusals.push(Refusal {
             what: format!("pid {pid}"),
@@ -52,7 +63,7 @@ pub fn check(refusals: &mut Vec<Refusal>) {
 pub fn capture(stopped: bool) -> Process {
     let tid = subject();
     let status = procfs::read(path!("/proc/self/task/{tid}/status").as_c_str()).unwrap_or_default();
-    let stat = procfs::read(c"/proc/self/stat").unwrap_or_default();
+    let stat = procfs::read(c"/proc/thread-self/stat").unwrap_or_default();
     // The name in parentheses may hold anything: fields are counted from the last `)`.
     let after = stat.iter().rposition(|&byte| byte == b')').map_or(0, |at| at + 1);
     let fields: Vec<u64> = procfs::words(stat[after..].trim_ascii())
@@ -62,13 +73,14 @@ pub fn capture(stopped: bool) -> Process {
         .collect();
     // Numbered as in proc_pid_stat(5), where the state is field 3.
     let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0);
-    let exe = String::from_utf8_lossy(&procfs::link(c"/proc/self/exe").unwrap_or_default()).into_owned();
-    let exe_stat = file::stat(c"/proc/self/exe");
+    let exe =
+        String::from_utf8_lossy(&procfs::link(c"/proc/thread-self/exe").unwrap_or_default()).into_owned();
+    let exe_stat = file::stat(c"/proc/thread-self/exe");
     let exe = match exe_stat {
         Ok(stat) => descriptors::identity(exe, &stat),
         Err(_) => FileIdentity { path: exe, device: 0, inode: 0, size: 0, mtime_ns: 0, mode: 0 },
     };
-    let cmdline = procfs::read(c"/proc/self/cmdline").unwrap_or_default();
+    let cmdline = procfs::read(c"/proc/thread-self/cmdline").unwrap_or_default();
     let mut argv: Vec<String> = cmdline
         .split(|&byte| byte == 0)
         .map(|argument| String::from_utf8_lossy(argument).into_owned())
@@ -99,7 +111,7 @@ pub fn capture(stopped: bool) -> Process {
             arg_end: field(49),
             env_start: field(50),
             env_end: field(51),
-            auxv: procfs::read(c"/proc/self/auxv")
+            auxv: procfs::read(c"/proc/thread-self/auxv")
                 .unwrap_or_default()
                 .as_chunks::<8>()
                 .0
@@ -121,7 +133,7 @@ fn machine() -> Machine {
     let release: Vec<u8> =
         name.release.iter().map(|&byte| byte as u8).take_while(|&byte| byte != 0).collect();
     let (mut vdso_len, mut vdso_sum) = (0, 0);
-    let maps = procfs::read(c"/proc/self/maps").unwrap_or_default();
+    let maps = procfs::read(c"/proc/thread-self/maps").unwrap_or_default();
     for line in procfs::lines(&maps).filter(|line| line.ends_with(b"[vdso]")) {
         let Some(dash) = line.iter().position(|&byte| byte == b'-') else { continue };
         let (Some(start), Some(end)) =
@@ -191,10 +203,10 @@ fn settings(pgid: u64, foreground: u64, stopped: bool) -> Settings {
         dumpable: process::prctl(libc::PR_GET_DUMPABLE, [0; 4]).unwrap_or(1) as u32,
         subreaper: subreaper != 0,
         thp_disable: process::prctl(libc::PR_GET_THP_DISABLE, [0; 4]).unwrap_or(0) != 0,
-        personality: number(c"/proc/self/personality")
+        personality: number(path!("/proc/self/task/{}/personality", subject()).as_c_str())
             .and_then(|text| procfs::hex(text.trim_ascii()))
             .unwrap_or(0) as u32,
-        oom_score_adj: number(c"/proc/self/oom_score_adj")
+        oom_score_adj: number(c"/proc/thread-self/oom_score_adj")
             .and_then(|text| procfs::signed(text.trim_ascii()))
             .unwrap_or(0) as i32,
         stopped,

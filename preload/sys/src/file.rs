@@ -160,13 +160,6 @@ pub fn pipe(flags: i32) -> Result<(Fd, Fd)> {
     Ok((ends[0], ends[1]))
 }
 
-/// poll(2) of one descriptor without waiting: the events that are there, of `events`, POLLHUP and POLLERR.
-pub fn ready(fd: Fd, events: i16) -> Result<i16> {
-    let mut poll = libc::pollfd { fd, events, revents: 0 };
-    // SAFETY: reads and writes one struct pollfd.
-    unsafe { call(libc::SYS_poll, [&raw mut poll as usize, 1, 0, 0, 0, 0]) }.map(|_| poll.revents)
-}
-
 /// kcmp(2), KCMP_FILE: how the open file descriptions of two descriptors of the thread `tid` are ordered; equal
 /// means the same.
 ///

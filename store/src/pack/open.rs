@@ -5,7 +5,7 @@
 use std::{
     fs::{File, OpenOptions},
     io,
-    os::unix::fs::OpenOptionsExt,
+    os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
     path::Path,
     sync::Arc,
 };
@@ -19,6 +19,12 @@ use super::{
     writer::{PackFile, write_all_at},
 };
 use crate::{directory::sync_directory, error::StoreError, failpoint::FailPoint, hash::Hash};
+
+/// A dump that has added this much to a pack, in bytes, is a large one.
+const LARGE: u64 = 8 << 20;
+
+/// How much room is allocated at a time for large dumps, in bytes.
+const STEP: u64 = 64 << 20;
 
 /// A pack and its end. Between two calls of [`OpenPack::close_segment`], `names` names the pages
 /// from `segment` to `end`.
@@ -34,6 +40,8 @@ pub struct OpenPack {
     /// Where the next page goes, in bytes.
     end: u64,
     names: Vec<Hash>,
+    /// The length of the file, in bytes, where that is more than `end`.
+    allocated: u64,
     /// How many pages went into it behind what is committed.
     pub pages: u64,
 }
@@ -84,8 +92,28 @@ impl OpenPack {
             segment: end,
             end,
             names: Vec::new(),
+            allocated: end,
             pages: 0,
         }
+    }
+
+    /// Allocates room ahead of a large dump. Writes that neither grow the file nor need new blocks go on
+    /// side by side (ext4 takes its inode lock shared for them), which makes two writers a sixth faster.
+    /// Only an improvement: where it is impossible nothing is said.
+    pub fn allocate_ahead(&mut self) {
+        if self.end + STEP / 4 <= self.allocated
+            || self.end - self.committed < LARGE
+            || self.allocated >= FULL
+        {
+            return;
+        }
+        let end = FULL.min(self.end + STEP);
+        let len = end.saturating_sub(self.allocated.max(self.end));
+        // SAFETY: fallocate(2) takes a descriptor, open as long as `self.file`, and numbers.
+        let result =
+            unsafe { libc::fallocate(self.file.file.as_raw_fd(), 0, (end - len) as i64, len as i64) };
+        // Without support there is none later either.
+        self.allocated = if result == 0 { end } else { FULL };
     }
 
     /// How many pages it still takes.
@@ -141,7 +169,7 @@ impl OpenPack {
     /// # Errors
     /// The file cannot be truncated.
     pub fn rewind(&mut self) -> Result<(), StoreError> {
-        if self.end == self.committed {
+        if self.end == self.committed && self.allocated <= self.end {
             return Ok(());
         }
         self.end = self.committed;
@@ -149,6 +177,7 @@ impl OpenPack {
         self.durable = self.committed;
         self.names.clear();
         self.pages = 0;
+        self.allocated = self.end;
         self.truncate()
     }
 

@@ -18,7 +18,7 @@ use std::{
 use nix::{errno::Errno, sys::uio::pwritev};
 
 use super::AlignedPage;
-use crate::{error::StoreError, failpoint::FailPoint, staging::Staging};
+use crate::{error::StoreError, failpoint::FailPoint, hash::PAGE_SIZE, staging::Staging};
 
 /// The most pages of one write: 4 MiB, and the kernel's limit of parts of a write (IOV_MAX).
 pub const MAX_PAGES: usize = 1024;
@@ -53,6 +53,33 @@ pub struct Job {
     pub offset: u64,
     pub source: Source,
     pub done: Box<dyn FnOnce(Result<(), StoreError>) + Send>,
+}
+
+/// A write that is being put together.
+pub struct DraftWrite {
+    pub file: Arc<PackFile>,
+    /// Where in the pack, in bytes.
+    pub offset: u64,
+    /// Of the staging buffer: offset and length in bytes.
+    pub ranges: Vec<(usize, usize)>,
+    pub pages: usize,
+}
+
+impl DraftWrite {
+    /// A write of the page that lies at `staged` in the staging buffer.
+    #[must_use]
+    pub fn new(file: Arc<PackFile>, offset: u64, staged: usize) -> Self {
+        Self { file, offset, ranges: vec![(staged, PAGE_SIZE)], pages: 1 }
+    }
+
+    /// The page at `staged` follows.
+    pub fn add(&mut self, staged: usize) {
+        self.pages += 1;
+        match self.ranges.last_mut() {
+            Some((at, len)) if *at + *len == staged => *len += PAGE_SIZE,
+            _ => self.ranges.push((staged, PAGE_SIZE)),
+        }
+    }
 }
 
 /// The writing threads. Dropping it waits for what was submitted.

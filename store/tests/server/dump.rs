@@ -155,6 +155,54 @@ fn several_processes_make_one_checkpoint_committed_by_another_connection() {
 }
 
 #[test]
+fn pages_of_a_dump_that_misses_its_commit_are_not_taken_for_known() {
+    let store = Store::new();
+    let server = store.serve();
+    let (mut coordinator, mut late) = (server.client(), server.client());
+    let dumped = dump(&mut coordinator, 1, &memory(0, 300, 0)).unwrap();
+    late.begin_dump(1, 2, None).unwrap();
+    let pages = memory(0, 300, 5000);
+    send(&mut late, &pages).unwrap();
+    coordinator.commit(1, draft(&[dumped])).unwrap();
+    let problem = late.end_dump(Vec::new()).unwrap_err().to_string();
+    assert!(problem.contains("committed without this dump"), "{problem}");
+
+    // Something else takes their room in the pack.
+    checkpoint(&mut coordinator, 2, &memory(0, 300, 9000)).unwrap();
+    let record = checkpoint(&mut late, 3, &pages).unwrap();
+    assert_eq!(record.draft.processes[0].stats.written, 300);
+    assert!(read_back(&mut late, &record.draft.processes[0].manifest) == pages);
+    assert!(late.verify(None).unwrap().damage.is_empty());
+}
+
+#[test]
+fn a_dump_larger_than_a_pack_goes_on_in_the_next() {
+    let store = Store::new();
+    let server = store.serve();
+    let mut client = server.client();
+    let count = (280 << 20) / 4096;
+    let pages = memory(7, count, 0);
+    let record = checkpoint(&mut client, 1, &pages).unwrap();
+    let stats = record.draft.processes[0].stats;
+    assert_eq!((stats.pages, stats.written), (count, count));
+    let verified = client.verify(None).unwrap();
+    assert_eq!((verified.pages, verified.damage.len()), (count, 0));
+    let process = client.read_process(&record.draft.processes[0].manifest).unwrap();
+    let packs: Vec<u64> = process.pages().unwrap().0.iter().map(|extent| extent.pack).collect();
+    assert_eq!(packs.len(), 2, "one extent in each of two packs: {packs:?}");
+    let usage = client.usage().unwrap();
+    assert_eq!((usage.checkpoints, usage.logical, usage.unique), (1, count * 4096, count * 4096));
+    assert!(usage.on_disk < count * 4096 + (32 << 20), "{usage:?}: what was allocated ahead is given back");
+
+    // And it is all found again, after a crash, from the footers.
+    server.crash();
+    let server = store.serve();
+    let mut client = server.client();
+    let found = (2..100).any(|token| dump(&mut client, token, &pages).unwrap().1.written == 0);
+    assert!(found);
+}
+
+#[test]
 fn what_is_not_committed_is_not_there() {
     let store = Store::new();
     let server = store.serve();

@@ -23,6 +23,8 @@ mod objects;
 mod pipes;
 mod sockets;
 mod terminals;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeMap,
@@ -59,8 +61,8 @@ pub struct Installed {
     pub late: Vec<Call>,
     /// What the calls point to: arguments that `relocate` names are offsets in here.
     pub data: Vec<u8>,
-    /// What is not quite as it was, for the user.
-    pub warnings: Vec<String>,
+    /// What is not quite as it was. The user is told before standard error becomes the program's.
+    warnings: Vec<String>,
 }
 
 impl Installed {
@@ -167,6 +169,9 @@ pub fn install(
         made.push(maker.make(index, description)?.map(IntoRawFd::into_raw_fd));
     }
     let mut installed = maker.finish();
+    for warning in installed.warnings.drain(..) {
+        eprintln!("stasis: {warning}");
+    }
 
     for descriptor in &image.descriptors {
         let Some(&Some(from)) = made.get(descriptor.description as usize) else { continue };

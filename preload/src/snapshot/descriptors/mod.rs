@@ -282,7 +282,7 @@ fn kind(table: &Table<'_>, open: &Open, objects: &mut Objects) -> Result<Descrip
     if let Some(name) = open.link.strip_prefix("anon_inode:") {
         return match name {
             "[eventfd]" => anonymous::event(open),
-            "[timerfd]" => anonymous::timer(open),
+            "[timerfd]" => anonymous::timer(table, open),
             "[signalfd]" => anonymous::signal(open),
             "[eventpoll]" => epoll::capture(table, open),
             "inotify" => inotify::capture(table, open),
