@@ -69,7 +69,8 @@ extern "C" fn handler(signal: i32, info: *mut Siginfo, context: *mut libc::ucont
         // SAFETY: this is the handler's own third argument.
         let mut frame = unsafe { Frame::new(context) };
         if !interrupted::expired(&mut frame) {
-            interrupted::resume(&mut frame, None, false);
+            let interruption = interrupted::suspend(&mut frame, None);
+            interrupted::resume(&mut frame, &interruption, false);
         }
         return;
     }
@@ -89,19 +90,20 @@ extern "C" fn handler(signal: i32, info: *mut Siginfo, context: *mut libc::ucont
     let mut frame = unsafe { Frame::new(context) };
     if !state::is_stopping() {
         // A signal that came too late for its checkpoint has interrupted a call all the same.
-        interrupted::resume(&mut frame, None, false);
+        let interruption = interrupted::suspend(&mut frame, None);
+        interrupted::resume(&mut frame, &interruption, false);
         return;
     }
     let stopped_at = sync::monotonic_ns();
     let Some(slot) = threads::claim(process::gettid()) else { return };
     slot.stopped_at.store(stopped_at, Ordering::Relaxed);
     describe(slot, &frame);
-    interrupted::suspend(&mut frame);
+    let interruption = interrupted::suspend(&mut frame, Some(slot));
     let restarted = arch::park(slot);
     if restarted {
         restart::thread_arrived(slot);
     }
-    interrupted::resume(&mut frame, Some(slot), restarted);
+    interrupted::resume(&mut frame, &interruption, restarted);
 }
 
 /// Keeps a thread of a process that is continued for a checkpoint from getting on before that begins.

@@ -23,7 +23,9 @@
 //!
 //! Known limits: a futex waiter that is woken by FUTEX_WAKE without a change of the word, in the very
 //! moment in which it goes back to sleep after a checkpoint, misses the wake-up, as it does after any
-//! signal (futex(2) asks callers to change the word first). io_uring is refused elsewhere.
+//! signal (futex(2) asks callers to change the word first). A handler without SA_RESTART that runs in the
+//! microsecond between the stop handler's last look at pending signals and the call that is made again
+//! runs before that call, not in it. io_uring is refused elsewhere.
 
 #![allow(non_upper_case_globals, reason = "the names of libc, in patterns")]
 
