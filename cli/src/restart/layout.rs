@@ -4,7 +4,10 @@
 use std::{
     collections::BTreeMap,
     fs::{File, OpenOptions},
-    os::fd::{OwnedFd, RawFd},
+    os::{
+        fd::{OwnedFd, RawFd},
+        unix::fs::OpenOptionsExt,
+    },
     path::PathBuf,
 };
 
@@ -279,32 +282,34 @@ fn fills(
     plan: &mut Plan,
 ) -> anyhow::Result<()> {
     let page = PAGE_SIZE as u64;
-    let mut packs: BTreeMap<u64, RawFd> = BTreeMap::new();
+    let mut packs: BTreeMap<u64, (RawFd, RawFd)> = BTreeMap::new();
     let mut zeros: Option<RawFd> = None;
     plan.hashes = pages.hashes.clone();
     for (extent, first_hash) in pages.of(MEMORY) {
         let (start, len) = (extent.first_page * page, extent.pages * page);
-        let fd = match extent.kind {
+        let (fd, direct) = match extent.kind {
             kind::ZERO => {
                 // Fresh anonymous memory is zero; a page of a file that the program zeroed is not.
                 if !modified.iter().any(|&(from, to)| from < start + len && start < to) {
                     continue;
                 }
                 match zeros {
-                    Some(fd) => fd,
-                    None => *zeros.insert(numbers.place(File::open("/dev/zero")?.into())?),
+                    Some(fd) => (fd, -1),
+                    None => (*zeros.insert(numbers.place(File::open("/dev/zero")?.into())?), -1),
                 }
             }
             _ => match packs.get(&extent.pack) {
-                Some(fd) => *fd,
+                Some(fds) => *fds,
                 None => {
                     let path = pages.pack(extent.pack);
                     let file = File::open(&path).map_err(|error| {
                         anyhow::anyhow!("the pack {} cannot be opened: {error}", path.display())
                     })?;
-                    let fd = numbers.place(file.into())?;
-                    packs.insert(extent.pack, fd);
-                    fd
+                    let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&path);
+                    let direct = direct.map_or(Ok(-1), |direct| numbers.place(direct.into()))?;
+                    let fds = (numbers.place(file.into())?, direct);
+                    packs.insert(extent.pack, fds);
+                    fds
                 }
             },
         };
@@ -315,7 +320,7 @@ fn fills(
                 address: start + at,
                 len: part,
                 fd,
-                _pad: 0,
+                direct,
                 offset: extent.offset + at,
                 hash: first_hash as u64 + at / page,
             });
