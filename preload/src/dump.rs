@@ -17,11 +17,13 @@ use crate::{
     snapshot::{Snapshot, Source, mappings::Content},
 };
 
-/// Copies the content of a stopped process to the store server.
+/// Copies the content of a stopped process to the store server. The last of it is in the staging buffer when
+/// this returns: what [`Store::hand_over`] is to be told of it, once the threads run again. A message wakes the
+/// server, which may take the processor from here.
 ///
 /// # Errors
 /// Refusals that name the mapping or object; the dump is to be given up then.
-pub fn dump(snapshot: &mut Snapshot, store: &mut Store) -> Result<(), Vec<Refusal>> {
+pub fn dump(snapshot: &mut Snapshot, store: &mut Store) -> Result<Vec<StagedRun>, Vec<Refusal>> {
     let pagemap = Pagemap::open().map_err(|error| refusal("its memory", error))?;
     let memory = file::open(c"/proc/self/mem", libc::O_RDONLY | libc::O_CLOEXEC, 0)
         .map_err(|error| refusal("its memory", error))?;
@@ -41,10 +43,9 @@ pub fn dump(snapshot: &mut Snapshot, store: &mut Store) -> Result<(), Vec<Refusa
             }
         }
     }
-    let result = result.and_then(|()| copier.flush());
     let _ = file::close(memory);
     pagemap.close();
-    result
+    result.map(|()| copier.runs)
 }
 
 fn refusal(what: &str, error: Errno) -> Vec<Refusal> {
