@@ -24,13 +24,13 @@ use crate::{
 /// # Errors
 /// Refusals that name the mapping or object; the dump is to be given up then.
 pub fn dump(snapshot: &mut Snapshot, store: &mut Store) -> Result<Vec<StagedRun>, Vec<Refusal>> {
-    let pagemap = Pagemap::open().map_err(|error| refusal("its memory", error))?;
+    let mut pagemap = Pagemap::open().map_err(|error| refusal("its memory", error))?;
     let memory = file::open(c"/proc/self/mem", libc::O_RDONLY | libc::O_CLOEXEC, 0)
         .map_err(|error| refusal("its memory", error))?;
     let mut copier = Copier { store, memory, half: 0, room: None, runs: Vec::new() };
     let mut result = Ok(());
     for (found, mapping) in snapshot.mappings.iter().zip(&mut snapshot.image.mappings) {
-        result = copier.mapping(&pagemap, mapping, found.content);
+        result = copier.mapping(&mut pagemap, mapping, found.content);
         if result.is_err() {
             break;
         }
@@ -70,7 +70,7 @@ struct Copier<'a> {
 impl Copier<'_> {
     fn mapping(
         &mut self,
-        pagemap: &Pagemap,
+        pagemap: &mut Pagemap,
         mapping: &mut Mapping,
         content: Content,
     ) -> Result<(), Vec<Refusal>> {
