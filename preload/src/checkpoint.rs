@@ -189,6 +189,7 @@ impl Taking<'_> {
             .send(&Request::BeginDump { token, pid: process::getpid() as u32, base: None }, None)
             .map_err(store_refusal)?;
         let advice = Advice::read();
+        arena::prefault();
 
         self.quiet = Some(quiesce::quiesce().map_err(|refusal| vec![refusal])?);
         let Some(quiet) = &self.quiet else { return Ok(()) };
