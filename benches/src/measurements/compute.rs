@@ -42,11 +42,11 @@ pub fn measure(setting: &Setting<'_>) -> anyhow::Result<Vec<Line>> {
             taken[index] += after - before;
             // One may be under way when the program ends.
             ensure!(failed <= failed_before + 1, "{} checkpoints failed", failed - failed_before);
-            let expected = if interval > 0.0 { (seconds / interval / 4.0) as u64 } else { 0 };
+            // The interval's ticks are left out while a checkpoint is being taken, on a slow disk most of them.
+            let expected = u64::from(interval > 0.0 && seconds >= 2.0 * interval);
             ensure!(
                 after - before >= expected,
-                "{} checkpoints were taken in {seconds} s, one every {interval} s",
-                after - before
+                "no checkpoint was taken in {seconds} s, asked for every {interval} s"
             );
         }
     }
@@ -57,7 +57,8 @@ pub fn measure(setting: &Setting<'_>) -> anyhow::Result<Vec<Line>> {
             seconds => format!("ratio to native, a checkpoint every {seconds} s"),
         };
         let line = Line::new(tools::STASIS, quantity, Unit::Ratio, samples.ratio(&alone));
-        lines.push(line.note(format!("{:.1} checkpoints a run", taken as f64 / rounds as f64)));
+        lines
+            .push(line.note(format!("{:.1} checkpoints a run of {seconds} s", taken as f64 / rounds as f64)));
     }
     Ok(lines)
 }
