@@ -6,7 +6,7 @@
 //! and every signal from SIGRTMIN to SIGRTMAX. glibc itself sends 33 by tgkill(2) (si_code
 //! SI_TKILL) when a threaded program changes its ids; what is not ours is passed on to it.
 
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use stasis_sys::{
     Result,
@@ -33,6 +33,8 @@ const COOKIE_STOPPED: u64 = 0x57_a516;
 /// The handler that was installed before ours (glibc's), and its flags.
 static CHAINED: AtomicUsize = AtomicUsize::new(0);
 
+static INSTALLED: AtomicBool = AtomicBool::new(false);
+
 /// Installs the handler where it is not installed; keeps the one it replaces to pass signals on to.
 /// glibc installs its own at the first pthread_create(3) (nptl/pthread_create.c, `late_init`), so
 /// this is called before each checkpoint.
@@ -50,7 +52,13 @@ pub fn install() -> Result<()> {
         // SAFETY: as above.
         unsafe { process::sigaction(SIGNAL, Some(&ours))? };
     }
+    INSTALLED.store(true, Ordering::Release);
     Ok(())
+}
+
+/// The same, where the handler had been installed; nothing is to be done in a process that is not checkpointed.
+pub fn install_again() -> Result<()> {
+    if INSTALLED.load(Ordering::Acquire) { install() } else { Ok(()) }
 }
 
 /// Sends the stop signal to one thread.

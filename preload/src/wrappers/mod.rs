@@ -19,6 +19,7 @@ mod next;
 mod sleep;
 mod sockets;
 pub mod table;
+mod threads;
 mod timed;
 
 use core::{ffi::c_char, mem::MaybeUninit};
