@@ -156,7 +156,8 @@ fn put_back(saved: &KernelState) {
         let _ = unsafe { process::sigaction(signal, Some(&action)) };
     }
     for timer in &saved.timers {
-        create_timer(timer);
+        let due = saved.timers_due >> (timer.signal - 1).clamp(0, 63) & 1 != 0;
+        create_timer(timer, due);
     }
     for (which, &(interval, value)) in saved.itimers.iter().enumerate() {
         // A periodic timer whose signal is pending stands still until that is taken (setitimer(2) tells 0).
@@ -188,8 +189,8 @@ struct Sigevent {
 }
 
 /// Makes a timer with the id that it had. Ids are handed out in ascending order in a fresh process
-/// (kernel/time/posix-timers.c), so those in between are made and deleted.
-fn create_timer(timer: &PosixTimer) {
+/// (kernel/time/posix-timers.c), so those in between are made and deleted. `due`: its signal was pending.
+fn create_timer(timer: &PosixTimer, due: bool) {
     let mut event = Sigevent {
         value: timer.value,
         signal: timer.signal,
@@ -214,7 +215,9 @@ fn create_timer(timer: &PosixTimer) {
         }
         let _ = process::numbers(libc::SYS_timer_delete, [id as usize, 0, 0, 0, 0]);
     }
-    let (interval, value) = (sync::timespec(timer.interval_ns), sync::timespec(timer.value_ns));
+    // Its signal was pending: it expires at once.
+    let value = if due && timer.notify != libc::SIGEV_NONE { 1 } else { timer.value_ns };
+    let (interval, value) = (sync::timespec(timer.interval_ns), sync::timespec(value));
     let mut setting = [interval, value];
     // SAFETY: timer_settime(2) reads struct itimerspec, two timespecs.
     let _ = unsafe {

@@ -4,7 +4,7 @@
 use stasis_tests::Workload;
 
 macro_rules! workloads {
-    ($($name:ident: $program:literal $([$($argument:literal),*])?;)*) => {$(
+    ($($(#[$of_the_second:meta])? $name:ident: $program:literal $([$($argument:literal),*])?;)*) => {$(
         mod $name {
             use super::*;
 
@@ -26,6 +26,7 @@ macro_rules! workloads {
             }
 
             #[test]
+            $(#[$of_the_second])?
             fn comes_back_from_the_second_generation() {
                 THIS.comes_back(2);
             }
@@ -117,7 +118,9 @@ mod process {
         limits: "limits";
         settings_of_prctl: "prctl";
         credentials_as_started: "credentials";
+        #[ignore = "root's store cannot be reached by a restarted process of another user: see README, what it cannot do"]
         credentials_of_nobody: "credentials" ["nobody"];
+        #[ignore = "root's store cannot be reached by a restarted process of another user: see README, what it cannot do"]
         credentials_of_each_kind: "credentials" ["mixed"];
         identity: "identity" ["overwritten"];
         clocks: "clocks";
@@ -137,7 +140,7 @@ mod descriptors {
         eventfd: "eventfd";
         epoll: "epoll";
         signalfd: "signalfd";
-        inotify: "inotify";
+        inotify: "inotify" ["read"];
         duplicates: "dup";
         closed_by_exec: "fd_exec";
         owners_and_signals: "fd_owner";
@@ -165,6 +168,11 @@ mod refused {
     #[test]
     fn a_pidfd() {
         Workload { program: "pidfd", arguments: &[] }.is_refused(&["pidfd", "fd "]);
+    }
+
+    #[test]
+    fn events_of_inotify_that_were_not_read() {
+        Workload { program: "inotify", arguments: &[] }.is_refused(&["inotify", "fd "]);
     }
 
     #[test]

@@ -28,7 +28,7 @@ static bool expect(int wd, uint32_t mask, const char *name) {
     return event->wd == wd && event->mask == mask && (!name || (event->len && strcmp(event->name, name) == 0));
 }
 
-int main(void) {
+int main(int argc, char **argv) {
     watch = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
     REQUIRE(watch >= 0 && mkdir("one", 0700) == 0 && mkdir("two", 0700) == 0 && mkdir("gone", 0700) == 0);
     int gone = inotify_add_watch(watch, "gone", IN_CREATE);
@@ -39,19 +39,28 @@ int main(void) {
     REQUIRE(one > gone && two > one && expect(gone, IN_IGNORED, NULL));
     touch("one/queued-1");
     touch("two/queued-2");
+    // Events that wait cannot be saved: with this argument they are read first.
+    bool is_read = argc > 1 && strcmp(argv[1], "read") == 0;
+    if (is_read)
+        REQUIRE(expect(one, IN_CREATE, "queued-1") && expect(two, IN_CREATE, "queued-2"));
 
     until_go();
     if (loses("queue")) {
         char rest[4096];
-        CHECK(read(watch, rest, sizeof rest) > 0, "read");
+        if (!is_read)
+            CHECK(read(watch, rest, sizeof rest) > 0, "read");
+        else
+            touch("two/lost");
     }
     if (loses("mask"))
         inotify_add_watch(watch, "one", IN_CREATE);
     if (loses("watch"))
         inotify_rm_watch(watch, two);
     CHECK(fcntl(watch, F_GETFD) == FD_CLOEXEC && fcntl(watch, F_GETFL) & O_NONBLOCK, "flags changed");
-    CHECK(expect(one, IN_CREATE, "queued-1"), "the first queued event is lost or changed");
-    CHECK(expect(two, IN_CREATE, "queued-2"), "the second queued event is lost or changed");
+    if (!is_read) {
+        CHECK(expect(one, IN_CREATE, "queued-1"), "the first queued event is lost or changed");
+        CHECK(expect(two, IN_CREATE, "queued-2"), "the second queued event is lost or changed");
+    }
     unlink("one/queued-1");
     touch("two/new");
     unlink("two/new");

@@ -25,6 +25,8 @@ pub struct KernelState {
     /// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF: interval and value in microseconds.
     pub itimers: [(u64, u64); 3],
     pub timers: Vec<PosixTimer>,
+    /// Signals of these timers that are pending.
+    pub timers_due: u64,
     /// Signals pending for the process, in the order they would be taken.
     pub pending: Vec<SiginfoBytes>,
     /// Signals pending for one thread.
@@ -64,7 +66,12 @@ pub fn capture(quiet: &Quiet) -> Vec<u8> {
         *timer = (value[0] * 1_000_000 + value[1], value[2] * 1_000_000 + value[3]);
     }
     state.timers = timers();
-    (state.pending, state.thread_pending) = pending(quiet);
+    let of_timers = state.timers.iter().filter(|timer| timer.notify != libc::SIGEV_NONE);
+    let of_timers = of_timers.fold(0, |set, timer| set | bit(timer.signal));
+    let leader = procfs::read(path!("/proc/self/status").as_c_str()).unwrap_or_default();
+    let pending_of_timers = |key| procfs::field(&leader, key).and_then(procfs::hex).unwrap_or(0) & of_timers;
+    state.timers_due = pending_of_timers("SigPnd:") | pending_of_timers("ShdPnd:");
+    (state.pending, state.thread_pending) = pending(quiet, of_timers);
     stasis_protocol::wire::encode(&state).unwrap_or_default()
 }
 
@@ -127,10 +134,11 @@ fn timers() -> Vec<PosixTimer> {
 }
 
 /// Takes the signals that are pending, notes them and queues them again: the kernel shows their
-/// values to nobody else but a tracer. Done only where something is pending.
-fn pending(quiet: &Quiet) -> (Vec<SiginfoBytes>, Vec<(i32, SiginfoBytes)>) {
+/// values to nobody else but a tracer. Done only where something is pending. Signals of timers are left alone: they
+/// carry a count of overruns that ends when they are taken, and the timer itself brings them back.
+fn pending(quiet: &Quiet, of_timers: u64) -> (Vec<SiginfoBytes>, Vec<(i32, SiginfoBytes)>) {
     let pid = process::getpid();
-    let ours = 1u64 << (stop::SIGNAL - 1);
+    let ours = bit(stop::SIGNAL) | of_timers;
     let mut private = Vec::new();
     for &tid in &quiet.tids {
         let Some(slot) = threads::claim(tid) else { continue };
@@ -175,6 +183,11 @@ pub fn queue_to_process(pid: i32, info: &Siginfo) {
             let _ = process::queue_to_process(pid, info.signal(), &info);
         }
     }
+}
+
+/// A signal's bit in the kernel's sets.
+fn bit(signal: i32) -> u64 {
+    1u64.checked_shl(signal as u32 - 1).unwrap_or(0)
 }
 
 /// A signal, as it was noted.

@@ -42,11 +42,10 @@ pub fn check(refusals: &mut Vec<Refusal>) {
     });
     // By the subject: the checkpoint thread's own directories are its own (clone without CLONE_FS).
     let tid = subject();
-    if procfs::link(path!("/proc/self/task/{tid}/cwd").as_c_str())
-        .is_ok_and(|cwd| cwd.ends_with(b" (deleted)"))
-    {
+    let cwd = procfs::link(path!("/proc/self/task/{tid}/cwd").as_c_str()).unwrap_or_default();
+    if cwd.ends_with(b" (deleted)") {
         refusals.push(Refusal {
-            what: format!("pid {pid}, its working directory"),
+            what: format!("pid {pid}, its working directory {}", String::from_utf8_lossy(&cwd)),
             reason: "it has been deleted, and could not be entered again".into(),
             remedy: "let the program change to one that exists".into(),
         });
