@@ -116,17 +116,20 @@ fn a_program_in_a_namespace_is_checkpointed_and_restarted_again() {
     let expected = undisturbed(&lab);
     let (original, _output) = counter(&lab);
     lab.wait_joined(&original);
-    let mut id = lab.checkpoint(&[]);
+    let id = lab.checkpoint(&[]);
     let elsewhere = lab.with_coordinator("elsewhere");
-    for generation in ["second", "third"] {
-        let restarted = restart(&elsewhere, &id, generation);
-        assert_ne!(pids(&elsewhere, &restarted).1, u64::from(original.pid()));
-        id = elsewhere.checkpoint_kill(restarted);
-    }
-    // In the meantime its pid has become free: the last one is here again.
     let pid = u64::from(original.pid());
+    let second = restart(&elsewhere, &id, "second");
+    // The third goes on in the file that the second had for its output.
+    let files = second.files().clone();
+    assert_ne!(pids(&elsewhere, &second), (pid, pid));
+    let id = elsewhere.checkpoint_kill(second);
+    let third = elsewhere.prepare_restart([&id]).continuing(&files).start();
+    assert_ne!(pids(&elsewhere, &third), (pid, pid));
+    let id = elsewhere.checkpoint_kill(third);
+    // Now its pid becomes free: the last one is here again.
     original.expect_code(0);
-    let last = restart(&elsewhere, &id, "last");
+    let last = elsewhere.prepare_restart([&id]).continuing(&files).start();
     assert_eq!(pids(&elsewhere, &last), (pid, pid));
     ends_as(last, &expected);
 }
