@@ -76,6 +76,8 @@ pub enum Command {
     Log(LogArgs),
     /// What is in a checkpoint
     Show(ShowArgs),
+    /// Read every page against its hash, and say what is damaged
+    Verify(VerifyArgs),
     /// End every process of the computation (SIGKILL)
     Kill,
     /// Start the coordinator of a computation, in the background
@@ -174,6 +176,13 @@ pub struct ShowArgs {
     /// An id, the beginning of one, a label, latest, each with an optional ~N
     #[arg(value_name = "REF", default_value = "latest")]
     pub reference: String,
+}
+
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// An id, the beginning of one, a label, latest, each with an optional ~N [default: all]
+    #[arg(value_name = "REF")]
+    pub reference: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -9,7 +9,7 @@ use std::{
 
 use stasis_protocol::store::{CheckpointRecord, Hash};
 pub use stasis_store::client::Client;
-use stasis_store::client::{ClientError, StoredProcess};
+use stasis_store::client::{ClientError, StoredProcess, Verification};
 
 use crate::{failure::Failure, locate};
 
@@ -70,6 +70,14 @@ impl Store {
             Err(ClientError::Refused(reason)) => Err(anyhow::Error::msg(reason)),
             Err(error) => Err(self.failure(&error).into()),
         }
+    }
+
+    /// Reads every page of a checkpoint (`None`: of all) against its hash.
+    ///
+    /// # Errors
+    /// [`Failure::Store`] when that cannot be done; damage is no error.
+    pub fn verify(&mut self, id: Option<&str>) -> Result<Verification, Failure> {
+        self.client.verify(id).map_err(|error| self.failure(&error))
     }
 
     /// A process of a checkpoint, by its manifest.

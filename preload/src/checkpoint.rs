@@ -151,8 +151,12 @@ fn take(
             store.close();
         }
         let told = coordinator.send(&FromProcess::Refused { token, refusals });
-        taking.stop_again();
-        taking.go_on();
+        if was_stopped {
+            taking.stop_again();
+            taking.go_on();
+            // Those that wait for a stop that does not come.
+            state::release();
+        }
         return told;
     }
     if taking.quiet.is_some() {
@@ -206,6 +210,7 @@ impl Taking<'_> {
             .send(&Request::BeginDump { token, pid: process::getpid() as u32, base: None }, None)
             .map_err(store_refusal)?;
         let advice = Advice::read();
+        arena::prefault();
         self.report(Phase::Quiescing);
 
         self.quiet = Some(quiesce::quiesce().map_err(|refusal| vec![refusal])?);
@@ -213,13 +218,16 @@ impl Taking<'_> {
         let mut snapshot = snapshot::take(quiet, &advice, self.was_stopped)?;
         let dumped = dump::dump(&mut snapshot, store);
         snapshot.objects.close();
-        dumped?;
+        let last = dumped?;
         let hold = hold || self.was_stopped;
         if hold {
             self.report(Phase::Held);
         } else {
             self.go_on();
             self.report(Phase::Storing);
+        }
+        if !last.is_empty() {
+            store.hand_over(last).map_err(store_refusal)?;
         }
 
         let record = wire::encode(&snapshot.image).map_err(|error| store_refusal(format!("{error}")))?;
@@ -263,7 +271,7 @@ fn connected(path: &str) -> core::result::Result<&'static mut Store, Vec<Refusal
 
 /// As much as the program has resident, in bounds: prefaulting costs 0.7 ms a MiB.
 fn staging_len() -> usize {
-    const SMALLEST: usize = 2 << 20;
+    const SMALLEST: usize = 4 << 20;
     const LARGEST: usize = 64 << 20;
     let content = crate::procfs::read(c"/proc/self/statm").unwrap_or_default();
     let resident = crate::procfs::words(&content).nth(1).and_then(crate::procfs::decimal).unwrap_or(0);

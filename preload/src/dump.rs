@@ -17,18 +17,20 @@ use crate::{
     snapshot::{Snapshot, Source, mappings::Content},
 };
 
-/// Copies the content of a stopped process to the store server.
+/// Copies the content of a stopped process to the store server. The last of it is in the staging buffer when
+/// this returns: what [`Store::hand_over`] is to be told of it, once the threads run again. A message wakes the
+/// server, which may take the processor from here.
 ///
 /// # Errors
 /// Refusals that name the mapping or object; the dump is to be given up then.
-pub fn dump(snapshot: &mut Snapshot, store: &mut Store) -> Result<(), Vec<Refusal>> {
-    let pagemap = Pagemap::open().map_err(|error| refusal("its memory", error))?;
+pub fn dump(snapshot: &mut Snapshot, store: &mut Store) -> Result<Vec<StagedRun>, Vec<Refusal>> {
+    let mut pagemap = Pagemap::open().map_err(|error| refusal("its memory", error))?;
     let memory = file::open(c"/proc/thread-self/mem", libc::O_RDONLY | libc::O_CLOEXEC, 0)
         .map_err(|error| refusal("its memory", error))?;
     let mut copier = Copier { store, memory, half: 0, room: None, runs: Vec::new() };
     let mut result = Ok(());
     for (found, mapping) in snapshot.mappings.iter().zip(&mut snapshot.image.mappings) {
-        result = copier.mapping(&pagemap, mapping, found.content);
+        result = copier.mapping(&mut pagemap, mapping, found.content);
         if result.is_err() {
             break;
         }
@@ -41,10 +43,9 @@ pub fn dump(snapshot: &mut Snapshot, store: &mut Store) -> Result<(), Vec<Refusa
             }
         }
     }
-    let result = result.and_then(|()| copier.flush());
     let _ = file::close(memory);
     pagemap.close();
-    result
+    result.map(|()| copier.runs)
 }
 
 fn refusal(what: &str, error: Errno) -> Vec<Refusal> {
@@ -69,7 +70,7 @@ struct Copier<'a> {
 impl Copier<'_> {
     fn mapping(
         &mut self,
-        pagemap: &Pagemap,
+        pagemap: &mut Pagemap,
         mapping: &mut Mapping,
         content: Content,
     ) -> Result<(), Vec<Refusal>> {

@@ -52,6 +52,9 @@ struct Region {
     categories: u64,
 }
 
+/// How many regions one scan may report.
+const REGIONS: usize = 1024;
+
 const PAGEMAP_SCAN: u64 = 0xc060_6610;
 const PAGE_IS_FILE: u64 = 1 << 2;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
@@ -61,22 +64,28 @@ const PAGE_IS_PFNZERO: u64 = 1 << 5;
 const PAGE_IS_GUARD: u64 = 1 << 8;
 
 /// An open /proc/self/pagemap.
-pub struct Pagemap(Fd);
+pub struct Pagemap {
+    fd: Fd,
+    /// Filled in by each scan: one array for all of them. 24 KiB for each mapping would be as many page faults
+    /// of the arena while the program stands still.
+    regions: Vec<Region>,
+}
 
 impl Pagemap {
     pub fn open() -> Result<Self> {
-        file::open(c"/proc/thread-self/pagemap", libc::O_RDONLY | libc::O_CLOEXEC, 0).map(Self)
+        let fd = file::open(c"/proc/thread-self/pagemap", libc::O_RDONLY | libc::O_CLOEXEC, 0)?;
+        Ok(Self { fd, regions: vec![Region::default(); REGIONS] })
     }
 
     pub fn close(self) {
-        let _ = file::close(self.0);
+        let _ = file::close(self.fd);
     }
 
     /// The runs of `which` pages in a range, in address order.
     ///
     /// # Errors
     /// The kernel's, of the ioctl or the read.
-    pub fn scan(&self, start: u64, end: u64, which: Which) -> Result<Vec<Run>> {
+    pub fn scan(&mut self, start: u64, end: u64, which: Which) -> Result<Vec<Run>> {
         for guard in [PAGE_IS_GUARD, 0] {
             match self.scan_regions(start, end, which, guard) {
                 // An unknown category: an older kernel.
@@ -88,9 +97,8 @@ impl Pagemap {
         self.read(start, end, which)
     }
 
-    fn scan_regions(&self, start: u64, end: u64, which: Which, guard: u64) -> Result<Vec<Run>> {
-        const REGIONS: usize = 1024;
-        let mut regions = vec![Region::default(); REGIONS];
+    fn scan_regions(&mut self, start: u64, end: u64, which: Which, guard: u64) -> Result<Vec<Run>> {
+        let regions = &mut self.regions;
         let mut runs = Vec::new();
         let mut at = start;
         while at < end {
@@ -108,7 +116,7 @@ impl Pagemap {
                 ..ScanArgument::default()
             };
             // SAFETY: PAGEMAP_SCAN takes this structure and fills in at most `regions_len` regions.
-            let found = unsafe { file::ioctl(self.0, PAGEMAP_SCAN, &mut argument)? };
+            let found = unsafe { file::ioctl(self.fd, PAGEMAP_SCAN, &mut argument)? };
             for region in &regions[..found.min(REGIONS)] {
                 runs.push(Run {
                     start: region.start.max(at),
@@ -138,7 +146,7 @@ impl Pagemap {
         let mut at = start;
         while at < end {
             let len = entries.len().min(((end - at) / page * 8) as usize);
-            let read = file::pread(self.0, &mut entries[..len], at / page * 8)?;
+            let read = file::pread(self.fd, &mut entries[..len], at / page * 8)?;
             if read < 8 {
                 break;
             }

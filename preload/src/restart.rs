@@ -136,7 +136,10 @@ fn await_threads(count: u32) {
     let own = process::gettid();
     let pid = process::getpid();
     let is_user = threads::all().any(|slot| slot.tid.load(Ordering::Relaxed) == pid);
-    while !is_user && pid != own {
+    if is_user || pid == own {
+        return;
+    }
+    loop {
         let status = procfs::read(path!("/proc/self/task/{pid}/status").as_c_str()).unwrap_or_default();
         if procfs::field(&status, "State:").is_none_or(|state| state.starts_with(b"Z")) {
             break;

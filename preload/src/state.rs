@@ -19,12 +19,27 @@ pub fn is_stopping() -> bool {
 
 pub fn start_stopping() {
     STOPPING.store(1, Ordering::Release);
+    sync::futex_wake(&STOPPING, i32::MAX as u32);
+}
+
+/// Waits until threads are to park, or have been let go, at most `timeout_ns` nanoseconds.
+pub fn await_stopping(timeout_ns: u64) {
+    let ticket = release_ticket();
+    let until = sync::monotonic_ns() + timeout_ns;
+    while !is_stopping() && release_ticket() == ticket {
+        let now = sync::monotonic_ns();
+        if now >= until {
+            return;
+        }
+        sync::futex_wait(&STOPPING, 0, Some(until - now));
+    }
 }
 
 /// Lets all parked threads go on.
 pub fn release() {
     STOPPING.store(0, Ordering::Release);
     RELEASED.fetch_add(1, Ordering::AcqRel);
+    sync::futex_wake(&STOPPING, i32::MAX as u32);
     sync::futex_wake(&RELEASED, i32::MAX as u32);
 }
 

@@ -6,7 +6,7 @@
 //! and every signal from SIGRTMIN to SIGRTMAX. glibc itself sends 33 by tgkill(2) (si_code
 //! SI_TKILL) when a threaded program changes its ids; what is not ours is passed on to it.
 
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use stasis_sys::{
     Result,
@@ -26,8 +26,14 @@ pub const SIGNAL: i32 = 33;
 /// stands stopped.
 const COOKIE: u64 = 0x57_a515;
 
+/// si_value of the stop signals that the coordinator queues to the threads of a process that stands stopped
+/// (cli/src/coordinator/stopped.rs): when it is continued, they must not get on before they are asked to stop.
+const COOKIE_STOPPED: u64 = 0x57_a516;
+
 /// The handler that was installed before ours (glibc's), and its flags.
 static CHAINED: AtomicUsize = AtomicUsize::new(0);
+
+static INSTALLED: AtomicBool = AtomicBool::new(false);
 
 /// Installs the handler where it is not installed; keeps the one it replaces to pass signals on to.
 /// glibc installs its own at the first pthread_create(3) (nptl/pthread_create.c, `late_init`), so
@@ -46,7 +52,13 @@ pub fn install() -> Result<()> {
         // SAFETY: as above.
         unsafe { process::sigaction(SIGNAL, Some(&ours))? };
     }
+    INSTALLED.store(true, Ordering::Release);
     Ok(())
+}
+
+/// The same, where the handler had been installed; nothing is to be done in a process that is not checkpointed.
+pub fn install_again() -> Result<()> {
+    if INSTALLED.load(Ordering::Acquire) { install() } else { Ok(()) }
 }
 
 /// Sends the stop signal to one thread.
@@ -65,11 +77,14 @@ extern "C" fn handler(signal: i32, info: *mut Siginfo, context: *mut libc::ucont
         // SAFETY: this is the handler's own third argument.
         let mut frame = unsafe { Frame::new(context) };
         if !interrupted::expired(&mut frame) {
-            interrupted::resume(&mut frame, None, false);
+            let interruption = interrupted::suspend(&mut frame, None);
+            interrupted::resume(&mut frame, &interruption, false);
         }
         return;
     }
-    if code != libc::SI_QUEUE || u64::from(value) != COOKIE {
+    if code == libc::SI_QUEUE && u64::from(value) == COOKIE_STOPPED {
+        await_stop();
+    } else if code != libc::SI_QUEUE || u64::from(value) != COOKIE {
         let chained = CHAINED.load(Ordering::Acquire);
         if chained > 1 {
             // SAFETY: glibc's handler for this signal, with SA_SIGINFO, called as the kernel would.
@@ -83,19 +98,30 @@ extern "C" fn handler(signal: i32, info: *mut Siginfo, context: *mut libc::ucont
     let mut frame = unsafe { Frame::new(context) };
     if !state::is_stopping() {
         // A signal that came too late for its checkpoint has interrupted a call all the same.
-        interrupted::resume(&mut frame, None, false);
+        let interruption = interrupted::suspend(&mut frame, None);
+        interrupted::resume(&mut frame, &interruption, false);
         return;
     }
     let stopped_at = sync::monotonic_ns();
     let Some(slot) = threads::claim(process::gettid()) else { return };
     slot.stopped_at.store(stopped_at, Ordering::Relaxed);
     describe(slot, &frame);
-    interrupted::suspend(&mut frame);
+    let interruption = interrupted::suspend(&mut frame, Some(slot));
     let restarted = arch::park(slot);
     if restarted {
         restart::thread_arrived(slot);
     }
-    interrupted::resume(&mut frame, Some(slot), restarted);
+    interrupted::resume(&mut frame, &interruption, restarted);
+}
+
+/// Keeps a thread of a process that is continued for a checkpoint from getting on before that begins.
+fn await_stop() {
+    /// In nanoseconds; then whoever continued the process is not there any more.
+    const PATIENCE: u64 = 10_000_000_000;
+    // The SIGCONT that continued it is pending behind this signal (a thread's own come before its process',
+    // kernel/signal.c, `dequeue_signal`): nobody but the coordinator sent it, and no handler is to see it.
+    let _ = process::take_pending(1 << (libc::SIGCONT - 1));
+    state::await_stopping(PATIENCE);
 }
 
 /// Asks the kernel for what only the thread itself can ask.

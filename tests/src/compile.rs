@@ -60,14 +60,19 @@ fn build(name: &str, suffix: &str, flags: &[&str]) -> PathBuf {
     if built.exists() {
         return built;
     }
-    // Made under another name and renamed: tests that ask for the same program at once each see a whole one.
+    // Made under another name and linked: tests that ask for the same program at once each see a whole one.
     let unfinished =
         tempfile::Builder::new().prefix(name).tempdir_in(&directory).expect("a directory to build in");
     let output = unfinished.path().join(name);
     let result = command.arg("-o").arg(&output).output().expect("gcc runs");
     assert!(result.status.success(), "{}:\n{}", describe(&command), String::from_utf8_lossy(&result.stderr));
-    fs::rename(&output, &built).expect("the program is put in its place");
-    built
+    // Never replaced: a program that another test runs must stay the file that it is.
+    match fs::hard_link(&output, &built) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            panic!("{}: {error}", built.display())
+        }
+        _ => built,
+    }
 }
 
 fn headers() -> Vec<PathBuf> {

@@ -18,6 +18,9 @@ pub const BINARIES: [&str; 4] = ["stasis", "stasis-store", "stasis-restorer", "l
 pub fn build() -> Result<()> {
     run(&mut cargo(&["build", "--release"]))?;
     run(cargo(&["build", "--release"]).args(INSIDE))?;
+    // Built with the others, `stasis` gets the store's client with their feature `server` and is linked with
+    // RocksDB: the loader then takes 2 ms more, of the 3 ms that `stasis launch` may take.
+    run(&mut cargo(&["build", "--release", "-p", "stasis-cli"]))?;
     for name in BINARIES {
         let path = binary_directory().join(name);
         ensure!(path.exists(), "the build has not made {}", path.display());

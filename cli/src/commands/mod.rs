@@ -7,3 +7,4 @@ pub mod log;
 pub mod show;
 pub mod status;
 pub mod store;
+pub mod verify;

@@ -1,7 +1,7 @@
 //! One peer's connection: who it is, and what is done with what it says. Whatever a peer does, only its
 //! own connection suffers.
 
-use std::{io, rc::Rc, time::Duration};
+use std::{future::pending, io, path::PathBuf, rc::Rc, time::Duration};
 
 use stasis_protocol::{
     VERSION,
@@ -13,8 +13,8 @@ use tokio::{
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
     sync::{mpsc, watch},
-    task::{AbortHandle, spawn_local},
-    time::{Instant, MissedTickBehavior, interval_at, timeout, timeout_at},
+    task::{AbortHandle, spawn_blocking, spawn_local},
+    time::{Instant, MissedTickBehavior, interval_at, sleep, timeout, timeout_at},
 };
 
 use super::{
@@ -22,7 +22,7 @@ use super::{
     computation::{Computation, Member, OUTBOX},
     log, message,
 };
-use crate::process::Pidfd;
+use crate::{process::Pidfd, store};
 
 /// How long a peer may take to say who it is.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
@@ -74,6 +74,7 @@ async fn identify(computation: &Rc<Computation>, mut stream: UnixStream) -> io::
             let (reader, writer) = stream.into_split();
             let (outbox, messages) = mpsc::channel(OUTBOX);
             let writing = spawn_local(deliver(messages, writer));
+            let serving = spawn_local(hold_store(computation.settings.store.clone()));
             let id = computation.join(Member {
                 pid,
                 real_pid,
@@ -93,6 +94,7 @@ async fn identify(computation: &Rc<Computation>, mut stream: UnixStream) -> io::
             };
             computation.leave(id).await;
             writing.abort();
+            serving.abort();
             result
         }
     }
@@ -106,6 +108,17 @@ fn command_line(argv: &[String]) -> String {
         Some((end, _)) => format!("{}...", &line[..end]),
         None => line,
     }
+}
+
+/// Has the store server running before the first checkpoint asks for it, and keeps it while the process is there.
+async fn hold_store(directory: PathBuf) {
+    /// Programs that end sooner need no store.
+    const SHORT_LIVED: Duration = Duration::from_millis(100);
+    sleep(SHORT_LIVED).await;
+    let opened = spawn_blocking(move || store::connect_or_start(&directory)).await;
+    // A store that cannot be opened is told when a checkpoint is asked for.
+    let Ok(Ok(_client)) = opened else { return };
+    pending::<()>().await;
 }
 
 /// Writes a process' messages. When it ends, so does the channel, which is how a sender is told.

@@ -17,8 +17,9 @@ use crate::process;
 /// SIGCANCEL, SIGSETXID) and lets no program use them.
 const STOP_SIGNAL: i32 = 33;
 
-/// Tells our stop signal from glibc's own use of the same number (setuid(2) in a threaded program).
-const STOP_VALUE: i32 = 0x57_A515;
+/// Tells the library that the process stood stopped: its threads wait in the handler for the checkpoint to begin
+/// (preload/src/stop.rs). Also tells our stop signal from glibc's own use of the same number.
+const STOP_VALUE: i32 = 0x57_A516;
 
 /// The name (comm) of the library's own thread, which must run.
 const CHECKPOINT_THREAD: &str = "stasis-ckpt";

@@ -4,7 +4,10 @@
 use std::{
     collections::BTreeMap,
     fs::{File, OpenOptions},
-    os::fd::{OwnedFd, RawFd},
+    os::{
+        fd::{OwnedFd, RawFd},
+        unix::fs::OpenOptionsExt,
+    },
     path::PathBuf,
 };
 
@@ -252,6 +255,20 @@ impl Pages {
         self.extents.get(from).is_some_and(|e| e.space == MEMORY && e.first_page * page < end)
     }
 
+    /// For messages: the hash of the page at an address, and where the store keeps it.
+    pub fn describe(&self, address: u64) -> (String, String) {
+        let wanted = address / PAGE_SIZE as u64;
+        let found = self
+            .of(MEMORY)
+            .find(|(extent, _)| (extent.first_page..extent.first_page + extent.pages).contains(&wanted));
+        let Some((extent, first)) = found else { return Default::default() };
+        let index = wanted - extent.first_page;
+        let hash = self.hashes.get(first + index as usize).copied().unwrap_or_default();
+        let hash = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        let offset = extent.offset + index * PAGE_SIZE as u64;
+        (hash, format!("{}, offset {offset}", self.pack(extent.pack).display()))
+    }
+
     /// The path of a pack.
     pub fn pack(&self, number: u64) -> PathBuf {
         self.directory.join(format!("packs/{number:08x}.pack"))
@@ -265,32 +282,34 @@ fn fills(
     plan: &mut Plan,
 ) -> anyhow::Result<()> {
     let page = PAGE_SIZE as u64;
-    let mut packs: BTreeMap<u64, RawFd> = BTreeMap::new();
+    let mut packs: BTreeMap<u64, (RawFd, RawFd)> = BTreeMap::new();
     let mut zeros: Option<RawFd> = None;
     plan.hashes = pages.hashes.clone();
     for (extent, first_hash) in pages.of(MEMORY) {
         let (start, len) = (extent.first_page * page, extent.pages * page);
-        let fd = match extent.kind {
+        let (fd, direct) = match extent.kind {
             kind::ZERO => {
                 // Fresh anonymous memory is zero; a page of a file that the program zeroed is not.
                 if !modified.iter().any(|&(from, to)| from < start + len && start < to) {
                     continue;
                 }
                 match zeros {
-                    Some(fd) => fd,
-                    None => *zeros.insert(numbers.place(File::open("/dev/zero")?.into())?),
+                    Some(fd) => (fd, -1),
+                    None => (*zeros.insert(numbers.place(File::open("/dev/zero")?.into())?), -1),
                 }
             }
             _ => match packs.get(&extent.pack) {
-                Some(fd) => *fd,
+                Some(fds) => *fds,
                 None => {
                     let path = pages.pack(extent.pack);
                     let file = File::open(&path).map_err(|error| {
                         anyhow::anyhow!("the pack {} cannot be opened: {error}", path.display())
                     })?;
-                    let fd = numbers.place(file.into())?;
-                    packs.insert(extent.pack, fd);
-                    fd
+                    let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&path);
+                    let direct = direct.map_or(Ok(-1), |direct| numbers.place(direct.into()))?;
+                    let fds = (numbers.place(file.into())?, direct);
+                    packs.insert(extent.pack, fds);
+                    fds
                 }
             },
         };
@@ -301,7 +320,7 @@ fn fills(
                 address: start + at,
                 len: part,
                 fd,
-                _pad: 0,
+                direct,
                 offset: extent.offset + at,
                 hash: first_hash as u64 + at / page,
             });

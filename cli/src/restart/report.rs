@@ -16,7 +16,11 @@ use stasis_protocol::{
     wire,
 };
 
-use super::spawn::{Child, Unspawned};
+use super::{
+    Saved,
+    layout::Pages,
+    spawn::{Child, Unspawned},
+};
 use crate::failure::Failure;
 
 /// In place of a step of the restorer's: the child's own words follow.
@@ -41,7 +45,7 @@ pub fn tell(report: RawFd, error: &anyhow::Error) {
 ///
 /// # Errors
 /// What was told. The child is gone then.
-pub fn wait(mut report: File, image: &ProcessImage, child: &Child) -> Result<(), Unspawned> {
+pub fn wait(mut report: File, saved: &Saved, child: &Child) -> Result<(), Unspawned> {
     let mut bytes = Vec::new();
     report.read_to_end(&mut bytes)?;
     if bytes.is_empty() {
@@ -56,12 +60,12 @@ pub fn wait(mut report: File, image: &ProcessImage, child: &Child) -> Result<(),
     if failure.step == IN_WORDS {
         return Err(in_words(&bytes[size_of::<Report>()..]).into());
     }
-    let message = explain(&failure, image);
+    let message = explain(&failure, &saved.image, &saved.pages);
     if failure.step == step::THREAD && failure.errno == libc::EEXIST as u64 {
         return Err(Unspawned::Ids(message));
     }
     if failure.step == step::CORRUPT || failure.step == step::FILL {
-        return Err(anyhow!(Failure::Store { directory: Default::default(), message }).into());
+        return Err(anyhow!(Failure::Store { directory: saved.pages.directory.clone(), message }).into());
     }
     Err(anyhow!(message).into())
 }
@@ -75,7 +79,7 @@ fn in_words(bytes: &[u8]) -> anyhow::Error {
 }
 
 /// Says what went wrong and where.
-fn explain(failure: &Report, image: &ProcessImage) -> String {
+fn explain(failure: &Report, image: &ProcessImage, pages: &Pages) -> String {
     let errno = io::Error::from_raw_os_error(failure.errno as i32);
     let address = failure.address;
     let mapping = || {
@@ -85,11 +89,14 @@ fn explain(failure: &Report, image: &ProcessImage) -> String {
         })
     };
     match failure.step {
-        step::CORRUPT => format!(
-            "{}: the page in the store is damaged (it does not have the hash that the checkpoint names); run \
-             `stasis verify` and restart from another checkpoint",
-            mapping()
-        ),
+        step::CORRUPT => {
+            let (hash, place) = pages.describe(address);
+            format!(
+                "{}: the page {hash} is damaged ({place} does not hold what its hash says); run `stasis verify`, and \
+                 restart from another checkpoint",
+                mapping()
+            )
+        }
         step::FILL => format!("{}: it cannot be read from the store: {errno}", mapping()),
         step::MAP => format!("{}: it cannot be mapped: {errno}", mapping()),
         step::KERNEL_MAPPING => format!("{}: the kernel's own mapping cannot be moved there: {errno}", mapping()),

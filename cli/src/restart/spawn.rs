@@ -112,7 +112,7 @@ pub fn spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
             init,
             owns_terminal: image.ids.pgid == image.ids.pid && image.settings.foreground && !request.detach,
         };
-        report::wait(OwnedFd::from(report_read).into(), image, &child)?;
+        report::wait(OwnedFd::from(report_read).into(), request.saved, &child)?;
         Ok(child)
     });
     if spawned.is_err() {
@@ -262,7 +262,8 @@ fn fit(image: &ProcessImage, restorer: &Path, plan: &mut Plan) -> anyhow::Result
     const WORTH_SHARING: u64 = 8 << 20;
     let bytes: u64 = plan.fills.iter().map(|fill| fill.len).sum();
     let processors = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-    plan.header.fillers = if bytes < WORTH_SHARING { 0 } else { (processors - 1).min(7) };
+    // At least four in all: while one waits for the disk, another computes hashes.
+    plan.header.fillers = if bytes < WORTH_SHARING { 0 } else { (processors - 1).clamp(3, 7) };
     let program = restorer.metadata().map_or(0, |metadata| metadata.len()) + (1 << 20);
     let len = program
         + plan.len() as u64

@@ -229,6 +229,9 @@ pub enum DescriptionKind {
         settime_flags: i32,
         /// Nanoseconds until it expires (0: disarmed), and its period.
         value_ns: u64,
+        /// When it expires, in nanoseconds of its clock, for a timer of absolute time (TFD_TIMER_ABSTIME) on a clock
+        /// that goes on when the machine does not (CLOCK_REALTIME): it does not move. 0 for others.
+        deadline_ns: u64,
         interval_ns: u64,
         /// Expirations not read yet.
         ticks: u64,

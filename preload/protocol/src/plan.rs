@@ -98,7 +98,8 @@ pub struct Fill {
     /// Bytes; a multiple of the page size.
     pub len: u64,
     pub fd: i32,
-    pub _pad: u32,
+    /// The same file open for reading past the page cache (O_DIRECT); -1: none.
+    pub direct: i32,
     /// Where in the file, in bytes.
     pub offset: u64,
     /// The index of the first page's hash.

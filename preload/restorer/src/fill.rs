@@ -115,18 +115,32 @@ fn read_all(plan: &Plan) {
     }
 }
 
+/// Reads what the page cache holds from there, and the rest from the disk, past it: gigabytes that are read once
+/// need neither a second copy in memory nor the room of what others have in the cache.
 fn read(fill: &Fill, index: usize) {
     let (mut at, mut offset) = (fill.address as usize, fill.offset);
     let end = at + fill.len as usize;
+    let mut direct = fill.direct >= 0;
     while at < end {
         // SAFETY: the plan maps what it fills.
-        match unsafe { file::pread_to(fill.fd, at, end - at, offset) } {
-            Ok(0) => report::fail(step::FILL, index, libc::ENODATA, at as u64),
-            Ok(read) => {
+        let read = unsafe {
+            match if direct { file::pread_cached(fill.fd, at, end - at, offset) } else { Ok(0) } {
+                Ok(read) if read >= PAGE_SIZE => Ok(read / PAGE_SIZE * PAGE_SIZE),
+                _ => {
+                    let fd = if direct { fill.direct } else { fill.fd };
+                    file::pread_to(fd, at, end - at, offset)
+                }
+            }
+        };
+        match read {
+            Ok(read) if read > 0 && (!direct || read.is_multiple_of(PAGE_SIZE)) => {
                 at += read;
                 offset += read as u64;
             }
             Err(Errno(libc::EINTR)) => {}
+            // A file system without O_DIRECT, or an end that is not aligned.
+            _ if direct => direct = false,
+            Ok(_) => report::fail(step::FILL, index, libc::ENODATA, at as u64),
             Err(Errno(errno)) => report::fail(step::FILL, index, errno, at as u64),
         }
     }

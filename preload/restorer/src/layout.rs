@@ -81,17 +81,16 @@ fn find(name: &[u8; 16]) -> Place {
         }
     }
     let _ = file::close(fd);
-    for line in content[..used].split(|&byte| byte == b'\n').filter(|line| line.ends_with(name)) {
-        let mut bounds = [0usize; 2];
-        let mut which = 0;
-        for &byte in line {
-            match byte {
-                b'-' => which = 1,
-                b' ' => break,
-                _ => bounds[which] = bounds[which] << 4 | (byte as char).to_digit(16).unwrap_or(0) as usize,
-            }
+    let mut lines = content[..used].split(|&byte| byte == b'\n');
+    let Some(line) = lines.find(|line| line.ends_with(name)) else { return Place::default() };
+    let mut bounds = [0usize; 2];
+    let mut which = 0;
+    for &byte in line {
+        match byte {
+            b'-' => which = 1,
+            b' ' => break,
+            _ => bounds[which] = bounds[which] << 4 | (byte as char).to_digit(16).unwrap_or(0) as usize,
         }
-        return Place { start: bounds[0], len: bounds[1].wrapping_sub(bounds[0]) };
     }
-    Place::default()
+    Place { start: bounds[0], len: bounds[1].wrapping_sub(bounds[0]) }
 }

@@ -58,7 +58,9 @@ impl Plan {
     fn array<T>(&self, array: Array) -> &[T] {
         let bytes = array.len.checked_mul(size_of::<T>() as u64);
         let end = bytes.and_then(|bytes| array.offset.checked_add(bytes));
-        if end.is_none_or(|end| end > self.header().len) || array.offset % align_of::<T>() as u64 != 0 {
+        if end.is_none_or(|end| end > self.header().len)
+            || !array.offset.is_multiple_of(align_of::<T>() as u64)
+        {
             report::fail(stasis_protocol::plan::step::PLAN, 0, libc::EINVAL, array.offset);
         }
         // SAFETY: inside the plan, aligned, and of types that any bits are valid for.

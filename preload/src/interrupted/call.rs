@@ -1,13 +1,16 @@
 //! The record of one system call that the stop handler keeps track of, and the pool of those that no
 //! wrapper made.
 
-use core::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+use core::{
+    mem::MaybeUninit,
+    sync::atomic::{AtomicI32, AtomicUsize, Ordering},
+};
 
 use stasis_sys::memory;
 
 /// One system call: made by a wrapper, which keeps the record on its stack, or taken over by the stop
 /// handler, which takes one from the pool.
-#[repr(C)]
+#[repr(C, align(16))]
 pub struct Call {
     pub nr: i64,
     /// What the program gave.
@@ -20,8 +23,13 @@ pub struct Call {
     pub deadline: i64,
     /// The time-out as it was given when the call was made again.
     pub time: libc::timespec,
-    /// Used by `tracked_call`.
+    /// What the system call of a wrapper gave.
     pub result: i64,
+    /// In a wrapper: what makes the function's result of it, and whether the call is to be made once more.
+    pub finish: u64,
+    pub again: u32,
+    /// In a wrapper: the cancellation type to put back; -1: this is no cancellation point.
+    pub cancel: i32,
     /// The id of a timer that ends the call at its deadline; -1: none.
     pub timer: i32,
     /// In the pool: whose it is; 0: free.
@@ -30,8 +38,11 @@ pub struct Call {
     pub pc: u64,
     pub rbx: u64,
     pub sp: u64,
+    /// In a wrapper: a set of signals without the stop signal, and what pselect6(2) takes it by.
+    pub mask: u64,
+    pub sized_mask: [u64; 2],
     /// What is left of an array of iovec: see [`super::partial`].
-    pub vectors: [[u64; 2]; Self::VECTORS],
+    pub vectors: MaybeUninit<[[u64; 2]; Self::VECTORS]>,
 }
 
 impl Call {
@@ -48,12 +59,17 @@ impl Call {
             deadline: Self::UNKNOWN,
             time: libc::timespec { tv_sec: 0, tv_nsec: 0 },
             result: 0,
+            finish: 0,
+            again: 0,
+            cancel: -1,
             timer: -1,
             tid: AtomicI32::new(0),
             pc: 0,
             rbx: 0,
             sp: 0,
-            vectors: [[0; 2]; Self::VECTORS],
+            mask: 0,
+            sized_mask: [0; 2],
+            vectors: MaybeUninit::uninit(),
         }
     }
 }

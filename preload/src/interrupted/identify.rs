@@ -20,7 +20,7 @@ pub struct Known<'a> {
 }
 
 /// The call behind whose `syscall` instruction the thread stands.
-pub fn identify<'a>(frame: &mut Frame<'_>, slot: Option<&Slot>) -> Option<Known<'a>> {
+pub fn identify<'a>(frame: &mut Frame<'_>, observed: Option<i64>) -> Option<Known<'a>> {
     match stub_at(frame.pc()) {
         Some(Stub::TrackedReturned | Stub::InjectedReturned) => {
             // SAFETY: there, RBX points to the record, which the interrupted thread alone uses, and the
@@ -32,15 +32,12 @@ pub fn identify<'a>(frame: &mut Frame<'_>, slot: Option<&Slot>) -> Option<Known<
         None => {}
     }
     // A call that the kernel restarted itself after a stop (restart_syscall(2)) tells no more than that.
-    let nr = slot
-        .and_then(|slot| observed(frame, slot))
-        .filter(|&nr| nr != libc::SYS_restart_syscall)
-        .or_else(|| decode(frame))?;
+    let nr = observed.filter(|&nr| nr != libc::SYS_restart_syscall).or_else(|| decode(frame))?;
     Some(Known { nr, record: None })
 }
 
 /// The number that was seen in /proc before the stop signal was sent, if it was seen in this very call.
-fn observed(frame: &mut Frame<'_>, slot: &Slot) -> Option<i64> {
+pub fn observed(frame: &mut Frame<'_>, slot: &Slot) -> Option<i64> {
     let nr = slot.call.load(Ordering::Acquire);
     let same = slot.call_pc.load(Ordering::Relaxed) == frame.pc()
         && slot.call_sp.load(Ordering::Relaxed) == frame.sp()

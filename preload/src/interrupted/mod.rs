@@ -11,7 +11,7 @@ pub mod call;
 mod expiry;
 mod identify;
 mod partial;
-mod remaining;
+pub mod remaining;
 mod signals;
 
 use core::sync::atomic::Ordering;
@@ -32,33 +32,53 @@ use crate::{
 
 const EINTR: i64 = -(libc::EINTR as i64);
 
-/// To be called before the thread parks: takes down what stands in the kernel for the call.
-pub fn suspend(frame: &mut Frame<'_>) {
-    if arch::stub_at(frame.pc()).is_some_and(|stub| stub != Stub::InjectedReturned) {
+/// What is known of an interrupted call when the thread parks. On the thread's stack, because its slot may
+/// be cleared for the next checkpoint while it is still on its way out of the handler.
+pub struct Interruption {
+    /// CLOCK_MONOTONIC in nanoseconds.
+    at: i64,
+    observed: Option<i64>,
+}
+
+/// To be called before the thread parks: takes down what stands in the kernel for the call. `slot` is
+/// `None` for a signal that came too late for its checkpoint, or is a timer's.
+pub fn suspend(frame: &mut Frame<'_>, slot: Option<&Slot>) -> Interruption {
+    if arch::stub_at(frame.pc()).is_some_and(|stub| stub != Stub::InjectedReturned) && slot.is_some() {
         // SAFETY: there, RBX points to a wrapper's record, which only the interrupted thread uses.
         expiry::disarm(unsafe { &mut *(frame.rbx() as *mut Call) });
     }
+    Interruption {
+        at: slot.map_or_else(
+            || sync::monotonic_ns() as i64,
+            |slot| slot.stopped_at.load(Ordering::Relaxed) as i64,
+        ),
+        observed: slot.and_then(|slot| identify::observed(frame, slot)),
+    }
 }
 
-/// Completes the interrupted call, or has it made again, as if no signal had come. `slot` is `None` for a
-/// signal that came too late for its checkpoint.
-pub fn resume(frame: &mut Frame<'_>, slot: Option<&Slot>, restarted: bool) {
-    let now = sync::monotonic_ns() as i64;
-    let at = slot.map_or(now, |slot| slot.stopped_at.load(Ordering::Relaxed) as i64);
-    let stopped = Stopped { at, skipped: if restarted { now - at } else { 0 } };
+/// Completes the interrupted call, or has it made again, as if no signal had come.
+pub fn resume(frame: &mut Frame<'_>, interruption: &Interruption, restarted: bool) {
+    let at = interruption.at;
+    let skipped = if restarted { sync::monotonic_ns() as i64 - at } else { 0 };
+    let (stopped, observed) = (Stopped { at, skipped }, interruption.observed);
     if arch::stub_at(frame.pc()) == Some(Stub::Tracked) {
         // SAFETY: as in `suspend`.
         let call = unsafe { &mut *(frame.rbx() as *mut Call) };
-        call.started += stopped.skipped;
-        return;
+        if call.started != 0 {
+            call.started += stopped.skipped;
+        }
     }
     let result = frame.result();
     if frame.behind_system_call() {
         if result == EINTR {
-            interrupted(frame, slot, stopped);
+            interrupted(frame, observed, stopped);
         } else if result > 0 {
-            short(frame, slot, stopped);
+            short(frame, observed, stopped);
         }
+    } else if frame.at_system_call() && result == libc::SYS_restart_syscall {
+        // The call was to go on after a stop (SIGSTOP): rt_sigreturn(2) makes the kernel forget how.
+        frame.finish(EINTR);
+        interrupted(frame, None, stopped);
     } else if frame.at_system_call() && table::of(result).is_some() {
         // A handler of the program without SA_RESTART that is due now has the call end (signal(7)).
         let due = signals::handled(frame.mask());
@@ -78,8 +98,8 @@ fn can_be_interrupted(nr: i64, arguments: &[u64; 6]) -> bool {
 }
 
 /// The call gave EINTR.
-fn interrupted(frame: &mut Frame<'_>, slot: Option<&Slot>, stopped: Stopped) {
-    let Some(Known { nr, mut record }) = identify(frame, slot) else { return };
+fn interrupted(frame: &mut Frame<'_>, observed: Option<i64>, stopped: Stopped) {
+    let Some(Known { nr, mut record }) = identify(frame, observed) else { return };
     let Some(entry) = table::of(nr) else {
         // Seen in /proc, and known to nobody: what gives EINTR has done nothing.
         if signals::handled(frame.mask()).is_none() {
@@ -92,12 +112,25 @@ fn interrupted(frame: &mut Frame<'_>, slot: Option<&Slot>, stopped: Stopped) {
     }
     let arguments = frame.arguments();
     let deadline = remaining::deadline(entry.time, &arguments, record.as_deref_mut(), stopped);
+    make_again(frame, nr, &entry, record, deadline);
+    // Last, because a signal that comes from here on, until the call is made, is handled before it.
     if signals::interrupts(&entry, &arguments, frame.mask()) {
         if let Some(deadline) = deadline {
             remaining::write_back(entry.time, &arguments, remaining::left(deadline));
         }
-        return;
+        frame.finish(EINTR);
     }
+}
+
+/// Has the thread make the call once more, with the time that is left.
+fn make_again(
+    frame: &mut Frame<'_>,
+    nr: i64,
+    entry: &Entry,
+    record: Option<&mut Call>,
+    deadline: Option<i64>,
+) {
+    let arguments = frame.arguments();
     let Some(deadline) = deadline else {
         if let Time::Sleep { asked, left, .. } = entry.time
             && arguments[left] != 0
@@ -111,13 +144,11 @@ fn interrupted(frame: &mut Frame<'_>, slot: Option<&Slot>, stopped: Stopped) {
     if let Time::Socket { .. } = entry.time
         && let Some(record) = record
     {
-        if left == 0 {
-            return frame.set_result(expiry::outcome(record));
-        }
+        // A time that is over is a timer that fires at once.
         expiry::arm(record, deadline);
         return frame.call_again(nr);
     }
-    match record.or_else(|| take_over(frame, nr, &entry)) {
+    match record.or_else(|| take_over(frame, nr, entry)) {
         Some(record) => {
             record.deadline = deadline;
             remaining::set(frame, entry.time, left, Some(&mut record.time));
@@ -128,8 +159,8 @@ fn interrupted(frame: &mut Frame<'_>, slot: Option<&Slot>, stopped: Stopped) {
 }
 
 /// The call gave a count: perhaps less than asked for, because the signal came.
-fn short(frame: &mut Frame<'_>, slot: Option<&Slot>, stopped: Stopped) {
-    let Some(Known { nr, mut record }) = identify(frame, slot) else { return };
+fn short(frame: &mut Frame<'_>, observed: Option<i64>, stopped: Stopped) {
+    let Some(Known { nr, mut record }) = identify(frame, observed) else { return };
     let Some(entry) = table::of(nr).filter(|entry| entry.part != table::Part::None) else { return };
     let (done, arguments) = (frame.result() as u64, frame.arguments());
     if !partial::was_cut_short(nr, &arguments) || signals::handled(frame.mask()).is_some() {
@@ -156,10 +187,11 @@ fn short(frame: &mut Frame<'_>, slot: Option<&Slot>, stopped: Stopped) {
     frame.call_again(nr);
 }
 
-/// Takes a call over that has to be made again with other arguments than the program's, if it has to.
+/// Takes a call over that has to be made again with other arguments than the program's, or whose end is to
+/// be remembered, if it has to.
 fn take_over(frame: &mut Frame<'_>, nr: i64, entry: &Entry) -> Option<&'static mut Call> {
     match entry.time {
-        Time::None | Time::Written { .. } | Time::Socket { .. } => None,
+        Time::None | Time::Socket { .. } => None,
         _ => inject(frame, nr),
     }
 }

@@ -17,7 +17,9 @@ pub fn was_cut_short(nr: i64, arguments: &[u64; 6]) -> bool {
     let sleeps = || matches!(kind().0, libc::S_IFIFO | libc::S_IFSOCK | libc::S_IFCHR) && blocks();
     let flags = arguments[3] as i32;
     match nr {
-        libc::SYS_write | libc::SYS_writev | libc::SYS_sendfile => sleeps(),
+        libc::SYS_write | libc::SYS_writev => sleeps(),
+        // To a pipe it never waits for more than one pipeful (fs/splice.c).
+        libc::SYS_sendfile => kind().0 == libc::S_IFSOCK && blocks(),
         libc::SYS_sendto => flags & libc::MSG_DONTWAIT == 0 && blocks(),
         libc::SYS_recvfrom => {
             flags & (libc::MSG_DONTWAIT | libc::MSG_PEEK | libc::MSG_WAITALL) == libc::MSG_WAITALL && blocks()
@@ -44,8 +46,7 @@ impl Rest {
     /// The arguments, once all that they point to is in `call`.
     pub fn place(mut self, call: &mut Call) -> [u64; 6] {
         if let Some(at) = self.at {
-            call.vectors = self.vectors;
-            self.arguments[at] = call.vectors.as_ptr() as u64;
+            self.arguments[at] = call.vectors.write(self.vectors).as_ptr() as u64;
         }
         self.arguments
     }

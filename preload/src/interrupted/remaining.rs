@@ -83,10 +83,11 @@ pub fn deadline(
     let deadline = match known {
         Some((deadline, _)) if deadline != Call::UNKNOWN => deadline,
         // Before the beginning: what the kernel writes back may have overwritten what was given.
-        _ if let Some(left) = told(time, &original) => stopped.at + left,
-        Some((_, started)) if started != 0 && started <= stopped.at => started + given,
-        _ => stopped.at + given,
-    } + stopped.skipped;
+        _ if let Some(left) = told(time, &original) => stopped.at.saturating_add(left),
+        Some((_, started)) if started != 0 && started <= stopped.at => started.saturating_add(given),
+        _ => stopped.at.saturating_add(given),
+    }
+    .saturating_add(stopped.skipped);
     if let Some(record) = record {
         record.deadline = deadline;
     }
@@ -106,6 +107,8 @@ pub fn write_back(time: Time, arguments: &[u64; 6], left: i64) {
         _ => return,
     };
     if address != 0 {
+        // Not a moment too early.
+        let left = if micros { left + 999 } else { left };
         let part = left % 1_000_000_000;
         let value = [left / 1_000_000_000, if micros { part / 1000 } else { part }];
         // The kernel could not write to memory that is only read (select(2) allows it): then neither can

@@ -15,6 +15,9 @@ use stasis_sys::{
 
 use crate::{procfs, quiesce::Quiet, stop, threads};
 
+/// A siginfo_t.
+type SiginfoBytes = Vec<u8>;
+
 #[derive(Default, Serialize, Deserialize)]
 pub struct KernelState {
     /// Handler, flags, restorer, mask of signals 1 to 64 (the stop signal's is ours).
@@ -23,9 +26,9 @@ pub struct KernelState {
     pub itimers: [(u64, u64); 3],
     pub timers: Vec<PosixTimer>,
     /// Signals pending for the process, in the order they would be taken.
-    pub pending: Vec<Vec<u8>>,
+    pub pending: Vec<SiginfoBytes>,
     /// Signals pending for one thread.
-    pub thread_pending: Vec<(i32, Vec<u8>)>,
+    pub thread_pending: Vec<(i32, SiginfoBytes)>,
     /// CLOCK_MONOTONIC at the checkpoint, in nanoseconds.
     pub monotonic_ns: u64,
 }
@@ -125,7 +128,7 @@ fn timers() -> Vec<PosixTimer> {
 
 /// Takes the signals that are pending, notes them and queues them again: the kernel shows their
 /// values to nobody else but a tracer. Done only where something is pending.
-fn pending(quiet: &Quiet) -> (Vec<Vec<u8>>, Vec<(i32, Vec<u8>)>) {
+fn pending(quiet: &Quiet) -> (Vec<SiginfoBytes>, Vec<(i32, SiginfoBytes)>) {
     let pid = process::getpid();
     let ours = 1u64 << (stop::SIGNAL - 1);
     let mut private = Vec::new();

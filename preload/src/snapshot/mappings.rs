@@ -170,6 +170,8 @@ fn split(line: Line<'_>) -> Vec<(Line<'_>, Own)> {
         .collect();
     cuts.extend([line.start, line.end]);
     cuts.sort_unstable();
+    // Where one of ours ends and the next begins.
+    cuts.dedup();
     cuts.windows(2)
         .map(|piece| {
             let (start, end) = (piece[0], piece[1]);

@@ -1,11 +1,9 @@
 //! syscall(3): the same waits by number, and the stop signal in a raw rt_sigprocmask(2).
 
-use core::arch::naked_asm;
+use core::{arch::naked_asm, mem::MaybeUninit};
 
-use libc::c_long;
-
-use super::{begin, masks, returned, sockets, table};
-use crate::arch;
+use super::{fill, finish, given, masks, note_deadline, now, returned, sockets, table};
+use crate::{arch, interrupted::call::Call};
 
 /// syscall(2).
 ///
@@ -15,22 +13,14 @@ use crate::arch;
 /// The system call's.
 #[unsafe(no_mangle)]
 #[unsafe(naked)]
-pub unsafe extern "C-unwind" fn syscall(
-    nr: c_long,
-    a: c_long,
-    b: c_long,
-    c: c_long,
-    d: c_long,
-    e: c_long,
-    f: c_long,
-) -> c_long {
+pub unsafe extern "C" fn syscall() {
     naked_asm!(
         ".cfi_startproc",
         "cmp rdi, {numbers}",
         "jae 2f",
         "lea rax, [rip + {seen}]",
         "cmp byte ptr [rax + rdi], 0",
-        "jne {attend}",
+        "jne 4f",
         "2:",
         "mov rax, rdi",
         "mov rdi, rsi",
@@ -46,41 +36,37 @@ pub unsafe extern "C-unwind" fn syscall(
         "3:",
         "mov rdi, rax",
         "jmp {returned}",
+        "4:",
+        "lea rax, [rip + {prepare}]",
+        "lea r11, [rip + {finish}]",
+        "jmp {call}",
         ".cfi_endproc",
         numbers = const table::NUMBERS,
         seen = sym table::SEEN,
-        attend = sym attend,
+        prepare = sym prepare,
+        finish = sym finish,
+        call = sym arch::wrapped_call,
         returned = sym returned,
     )
 }
 
 /// The calls of [`table::SEEN`]. syscall(2) is no cancellation point.
-unsafe extern "C" fn attend(
-    nr: c_long,
-    a: c_long,
-    b: c_long,
-    c: c_long,
-    d: c_long,
-    e: c_long,
-    f: c_long,
-) -> c_long {
-    let mut arguments = [a, b, c, d, e, f].map(|argument| argument as usize);
-    if nr == libc::SYS_rt_sigprocmask {
-        // SAFETY: null, or the caller's set.
-        let set = unsafe { masks::Without::stop_signal(b as *const u64) };
-        if a as i32 != libc::SIG_UNBLOCK {
-            arguments[1] = set.pointer() as usize;
+unsafe extern "C" fn prepare(call: &mut MaybeUninit<Call>) {
+    let [nr, a, b, c, d, e] = given(call);
+    // SAFETY: the seventh argument is on the caller's stack, above the return address and the RBX that
+    // `wrapped_call` has pushed in front of the record.
+    let f = unsafe { call.as_ptr().add(1).cast::<u64>().add(2).read() };
+    let nr = nr as i64;
+    let call = fill(call, nr, [a, b, c, d, e, f]);
+    match table::of(nr) {
+        None if nr == libc::SYS_rt_sigprocmask && a as i32 != libc::SIG_UNBLOCK => {
+            // SAFETY: null, or the caller's set.
+            unsafe { masks::replace(call, 1) };
         }
-        // SAFETY: the caller's call.
-        return returned(unsafe { stasis_sys::raw(nr, arguments) }) as c_long;
+        Some(table::Entry { time: table::Time::Written { .. }, .. }) => note_deadline(call),
+        Some(entry) if !matches!(entry.time, table::Time::Socket { .. }) || sockets::have_timeouts() => {
+            call.started = now();
+        }
+        _ => {}
     }
-    let is_socket = matches!(table::of(nr), Some(table::Entry { time: table::Time::Socket { .. }, .. }));
-    let result = if is_socket && !sockets::have_timeouts() {
-        // SAFETY: the caller's call.
-        unsafe { stasis_sys::raw(nr, arguments) }
-    } else {
-        // SAFETY: as above.
-        unsafe { arch::tracked_call(&mut begin(nr, arguments)) }
-    };
-    returned(result) as c_long
 }

@@ -7,27 +7,19 @@
 use libc::c_int;
 
 use super::returned;
-use crate::stop;
+use crate::{interrupted::call::Call, stop};
 
 const STOP_SIGNAL: u64 = 1 << (stop::SIGNAL - 1);
 
-/// A set of signals without the stop signal: the caller's own where it is not in it.
-pub struct Without {
-    given: *const u64,
-    copy: u64,
-}
-
-impl Without {
-    /// # Safety
-    /// `set` is null, or the address of a set that stays.
-    pub unsafe fn stop_signal(set: *const u64) -> Self {
-        // SAFETY: the caller's promise.
-        Self { given: set, copy: unsafe { set.as_ref() }.copied().unwrap_or(0) & !STOP_SIGNAL }
-    }
-
-    /// To be given to the kernel while `self` lives.
-    pub fn pointer(&self) -> *const u64 {
-        if self.given.is_null() { self.given } else { &raw const self.copy }
+/// Gives the kernel a copy of a call's set of signals, without the stop signal.
+///
+/// # Safety
+/// The argument is null, or the address of a set.
+pub unsafe fn replace(call: &mut Call, position: usize) {
+    // SAFETY: the caller's promise.
+    if let Some(set) = unsafe { (call.arguments[position] as *const u64).as_ref() } {
+        call.mask = *set & !STOP_SIGNAL;
+        call.arguments[position] = &raw const call.mask as u64;
     }
 }
 
@@ -65,8 +57,9 @@ pub unsafe extern "C" fn sigaction(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn signalfd(fd: c_int, set: *const u64, flags: c_int) -> c_int {
     // SAFETY: null, or the caller's set.
-    let set = unsafe { Without::stop_signal(set) };
-    let arguments = [fd as usize, set.pointer() as usize, size_of::<u64>(), flags as usize, 0, 0];
+    let copy = unsafe { set.as_ref() }.map(|set| set & !STOP_SIGNAL);
+    let set = copy.as_ref().map_or(core::ptr::null(), |copy| &raw const *copy);
+    let arguments = [fd as usize, set as usize, size_of::<u64>(), flags as usize, 0, 0];
     // SAFETY: the caller's call.
     returned(unsafe { stasis_sys::raw(libc::SYS_signalfd4, arguments) }) as c_int
 }

@@ -5,24 +5,73 @@
 //! stop signal ([`masks`]). [`table`] has the reasons, call by call. The hot functions (malloc, open,
 //! stat, getpid, clock_gettime...) are not among them.
 //!
+//! A wrapper is a jump to [`arch::wrapped_call`] with two functions: one makes the system call's
+//! arguments of the C function's, the other makes the function's result of the system call's.
+//!
 //! They may be entered before any constructor has run, ours and libc's included: then, too, they make
 //! the system call, and touch nothing but errno.
+//!
+//! [`arch::wrapped_call`]: crate::arch::wrapped_call
 
-mod cancel;
 mod generic;
 mod masks;
 mod next;
 mod sleep;
 mod sockets;
 pub mod table;
+mod threads;
 mod timed;
+
+use core::{ffi::c_char, mem::MaybeUninit};
 
 use stasis_sys::sync;
 
-use crate::{arch, interrupted::call::Call};
+use crate::interrupted::{call::Call, remaining};
+
+/// Makes a record of a call, in which the C function's arguments alone are valid, that of a system call.
+///
+/// # Safety
+/// What the C function's arguments point to is as the function asks.
+pub type Prepare = unsafe extern "C" fn(call: &mut MaybeUninit<Call>);
+
+/// Makes the function's result of a record whose `result` is valid.
+///
+/// # Safety
+/// As for [`Prepare`].
+pub type Finish = unsafe extern "C" fn(call: &mut Call) -> isize;
+
+/// Defines a C function by the two functions that [`crate::arch::wrapped_call`] calls.
+macro_rules! wrap {
+    ($(#[$documentation:meta])* $name:ident, $prepare:expr, $finish:expr) => {
+        $(#[$documentation])*
+        ///
+        /// # Safety
+        /// The C function's.
+        #[unsafe(no_mangle)]
+        #[unsafe(naked)]
+        pub unsafe extern "C" fn $name() {
+            const _: $crate::wrappers::Prepare = $prepare;
+            const _: $crate::wrappers::Finish = $finish;
+            core::arch::naked_asm!(
+                ".cfi_startproc",
+                "lea rax, [rip + {prepare}]",
+                "lea r11, [rip + {finish}]",
+                "jmp {call}",
+                ".cfi_endproc",
+                prepare = sym $prepare,
+                finish = sym $finish,
+                call = sym $crate::arch::wrapped_call,
+            )
+        }
+    };
+}
+use wrap;
 
 unsafe extern "C" {
     fn __errno_location() -> *mut i32;
+
+    /// sys/single_threaded.h (glibc 2.32).
+    static __libc_single_threaded: c_char;
 }
 
 /// What a libc function returns for a system call's result: -1 and errno for an error.
@@ -35,9 +84,43 @@ extern "C" fn returned(result: isize) -> isize {
     result
 }
 
-/// A call that begins now.
-fn begin(nr: i64, arguments: [usize; 6]) -> Call {
-    Call { started: now(), ..Call::new(nr, arguments.map(|argument| argument as u64)) }
+/// What an earlier part of the call gave counts, too: an error after it is not told (write(2)).
+extern "C" fn finish(call: &mut Call) -> isize {
+    let (result, done) = (call.result as isize, call.done as isize);
+    returned(match done {
+        0 => result,
+        _ if result < 0 => done,
+        _ => result + done,
+    })
+}
+
+/// The C function's arguments.
+fn given(call: &MaybeUninit<Call>) -> [u64; 6] {
+    // SAFETY: `wrapped_call` has filled them in.
+    unsafe { (*call.as_ptr()).arguments }
+}
+
+/// Fills in a call that nobody can cancel.
+fn fill(call: &mut MaybeUninit<Call>, nr: i64, arguments: [u64; 6]) -> &mut Call {
+    // SAFETY: `wrapped_call` has filled it in.
+    let finish = unsafe { (*call.as_ptr()).finish };
+    call.write(Call { finish, ..Call::new(nr, arguments) })
+}
+
+/// Fills in a call that is a cancellation point.
+fn fill_cancellable(call: &mut MaybeUninit<Call>, nr: i64, arguments: [u64; 6]) -> &mut Call {
+    let call = fill(call, nr, arguments);
+    // SAFETY: glibc writes it while there is one thread only.
+    let alone = unsafe { (&raw const __libc_single_threaded).read_volatile() != 0 };
+    call.cancel = if alone { -1 } else { 0 };
+    call
+}
+
+/// Notes when the call must end: what it was given is overwritten by what is left.
+fn note_deadline(call: &mut Call) {
+    if let Some(given) = table::of(call.nr).and_then(|entry| remaining::given(entry.time, &call.arguments)) {
+        call.deadline = now().saturating_add(given);
+    }
 }
 
 /// CLOCK_MONOTONIC in nanoseconds, by way of the vDSO.
@@ -57,20 +140,4 @@ fn now() -> i64 {
 pub unsafe fn init() {
     // SAFETY: the caller's promise.
     unsafe { sockets::init() };
-}
-
-/// Makes a call that is a cancellation point; the kernel's result.
-///
-/// # Safety
-/// The system call's.
-unsafe extern "C-unwind" fn perform(call: &mut Call) -> isize {
-    if cancel::is_single_threaded() {
-        // SAFETY: the caller's promise.
-        return unsafe { arch::tracked_call(call) };
-    }
-    let deferred = cancel::enable();
-    // SAFETY: the caller's promise.
-    let result = unsafe { arch::tracked_call(call) };
-    cancel::restore(deferred);
-    result
 }

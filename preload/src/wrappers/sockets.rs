@@ -9,13 +9,14 @@
 use core::{
     arch::naked_asm,
     ffi::CStr,
+    mem::MaybeUninit,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use libc::{c_int, c_void, socklen_t};
 
-use super::{begin, next, perform, returned};
-use crate::interrupted::call::Call;
+use super::{fill_cancellable, finish, given, next, now, returned};
+use crate::{arch, interrupted::call::Call};
 
 /// Whether the program has set a time-out on a socket.
 static TIMEOUTS: AtomicBool = AtomicBool::new(false);
@@ -31,39 +32,30 @@ struct Slot {
     noted: usize,
 }
 
-type Function = unsafe extern "C-unwind" fn(usize, usize, usize, usize, usize, usize) -> isize;
-
-/// Where a slot leads before the constructor has found libc's function.
-unsafe extern "C-unwind" fn plain<const NR: i64, const KEPT: usize>(
-    a: usize,
-    b: usize,
-    c: usize,
-    d: usize,
-    e: usize,
-    f: usize,
-) -> isize {
-    let mut call = Call::new(NR, kept::<KEPT>([a, b, c, d, e, f]).map(|argument| argument as u64));
-    // SAFETY: the caller's call.
-    returned(unsafe { perform(&mut call) })
-}
-
-unsafe extern "C-unwind" fn noted<const NR: i64, const KEPT: usize>(
-    a: usize,
-    b: usize,
-    c: usize,
-    d: usize,
-    e: usize,
-    f: usize,
-) -> isize {
-    // SAFETY: the caller's call.
-    returned(unsafe { perform(&mut begin(NR, kept::<KEPT>([a, b, c, d, e, f]))) })
-}
-
-/// The first arguments; the C function has no more, the system call's others are zero (recv(2) is
-/// recvfrom(2) without an address).
-fn kept<const KEPT: usize>(mut arguments: [usize; 6]) -> [usize; 6] {
+/// The first arguments count; the system call's others are zero (recv(2) is recvfrom(2) without an
+/// address).
+extern "C" fn prepare<const NR: i64, const KEPT: usize, const NOTED: bool>(call: &mut MaybeUninit<Call>) {
+    let mut arguments = given(call);
     arguments[KEPT..].fill(0);
-    arguments
+    let call = fill_cancellable(call, NR, arguments);
+    if NOTED {
+        call.started = now();
+    }
+}
+
+/// Where a slot leads: before the constructor has found libc's function, and after the first time-out.
+#[unsafe(naked)]
+unsafe extern "C" fn make<const NR: i64, const KEPT: usize, const NOTED: bool>() {
+    naked_asm!(
+        ".cfi_startproc",
+        "lea rax, [rip + {prepare}]",
+        "lea r11, [rip + {finish}]",
+        "jmp {call}",
+        ".cfi_endproc",
+        prepare = sym prepare::<NR, KEPT, NOTED>,
+        finish = sym finish,
+        call = sym arch::wrapped_call,
+    )
 }
 
 macro_rules! slots {
@@ -77,7 +69,7 @@ macro_rules! slots {
             /// The call's.
             #[unsafe(no_mangle)]
             #[unsafe(naked)]
-            pub unsafe extern "C-unwind" fn $name() {
+            pub unsafe extern "C" fn $name() {
                 naked_asm!(
                     ".cfi_startproc",
                     "mov rax, [rip + {target}]",
@@ -86,7 +78,7 @@ macro_rules! slots {
                     "jmp rax",
                     ".cfi_endproc",
                     target = sym $target,
-                    plain = sym plain::<{ libc::$nr }, $count>,
+                    plain = sym make::<{ libc::$nr }, $count, false>,
                 )
             }
         )*
@@ -98,7 +90,7 @@ macro_rules! slots {
                     CStr::from_bytes_with_nul_unchecked(concat!(stringify!($name), "\0").as_bytes())
                 },
                 target: &$target,
-                noted: noted::<{ libc::$nr }, $count> as Function as usize,
+                noted: make::<{ libc::$nr }, $count, true> as *const () as usize,
             }
         ),*];
     };

@@ -23,7 +23,9 @@
 //!
 //! Known limits: a futex waiter that is woken by FUTEX_WAKE without a change of the word, in the very
 //! moment in which it goes back to sleep after a checkpoint, misses the wake-up, as it does after any
-//! signal (futex(2) asks callers to change the word first). io_uring is refused elsewhere.
+//! signal (futex(2) asks callers to change the word first). A handler without SA_RESTART that runs in the
+//! microsecond between the stop handler's last look at pending signals and the call that is made again
+//! runs before that call, not in it. io_uring is refused elsewhere.
 
 #![allow(non_upper_case_globals, reason = "the names of libc, in patterns")]
 
@@ -156,18 +158,18 @@ pub const fn of(nr: i64) -> Option<Entry> {
 /// System calls are numbered below.
 pub const NUMBERS: usize = 512;
 
-/// For syscall(3): which calls have a time-out that somebody must keep (1), or a set of signals (2).
+/// For syscall(2): which calls have a time-out that somebody must keep, or a set of signals to block (1).
 pub static SEEN: [u8; NUMBERS] = {
     let mut seen = [0; NUMBERS];
     let mut nr = 0;
     while nr < NUMBERS {
-        if let Some(entry) = of(nr as i64) {
-            if !matches!(entry.time, Time::None | Time::Written { .. }) {
-                seen[nr] = 1;
-            }
+        if let Some(entry) = of(nr as i64)
+            && !matches!(entry.time, Time::None)
+        {
+            seen[nr] = 1;
         }
         nr += 1;
     }
-    seen[SYS_rt_sigprocmask as usize] = 2;
+    seen[SYS_rt_sigprocmask as usize] = 1;
     seen
 };

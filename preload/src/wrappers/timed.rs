@@ -1,243 +1,233 @@
 //! Waits with a time-out that the kernel does not write back: their beginning is noted.
 
-use libc::{c_int, c_long, epoll_event, nfds_t, pollfd, sembuf, siginfo_t, size_t, timespec};
+use core::mem::MaybeUninit;
 
-use super::{begin, masks, perform, returned};
+use super::{fill, fill_cancellable, finish, given, masks, note_deadline, now, returned, wrap};
 use crate::interrupted::call::Call;
 
-/// Makes a call whose beginning need not be known: there is no time-out, or the kernel keeps it.
-macro_rules! untimed {
-    ($nr:expr, $($argument:expr),* $(,)?) => {{
-        let mut arguments = [0u64; 6];
-        let given = [$($argument as u64),*];
-        arguments[..given.len()].copy_from_slice(&given);
-        // SAFETY: the caller's call.
-        returned(unsafe { perform(&mut Call::new($nr, arguments)) })
-    }};
+/// The kernel's sigset_t, in bytes.
+const SET: u64 = size_of::<u64>() as u64;
+
+/// Whether a time-out in milliseconds ends the call one day, but not at once.
+fn is_finite(milliseconds: u64) -> bool {
+    milliseconds as i32 > 0
 }
 
-macro_rules! timed {
-    ($nr:expr, $($argument:expr),* $(,)?) => {{
-        let mut arguments = [0usize; 6];
-        let given = [$($argument as usize),*];
-        arguments[..given.len()].copy_from_slice(&given);
-        // SAFETY: the caller's call.
-        returned(unsafe { perform(&mut begin($nr, arguments)) })
-    }};
+extern "C" fn prepare_poll(call: &mut MaybeUninit<Call>) {
+    let [fds, count, timeout, ..] = given(call);
+    let call = fill_cancellable(call, libc::SYS_poll, [fds, count, timeout, 0, 0, 0]);
+    if is_finite(timeout) {
+        call.started = now();
+    }
 }
 
-/// poll(2).
-///
-/// # Safety
-/// poll(2)'s.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn poll(fds: *mut pollfd, count: nfds_t, timeout: c_int) -> c_int {
-    let result = if timeout <= 0 {
-        untimed!(libc::SYS_poll, fds, count, timeout as isize)
-    } else {
-        timed!(libc::SYS_poll, fds, count, timeout as isize)
-    };
-    result as c_int
-}
+wrap!(
+    /// poll(2).
+    poll, prepare_poll, finish
+);
 
-/// poll(2), as _FORTIFY_SOURCE calls it.
-///
-/// # Safety
-/// poll(2)'s.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn __poll_chk(
-    fds: *mut pollfd,
-    count: nfds_t,
-    timeout: c_int,
-    len: size_t,
-) -> c_int {
+/// poll(2), as _FORTIFY_SOURCE calls it (debug/poll_chk.c): the fourth argument is the array's size.
+extern "C" fn prepare_poll_chk(call: &mut MaybeUninit<Call>) {
     unsafe extern "C" {
         fn __chk_fail() -> !;
     }
-    if len / size_of::<pollfd>() < count as usize {
-        // SAFETY: ends the process, as glibc does (debug/poll_chk.c).
+    let [_, count, _, len, ..] = given(call);
+    if len / (size_of::<libc::pollfd>() as u64) < count {
+        // SAFETY: ends the process, as glibc does.
         unsafe { __chk_fail() };
     }
-    // SAFETY: the caller's promise.
-    unsafe { poll(fds, count, timeout) }
+    prepare_poll(call);
 }
 
-/// ppoll(2): the kernel writes back what is left, into a copy (glibc 2.36, ppoll.c).
-///
-/// # Safety
-/// ppoll(2)'s.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn ppoll(
-    fds: *mut pollfd,
-    count: nfds_t,
-    timeout: *const timespec,
-    mask: *const u64,
-) -> c_int {
+wrap!(
+    /// poll(2), as _FORTIFY_SOURCE calls it.
+    __poll_chk, prepare_poll_chk, finish
+);
+
+/// The kernel writes back what is left: into a copy, as in glibc (2.36, ppoll.c, pselect.c).
+unsafe fn copy_timeout(call: &mut Call, position: usize) {
     // SAFETY: null, or the caller's timespec.
-    let mut copy = unsafe { timeout.as_ref() }.copied();
-    let timeout = copy.as_mut().map_or(core::ptr::null_mut(), |copy| &raw mut *copy);
+    if let Some(time) = unsafe { (call.arguments[position] as *const libc::timespec).as_ref() } {
+        call.time = *time;
+        call.arguments[position] = &raw const call.time as u64;
+        note_deadline(call);
+    }
+}
+
+extern "C" fn prepare_select(call: &mut MaybeUninit<Call>) {
+    let [count, read, write, except, timeout, _] = given(call);
+    let call = fill_cancellable(call, libc::SYS_select, [count, read, write, except, timeout, 0]);
+    note_deadline(call);
+}
+
+wrap!(
+    /// select(2): the kernel writes what is left into the caller's timeval, as glibc does.
+    select, prepare_select, finish
+);
+
+unsafe extern "C" fn prepare_ppoll(call: &mut MaybeUninit<Call>) {
+    let [fds, count, timeout, mask, ..] = given(call);
+    let call = fill_cancellable(call, libc::SYS_ppoll, [fds, count, timeout, mask, SET, 0]);
+    // SAFETY: null, or the caller's timespec and set.
+    unsafe {
+        copy_timeout(call, 2);
+        masks::replace(call, 3);
+    }
+}
+
+wrap!(
+    /// ppoll(2).
+    ppoll, prepare_ppoll, finish
+);
+
+unsafe extern "C" fn prepare_pselect(call: &mut MaybeUninit<Call>) {
+    let arguments = given(call);
+    let call = fill_cancellable(call, libc::SYS_pselect6, arguments);
+    // SAFETY: null, or the caller's timespec and set.
+    unsafe {
+        copy_timeout(call, 4);
+        masks::replace(call, 5);
+    }
+    call.sized_mask = [call.arguments[5], SET];
+    call.arguments[5] = call.sized_mask.as_ptr() as u64;
+}
+
+wrap!(
+    /// pselect(2).
+    pselect, prepare_pselect, finish
+);
+
+extern "C" fn prepare_epoll_wait(call: &mut MaybeUninit<Call>) {
+    let [epoll, events, count, timeout, ..] = given(call);
+    let call = fill_cancellable(call, libc::SYS_epoll_wait, [epoll, events, count, timeout, 0, 0]);
+    if is_finite(timeout) {
+        call.started = now();
+    }
+}
+
+wrap!(
+    /// epoll_wait(2).
+    epoll_wait, prepare_epoll_wait, finish
+);
+
+unsafe extern "C" fn prepare_epoll_pwait(call: &mut MaybeUninit<Call>) {
+    let [epoll, events, count, timeout, mask, _] = given(call);
+    let call = fill_cancellable(call, libc::SYS_epoll_pwait, [epoll, events, count, timeout, mask, SET]);
+    if is_finite(timeout) {
+        call.started = now();
+    }
     // SAFETY: null, or the caller's set.
-    let mask = unsafe { masks::Without::stop_signal(mask) };
-    untimed!(libc::SYS_ppoll, fds, count, timeout, mask.pointer(), size_of::<u64>()) as c_int
+    unsafe { masks::replace(call, 4) };
 }
 
-/// pselect(2): as `ppoll`.
-///
-/// # Safety
-/// pselect(2)'s.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn pselect(
-    count: c_int,
-    read: *mut libc::fd_set,
-    write: *mut libc::fd_set,
-    except: *mut libc::fd_set,
-    timeout: *const timespec,
-    mask: *const u64,
-) -> c_int {
-    // SAFETY: null, or the caller's timespec.
-    let mut copy = unsafe { timeout.as_ref() }.copied();
-    let timeout = copy.as_mut().map_or(core::ptr::null_mut(), |copy| &raw mut *copy);
+wrap!(
+    /// epoll_pwait(2).
+    epoll_pwait, prepare_epoll_pwait, finish
+);
+
+unsafe extern "C" fn prepare_epoll_pwait2(call: &mut MaybeUninit<Call>) {
+    let [epoll, events, count, timeout, mask, _] = given(call);
+    let call = fill_cancellable(call, libc::SYS_epoll_pwait2, [epoll, events, count, timeout, mask, SET]);
+    if timeout != 0 {
+        call.started = now();
+    }
     // SAFETY: null, or the caller's set.
-    let mask = unsafe { masks::Without::stop_signal(mask) };
-    let mask = [mask.pointer() as usize, size_of::<u64>()];
-    untimed!(libc::SYS_pselect6, count as isize, read, write, except, timeout, mask.as_ptr()) as c_int
+    unsafe { masks::replace(call, 4) };
 }
 
-/// epoll_wait(2).
-///
-/// # Safety
-/// epoll_wait(2)'s.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn epoll_wait(
-    epoll: c_int,
-    events: *mut epoll_event,
-    count: c_int,
-    timeout: c_int,
-) -> c_int {
-    let result = if timeout <= 0 {
-        untimed!(libc::SYS_epoll_wait, epoll as isize, events, count as isize, timeout as isize)
-    } else {
-        timed!(libc::SYS_epoll_wait, epoll as isize, events, count as isize, timeout as isize)
-    };
-    result as c_int
+wrap!(
+    /// epoll_pwait2(2).
+    epoll_pwait2, prepare_epoll_pwait2, finish
+);
+
+extern "C" fn prepare_semtimedop(call: &mut MaybeUninit<Call>) {
+    let [set, operations, count, timeout, ..] = given(call);
+    // Not a cancellation point.
+    let call = fill(call, libc::SYS_semtimedop, [set, operations, count, timeout, 0, 0]);
+    if timeout != 0 {
+        call.started = now();
+    }
 }
 
-/// epoll_pwait(2).
-///
-/// # Safety
-/// epoll_pwait(2)'s.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn epoll_pwait(
-    epoll: c_int,
-    events: *mut epoll_event,
-    count: c_int,
-    timeout: c_int,
-    mask: *const u64,
-) -> c_int {
-    // SAFETY: null, or the caller's set.
-    let mask = unsafe { masks::Without::stop_signal(mask) };
-    let (epoll, count, timeout) = (epoll as isize, count as isize, timeout as isize);
-    timed!(libc::SYS_epoll_pwait, epoll, events, count, timeout, mask.pointer(), size_of::<u64>()) as c_int
+wrap!(
+    /// semtimedop(2).
+    semtimedop, prepare_semtimedop, finish
+);
+
+unsafe extern "C" fn prepare_sigtimedwait(call: &mut MaybeUninit<Call>) {
+    let [set, info, timeout, ..] = given(call);
+    let call = fill_cancellable(call, libc::SYS_rt_sigtimedwait, [set, info, timeout, SET, 0, 0]);
+    if timeout != 0 {
+        call.started = now();
+    }
+    // SAFETY: the caller's set.
+    unsafe { masks::replace(call, 0) };
 }
 
-/// epoll_pwait2(2).
-///
-/// # Safety
-/// epoll_pwait2(2)'s.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn epoll_pwait2(
-    epoll: c_int,
-    events: *mut epoll_event,
-    count: c_int,
-    timeout: *const timespec,
-    mask: *const u64,
-) -> c_int {
-    // SAFETY: null, or the caller's set.
-    let mask = unsafe { masks::Without::stop_signal(mask) };
-    let (epoll, count) = (epoll as isize, count as isize);
-    timed!(libc::SYS_epoll_pwait2, epoll, events, count, timeout, mask.pointer(), size_of::<u64>()) as c_int
-}
-
-/// semtimedop(2): no cancellation point.
-///
-/// # Safety
-/// semtimedop(2)'s.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn semtimedop(
-    set: c_int,
-    operations: *mut sembuf,
-    count: size_t,
-    timeout: *const timespec,
-) -> c_int {
-    let arguments = [set as usize, operations as usize, count, timeout as usize, 0, 0];
-    // SAFETY: the caller's call.
-    returned(unsafe { crate::arch::tracked_call(&mut begin(libc::SYS_semtimedop, arguments)) }) as c_int
-}
-
-/// sigtimedwait(3).
-///
-/// # Safety
-/// sigtimedwait(3)'s.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn sigtimedwait(
-    set: *const u64,
-    info: *mut siginfo_t,
-    timeout: *const timespec,
-) -> c_int {
-    // SAFETY: null, or the caller's set.
-    let set = unsafe { masks::Without::stop_signal(set) };
-    let result = timed!(libc::SYS_rt_sigtimedwait, set.pointer(), info, timeout, size_of::<u64>());
-    // glibc hides how raise(3) sends (sysdeps/unix/sysv/linux/sigtimedwait.c).
-    // SAFETY: filled in by the kernel.
-    if result != -1
-        && let Some(info) = unsafe { info.as_mut() }
+/// glibc hides how raise(3) sends (2.36, sysdeps/unix/sysv/linux/sigtimedwait.c).
+unsafe extern "C" fn finish_sigtimedwait(call: &mut Call) -> isize {
+    // SAFETY: null, or the caller's siginfo_t.
+    let info = unsafe { (call.arguments[1] as *mut libc::siginfo_t).as_mut() };
+    if call.result > 0
+        && let Some(info) = info
         && info.si_code == libc::SI_TKILL
     {
         info.si_code = libc::SI_USER;
     }
-    result as c_int
+    returned(call.result as isize)
 }
 
-/// sigwaitinfo(3).
-///
-/// # Safety
-/// sigwaitinfo(3)'s.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn sigwaitinfo(set: *const u64, info: *mut siginfo_t) -> c_int {
-    // SAFETY: the caller's promise.
-    unsafe { sigtimedwait(set, info, core::ptr::null()) }
-}
+wrap!(
+    /// sigtimedwait(3).
+    sigtimedwait, prepare_sigtimedwait, finish_sigtimedwait
+);
 
-/// sigwait(3): returns an error number, and is not interrupted.
-///
-/// # Safety
-/// sigwait(3)'s.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn sigwait(set: *const u64, signal: *mut c_int) -> c_int {
-    // SAFETY: null, or the caller's set.
-    let set = unsafe { masks::Without::stop_signal(set) };
-    let arguments = [set.pointer() as u64, 0, 0, size_of::<u64>() as u64, 0, 0];
-    loop {
-        // SAFETY: the caller's call.
-        let result = unsafe { perform(&mut Call::new(libc::SYS_rt_sigtimedwait, arguments)) };
-        if result > 0 {
-            // SAFETY: the caller's promise.
-            unsafe { signal.write(result as c_int) };
-            return 0;
-        }
-        if result != -(libc::EINTR as c_long) as isize {
-            return -result as c_int;
-        }
+unsafe extern "C" fn prepare_sigwaitinfo(call: &mut MaybeUninit<Call>) {
+    // SAFETY: the C function's arguments are valid; it has no third one.
+    unsafe {
+        (*call.as_mut_ptr()).arguments[2] = 0;
+        prepare_sigtimedwait(call);
     }
 }
 
-/// sigsuspend(2).
-///
-/// # Safety
-/// sigsuspend(2)'s.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn sigsuspend(mask: *const u64) -> c_int {
+wrap!(
+    /// sigwaitinfo(3).
+    sigwaitinfo, prepare_sigwaitinfo, finish_sigtimedwait
+);
+
+unsafe extern "C" fn prepare_sigwait(call: &mut MaybeUninit<Call>) {
+    let [set, signal, ..] = given(call);
+    let call = fill_cancellable(call, libc::SYS_rt_sigtimedwait, [set, 0, 0, SET, 0, 0]);
+    // The system call takes four arguments.
+    call.arguments[5] = signal;
     // SAFETY: the caller's set.
-    let mask = unsafe { masks::Without::stop_signal(mask) };
-    untimed!(libc::SYS_rt_sigsuspend, mask.pointer(), size_of::<u64>()) as c_int
+    unsafe { masks::replace(call, 0) };
 }
+
+/// An error number, and never EINTR (sigwait(3)).
+unsafe extern "C" fn finish_sigwait(call: &mut Call) -> isize {
+    call.again = u32::from(call.result == -i64::from(libc::EINTR));
+    if call.result <= 0 {
+        return -call.result as isize;
+    }
+    // SAFETY: the caller's int.
+    unsafe { (call.arguments[5] as *mut i32).write(call.result as i32) };
+    0
+}
+
+wrap!(
+    /// sigwait(3).
+    sigwait, prepare_sigwait, finish_sigwait
+);
+
+unsafe extern "C" fn prepare_sigsuspend(call: &mut MaybeUninit<Call>) {
+    let [mask, ..] = given(call);
+    let call = fill_cancellable(call, libc::SYS_rt_sigsuspend, [mask, SET, 0, 0, 0, 0]);
+    // SAFETY: the caller's set.
+    unsafe { masks::replace(call, 0) };
+}
+
+wrap!(
+    /// sigsuspend(2).
+    sigsuspend, prepare_sigsuspend, finish
+);

@@ -54,6 +54,18 @@ pub unsafe fn pread_to(fd: Fd, address: usize, len: usize, offset: u64) -> Resul
     unsafe { call(libc::SYS_pread64, [fd as usize, address, len, offset as usize, 0, 0]) }
 }
 
+/// preadv2(2) of what is in the page cache, without waiting for the disk (RWF_NOWAIT, Linux 4.14); EAGAIN when nothing
+/// is.
+///
+/// # Safety
+/// `len` bytes at `address` may be overwritten.
+pub unsafe fn pread_cached(fd: Fd, address: usize, len: usize, offset: u64) -> Result<usize> {
+    let part = libc::iovec { iov_base: address as *mut _, iov_len: len };
+    let flags = libc::RWF_NOWAIT as usize;
+    // SAFETY: the caller's promise.
+    unsafe { call(libc::SYS_preadv2, [fd as usize, &raw const part as usize, 1, offset as usize, 0, flags]) }
+}
+
 pub fn write(fd: Fd, bytes: &[u8]) -> Result<usize> {
     // SAFETY: reads the slice.
     unsafe { call(libc::SYS_write, [fd as usize, bytes.as_ptr() as usize, bytes.len(), 0, 0, 0]) }
@@ -158,13 +170,6 @@ pub fn pipe(flags: i32) -> Result<(Fd, Fd)> {
     // SAFETY: writes two integers.
     unsafe { call(libc::SYS_pipe2, [ends.as_mut_ptr() as usize, flags as usize, 0, 0, 0, 0]) }?;
     Ok((ends[0], ends[1]))
-}
-
-/// poll(2) of one descriptor without waiting: the events that are there, of `events`, POLLHUP and POLLERR.
-pub fn ready(fd: Fd, events: i16) -> Result<i16> {
-    let mut poll = libc::pollfd { fd, events, revents: 0 };
-    // SAFETY: reads and writes one struct pollfd.
-    unsafe { call(libc::SYS_poll, [&raw mut poll as usize, 1, 0, 0, 0, 0]) }.map(|_| poll.revents)
 }
 
 /// kcmp(2), KCMP_FILE: how the open file descriptions of two descriptors of the thread `tid` are ordered; equal

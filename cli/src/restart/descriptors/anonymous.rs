@@ -46,17 +46,15 @@ pub fn make(kind: &DescriptionKind) -> io::Result<OwnedFd> {
     }
 }
 
-/// Arms a timer with the time it had left, and gives it the expirations not read yet.
+/// Arms a timer with the time it had left, or for its date, and gives it the expirations not read yet.
 pub fn arm(kind: &DescriptionKind, fd: RawFd, installed: &mut Installed) {
-    let &DescriptionKind::Timer { clock, settime_flags, value_ns, interval_ns, ticks } = kind else { return };
-    // Only a timer of absolute time can be cancelled by setting the clock (timerfd_settime(2)); the rest
-    // have the time left counted from when they are armed.
-    let cancel = libc::TFD_TIMER_ABSTIME | libc::TFD_TIMER_CANCEL_ON_SET;
-    let (flags, value_ns) = if settime_flags & cancel == cancel && value_ns != 0 {
-        (cancel, value_ns.saturating_add(now(clock)))
-    } else {
-        (0, value_ns)
+    let &DescriptionKind::Timer { settime_flags, value_ns, deadline_ns, interval_ns, ticks, .. } = kind
+    else {
+        return;
     };
+    let absolute = libc::TFD_TIMER_ABSTIME | libc::TFD_TIMER_CANCEL_ON_SET;
+    let (flags, value_ns) =
+        if deadline_ns != 0 { (settime_flags & absolute, deadline_ns) } else { (0, value_ns) };
     let words = [interval_ns, value_ns].map(|ns| [ns / 1_000_000_000, ns % 1_000_000_000]);
     let setting: Vec<u8> = words.as_flattened().iter().flat_map(|word| word.to_ne_bytes()).collect();
     let offset = installed.keep(&setting);
@@ -69,14 +67,6 @@ pub fn arm(kind: &DescriptionKind, fd: RawFd, installed: &mut Installed) {
         let arguments = [fd as u64, TFD_IOC_SET_TICKS, 0];
         installed.late.push(pointing(attempt(libc::SYS_ioctl, &arguments), 2, offset));
     }
-}
-
-/// A clock, in nanoseconds.
-fn now(clock: i32) -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: fills in one timespec.
-    unsafe { libc::clock_gettime(clock, &raw mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 /// EPOLLONESHOT, EPOLLET, EPOLLWAKEUP and EPOLLEXCLUSIVE: a target with nothing else is disarmed (fs/eventpoll.c,

@@ -23,6 +23,8 @@ mod objects;
 mod pipes;
 mod sockets;
 mod terminals;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeMap,
@@ -59,8 +61,8 @@ pub struct Installed {
     pub late: Vec<Call>,
     /// What the calls point to: arguments that `relocate` names are offsets in here.
     pub data: Vec<u8>,
-    /// What is not quite as it was, for the user.
-    pub warnings: Vec<String>,
+    /// What is not quite as it was. The user is told before standard error becomes the program's.
+    warnings: Vec<String>,
 }
 
 impl Installed {
@@ -132,6 +134,8 @@ struct Maker<'a> {
     standard: [Option<OwnedFd>; 3],
     pipes: BTreeMap<u64, pipes::Ends>,
     pairs: BTreeMap<u64, Option<OwnedFd>>,
+    /// What takes the place of a description at some of its numbers.
+    instead: BTreeMap<RawFd, OwnedFd>,
     installed: Installed,
 }
 
@@ -160,16 +164,21 @@ pub fn install(
         standard,
         pipes: BTreeMap::new(),
         pairs: BTreeMap::new(),
+        instead: BTreeMap::new(),
         installed: Installed::default(),
     };
     let mut made = Vec::with_capacity(image.descriptions.len());
     for (index, description) in image.descriptions.iter().enumerate() {
         made.push(maker.make(index, description)?.map(IntoRawFd::into_raw_fd));
     }
-    let mut installed = maker.finish();
+    let (mut installed, instead) = maker.finish();
+    for warning in installed.warnings.drain(..) {
+        eprintln!("stasis: {warning}");
+    }
 
     for descriptor in &image.descriptors {
         let Some(&Some(from)) = made.get(descriptor.description as usize) else { continue };
+        let from = instead.get(&descriptor.fd).copied().unwrap_or(from);
         // SAFETY: dup2(2) onto a number of the image, which nothing of ours uses from now on.
         done(unsafe { libc::dup2(from, descriptor.fd) }).map_err(|error| {
             failed(image, descriptor.description as usize, "it cannot be put at its number", &error)
@@ -272,14 +281,20 @@ impl Maker<'_> {
             .map_err(|error| failed(self.image, index, "no descriptor number is free", &error))
     }
 
-    /// The descriptor of `stasis restart` of the same number.
+    /// The descriptor of `stasis restart` of the same number; beyond the standard ones, which mean the same to
+    /// everybody, only where it is a pipe as well.
     fn inherit(&mut self, index: usize, fd: i32) -> Result<OwnedFd, Refusal> {
-        let standard = usize::try_from(fd).ok().and_then(|fd| self.standard.get(fd)).and_then(Option::as_ref);
-        let copy = match standard {
-            Some(own) => own.try_clone(),
+        let own = match usize::try_from(fd).ok().and_then(|fd| self.standard.get(fd)) {
+            Some(standard) => standard.as_ref().and_then(|own| own.try_clone().ok()),
+            None => self.numbers.copy(fd).ok().filter(|own| {
+                kernel::stat(own).is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFIFO)
+            }),
+        };
+        let copy = match own {
+            Some(own) => Ok(own),
             None => {
                 self.installed.warnings.push(format!(
-                    "{}: descriptor {fd} of this command is closed; /dev/null takes its place",
+                    "{}: this command has no descriptor {fd} to pass on; /dev/null takes its place",
                     name(self.image, index)
                 ));
                 kernel::open("/dev/null", libc::O_RDWR)
@@ -289,8 +304,9 @@ impl Maker<'_> {
     }
 
     /// Lets go of what was needed for making.
-    fn finish(self) -> Installed {
-        self.installed
+    fn finish(self) -> (Installed, BTreeMap<RawFd, RawFd>) {
+        let instead = self.instead.into_iter().map(|(fd, own)| (fd, own.into_raw_fd())).collect();
+        (self.installed, instead)
     }
 }
 

@@ -45,6 +45,11 @@ pub fn create_objects(image: &ProcessImage) -> Result<BTreeMap<u32, OwnedFd>, Re
     let mut objects = BTreeMap::new();
     for object in &image.objects {
         let fd = create(object).map_err(|error| refused(image, object, "it cannot be made", &error))?;
+        // The owner is not in the image: it is taken to be who the program makes files as. Only the privileged can
+        // say so, and for others it is so already.
+        let (uid, gid) = (image.credentials.uid[3], image.credentials.gid[3]);
+        // SAFETY: no memory is touched.
+        let _ = unsafe { libc::fchown(fd.as_raw_fd(), uid, gid) };
         objects.insert(object.id, fd);
     }
     Ok(objects)

@@ -41,6 +41,14 @@ pub fn open(maker: &mut Maker<'_>, index: usize, description: &Description) -> R
         let warning =
             format!("{}: there is no terminal here; {instead} stands in for it", name(image, index));
         maker.installed.warnings.push(warning);
+        // One terminal stood behind several numbers; what stands in for each is its own.
+        for &number in &numbers {
+            if let Some(own) =
+                maker.standard.get(number).and_then(Option::as_ref).and_then(|own| own.try_clone().ok())
+            {
+                maker.instead.insert(number as i32, own);
+            }
+        }
         return match standard {
             Some(fd) => Ok(fd),
             None => kernel::open("/dev/null", libc::O_RDWR)

@@ -1,29 +1,52 @@
 //! System calls that the stop handler can find out about, and make again in another way.
 
-use core::arch::naked_asm;
+use core::{arch::naked_asm, mem::offset_of};
 
 use crate::interrupted::call::Call;
-use core::mem::offset_of;
 
-/// Makes the system call that `call` describes; the result is the kernel's, or, where the stop handler
-/// has it made in parts, the sum of them.
+/// What every wrapper jumps to, with the C function's arguments still in place, the [`Prepare`] function in
+/// RAX and the [`Finish`] function in R11: lays a record on the stack, has it prepared, makes the system
+/// call, has the result finished, and returns to the wrapper's caller.
 ///
-/// RBX holds `call` meanwhile: this is how the stop handler knows which call it interrupted. It is an
-/// ordinary function to unwinders, so that pthread_cancel(3) works during the call.
+/// RBX holds the record meanwhile: this is how the stop handler knows which call it interrupted.
+///
+/// In a cancellation point the thread can be cancelled at any instruction meanwhile, as in glibc's own
+/// (2.36, nptl/cancellation.c). The unwinding that follows meets this frame only, never one of Rust's,
+/// which with panic = "abort" would end the process.
+///
+/// [`Prepare`]: crate::wrappers::Prepare
+/// [`Finish`]: crate::wrappers::Finish
 ///
 /// # Safety
-/// The system call's; `call` is used by nobody else.
+/// Only from a wrapper, as said above.
 #[unsafe(naked)]
-pub unsafe extern "C-unwind" fn tracked_call(call: *mut Call) -> isize {
+pub unsafe extern "C" fn wrapped_call() {
     naked_asm!(
         ".cfi_startproc",
         "push rbx",
         ".cfi_adjust_cfa_offset 8",
         ".cfi_rel_offset rbx, 0",
-        "mov rbx, rdi",
+        "sub rsp, {size}",
+        ".cfi_adjust_cfa_offset {size}",
+        "mov rbx, rsp",
+        "mov [rbx + {arguments}], rdi",
+        "mov [rbx + {arguments} + 8], rsi",
+        "mov [rbx + {arguments} + 16], rdx",
+        "mov [rbx + {arguments} + 24], rcx",
+        "mov [rbx + {arguments} + 32], r8",
+        "mov [rbx + {arguments} + 40], r9",
+        "mov [rbx + {finish}], r11",
+        "mov rdi, rbx",
+        "call rax",
         ".globl stasis_tracked_begin",
         ".hidden stasis_tracked_begin",
         "stasis_tracked_begin:",
+        "cmp dword ptr [rbx + {cancel}], 0",
+        "jl 2f",
+        "mov edi, {asynchronous}",
+        "lea rsi, [rbx + {cancel}]",
+        "call [rip + pthread_setcanceltype@GOTPCREL]",
+        "2:",
         "mov rax, [rbx + {nr}]",
         "mov rdi, [rbx + {arguments}]",
         "mov rsi, [rbx + {arguments} + 8]",
@@ -35,45 +58,45 @@ pub unsafe extern "C-unwind" fn tracked_call(call: *mut Call) -> isize {
         ".globl stasis_tracked_returned",
         ".hidden stasis_tracked_returned",
         "stasis_tracked_returned:",
-        "cmp dword ptr [rbx + {timer}], 0",
-        "jge 4f",
-        "2:",
-        "mov rdx, [rbx + {done}]",
-        "test rdx, rdx",
-        "jnz 5f",
-        "jmp 7f",
+        "mov [rbx + {result}], rax",
         // The timer that stood in for a time-out. It is forgotten first: one left over does no harm, one
         // deleted twice may be the program's.
-        "4:",
-        "mov [rbx + {result}], rax",
         "mov edi, [rbx + {timer}]",
+        "test edi, edi",
+        "js 3f",
         "mov dword ptr [rbx + {timer}], -1",
         "mov eax, {timer_delete}",
         "syscall",
-        "mov rax, [rbx + {result}]",
-        "jmp 2b",
-        // A part was done before: an error now is not told (write(2)).
-        "5:",
-        "test rax, rax",
-        "js 6f",
-        "add rax, rdx",
-        "jmp 7f",
-        "6:",
-        "mov rax, rdx",
-        "7:",
+        "3:",
+        "mov edi, [rbx + {cancel}]",
+        "test edi, edi",
+        "js 4f",
+        "xor esi, esi",
+        "call [rip + pthread_setcanceltype@GOTPCREL]",
+        "4:",
+        "mov rdi, rbx",
+        "call [rbx + {finish}]",
+        "cmp dword ptr [rbx + {again}], 0",
+        "jne stasis_tracked_begin",
         ".globl stasis_tracked_end",
         ".hidden stasis_tracked_end",
         "stasis_tracked_end:",
+        "add rsp, {size}",
+        ".cfi_adjust_cfa_offset -{size}",
         "pop rbx",
         ".cfi_adjust_cfa_offset -8",
         ".cfi_restore rbx",
         "ret",
         ".cfi_endproc",
-        nr = const offset_of!(Call, nr),
+        size = const size_of::<Call>(),
         arguments = const offset_of!(Call, arguments),
-        done = const offset_of!(Call, done),
+        finish = const offset_of!(Call, finish),
+        cancel = const offset_of!(Call, cancel),
+        asynchronous = const 1, // PTHREAD_CANCEL_ASYNCHRONOUS
+        nr = const offset_of!(Call, nr),
         timer = const offset_of!(Call, timer),
         result = const offset_of!(Call, result),
+        again = const offset_of!(Call, again),
         timer_delete = const libc::SYS_timer_delete,
     )
 }
@@ -139,7 +162,7 @@ unsafe extern "C" {
 /// Where an interrupted thread stands, if it is in one of the calls above.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Stub {
-    /// In `tracked_call`, not just behind its `syscall` instruction.
+    /// In `wrapped_call`, not just behind its `syscall` instruction.
     Tracked,
     TrackedReturned,
     InjectedReturned,

@@ -4,6 +4,6 @@ mod calls;
 mod entry;
 mod frame;
 
-pub use calls::{Stub, behind_injection, stub_at, tracked_call};
+pub use calls::{Stub, behind_injection, stub_at, wrapped_call};
 pub use entry::{clone_thread, glibc_rseq_symbols, park, resume_entry, return_from_signal};
 pub use frame::Frame;

@@ -1,8 +1,9 @@
 //! eventfd, timerfd, signalfd: fdinfo tells all of them (proc(5)). And why others cannot be saved.
 
 use stasis_protocol::{coordinator::Refusal, image::DescriptionKind};
+use stasis_sys::process;
 
-use super::{CLOSE_IT, Open};
+use super::{CLOSE_IT, Open, Table};
 use crate::procfs;
 
 fn unreadable<T>(open: &Open) -> Result<T, Refusal> {
@@ -16,18 +17,44 @@ pub fn event(open: &Open) -> Result<DescriptionKind, Refusal> {
     Ok(DescriptionKind::Event { count, semaphore })
 }
 
-pub fn timer(open: &Open) -> Result<DescriptionKind, Refusal> {
-    let clock = open.field("clockid:").and_then(procfs::signed);
-    let ticks = open.field("ticks:").and_then(procfs::decimal);
-    let flags = open.field("settime flags:").and_then(procfs::octal);
-    let value = open.field("it_value:").and_then(timespec);
-    let interval = open.field("it_interval:").and_then(timespec);
+pub fn timer(table: &Table<'_>, open: &Open) -> Result<DescriptionKind, Refusal> {
+    let timespec_of = |info: &[u8], key| procfs::field(info, key).and_then(timespec);
+    let mut now = None;
+    if table.stopped()
+        && timespec_of(&open.info, "it_value:") == Some(0)
+        && timespec_of(&open.info, "it_interval:") != Some(0)
+    {
+        // A periodic timer that has expired stands still until somebody reads it or asks for its time, which counts
+        // the periods since (fs/timerfd.c, do_timerfd_gettime).
+        let duplicate = table.duplicate(open)?;
+        let mut setting = [0u64; 4];
+        // SAFETY: timerfd_gettime(2) fills in struct itimerspec, four words.
+        let _ = unsafe {
+            process::with(libc::SYS_timerfd_gettime, [duplicate.0 as usize, 0, 0, 0, 0, 0], 1, &mut setting)
+        };
+        now = procfs::read(path!("/proc/self/task/{}/fdinfo/{}", table.tid, open.fd).as_c_str()).ok();
+    }
+    let info = now.as_deref().unwrap_or(&open.info);
+    let clock = procfs::field(info, "clockid:").and_then(procfs::signed);
+    let ticks = procfs::field(info, "ticks:").and_then(procfs::decimal);
+    let flags = procfs::field(info, "settime flags:").and_then(procfs::octal);
+    let value = timespec_of(info, "it_value:");
+    let interval = timespec_of(info, "it_interval:");
     match (clock, ticks, flags, value, interval) {
         (Some(clock), Some(ticks), Some(flags), Some(value_ns), Some(interval_ns)) => {
+            let (clock, flags) = (clock as i32, flags as i32);
+            let absolute = flags & libc::TFD_TIMER_ABSTIME != 0
+                && matches!(clock, libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_ALARM)
+                && value_ns != 0;
             Ok(DescriptionKind::Timer {
-                clock: clock as i32,
-                settime_flags: flags as i32,
+                clock,
+                settime_flags: flags,
                 value_ns,
+                deadline_ns: if absolute {
+                    stasis_sys::sync::clock_ns(clock).saturating_add(value_ns)
+                } else {
+                    0
+                },
                 interval_ns,
                 ticks,
             })

@@ -282,7 +282,7 @@ fn kind(table: &Table<'_>, open: &Open, objects: &mut Objects) -> Result<Descrip
     if let Some(name) = open.link.strip_prefix("anon_inode:") {
         return match name {
             "[eventfd]" => anonymous::event(open),
-            "[timerfd]" => anonymous::timer(open),
+            "[timerfd]" => anonymous::timer(table, open),
             "[signalfd]" => anonymous::signal(open),
             "[eventpoll]" => epoll::capture(table, open),
             "inotify" => inotify::capture(table, open),
@@ -306,10 +306,13 @@ fn kind(table: &Table<'_>, open: &Open, objects: &mut Objects) -> Result<Descrip
     }
 }
 
-/// What stays outside, and is inherited on a standard descriptor; `None` for any other number.
+/// What stays outside, and is inherited on a standard descriptor; `None` for any other number. Pipes are inherited
+/// on any: shells and other starters leave them open by the dozen, and a pipe without a name whose other end is
+/// outside can have come from nobody else.
 fn inherited(open: &Open) -> Option<DescriptionKind> {
     // The representative of a description is its lowest number.
-    (open.fd <= 2).then(|| DescriptionKind::Inherited { fd: open.fd, what: open.link.clone() })
+    (open.fd <= 2 || open.link.starts_with("pipe:"))
+        .then(|| DescriptionKind::Inherited { fd: open.fd, what: open.link.clone() })
 }
 
 /// F_GETOWN_EX and F_GETSIG. Files and directories send signals for O_ASYNC, leases and dnotify only: they are

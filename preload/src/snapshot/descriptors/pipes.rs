@@ -6,7 +6,7 @@ use stasis_protocol::{
     coordinator::Refusal,
     image::{Description, DescriptionKind},
 };
-use stasis_sys::file;
+use stasis_sys::{file, sync};
 
 use super::{Duplicate, Open, Table, inherited, refusal};
 
@@ -66,7 +66,7 @@ pub fn capture(table: &Table<'_>, open: &Open) -> Result<DescriptionKind, Refusa
 /// Whether nobody has the other end (pipe_poll in fs/pipe.c: POLLHUP without writers, POLLERR without
 /// readers).
 fn other_end_is_closed(open: &Open, duplicate: &Duplicate) -> Result<bool, Refusal> {
-    let ready = file::ready(duplicate.0, 0).map_err(|error| open.failed("it cannot be polled", error))?;
+    let ready = sync::poll(duplicate.0, 0, 0).map_err(|error| open.failed("it cannot be polled", error))?;
     Ok(match open.access() {
         libc::O_RDONLY => ready & libc::POLLHUP != 0,
         libc::O_WRONLY => ready & libc::POLLERR != 0,

@@ -6,11 +6,7 @@ use stasis_protocol::{
     coordinator::Refusal,
     image::{DescriptionKind, SocketOption},
 };
-use stasis_sys::{
-    Errno,
-    file::{self, Fd},
-    socket,
-};
+use stasis_sys::{Errno, file::Fd, socket, sync};
 
 use super::{CLOSE_IT, Duplicate, Open, Table, bytes, inherited, refusal, sock_diag};
 use crate::procfs;
@@ -129,7 +125,7 @@ fn tcp(open: &Open, asked: &Asked) -> Result<DescriptionKind, Refusal> {
 }
 
 fn udp(open: &Open, asked: &Asked) -> Result<DescriptionKind, Refusal> {
-    let ready = file::ready(asked.socket.0, libc::POLLIN)
+    let ready = sync::poll(asked.socket.0, libc::POLLIN, 0)
         .map_err(|error| open.failed("it cannot be polled", error))?;
     if ready & libc::POLLIN != 0 {
         return outside(open, "datagrams wait in it", WAIT);
@@ -195,7 +191,9 @@ fn peek_all(socket: Fd, stream: bool) -> Result<Vec<Vec<u8>>, Errno> {
         match socket::peek(socket, &mut buffer, if stream { 0 } else { libc::MSG_TRUNC }) {
             Ok(0) if stream => break,
             // A datagram without content; at the end of a connection (SOCK_SEQPACKET) zero comes for ever.
-            Ok(0) if file::ready(socket, libc::POLLRDHUP)? & (libc::POLLRDHUP | libc::POLLHUP) != 0 => break,
+            Ok(0) if sync::poll(socket, libc::POLLRDHUP, 0)? & (libc::POLLRDHUP | libc::POLLHUP) != 0 => {
+                break;
+            }
             Ok(len) if len > size => {
                 // The offset has moved on by what was read, into the middle of the message: once more from the start.
                 if len > LARGEST {

@@ -1,0 +1,64 @@
+//! What a computation loses by being launched, and by checkpoints once and ten times a second.
+
+use std::ffi::OsStr;
+
+use anyhow::ensure;
+
+use super::{Setting, printed_number, workload};
+use crate::{
+    place,
+    report::{Line, Unit},
+    statistics::Samples,
+    tools::{self, StasisSession},
+};
+
+/// Seconds between checkpoints; 0: none.
+const INTERVALS: [f64; 3] = [0.0, 1.0, 0.1];
+
+/// The program prints how long its computation took, so that its start does not count; runs in turns.
+pub fn measure(setting: &Setting<'_>) -> anyhow::Result<Vec<Line>> {
+    let (rounds, seconds) = if setting.quick { (1, 0.5) } else { (5, 3.0) };
+    let directory = place::directory(setting.directory)?;
+    let native = |steps: u64| {
+        let program = workload(&["compute", "--steps", &steps.to_string()])?;
+        printed_number(place::command(&program[0], directory.path())?.args(&program[1..]))
+    };
+    const CALIBRATION: u64 = 20_000_000;
+    let steps = (CALIBRATION as f64 * seconds * 1e9 / native(CALIBRATION)?) as u64;
+    let program = workload(&["compute", "--steps", &steps.to_string()])?;
+    let program: Vec<&OsStr> = program.iter().map(AsRef::as_ref).collect();
+
+    let stasis = StasisSession::open(&tools::Stasis::find()?, directory.path())?;
+    let mut alone = Samples::default();
+    let mut launched = vec![Samples::default(); INTERVALS.len()];
+    let mut taken = [0; INTERVALS.len()];
+    for _ in 0..rounds {
+        alone.push(native(steps)? / 1e6);
+        for (index, &interval) in INTERVALS.iter().enumerate() {
+            let (before, failed_before) = stasis.checkpoints()?;
+            let took = printed_number(&mut stasis.launch_with_interval(&program, interval)?)?;
+            let (after, failed) = stasis.checkpoints()?;
+            launched[index].push(took / 1e6);
+            taken[index] += after - before;
+            // One may be under way when the program ends.
+            ensure!(failed <= failed_before + 1, "{} checkpoints failed", failed - failed_before);
+            // The interval's ticks are left out while a checkpoint is being taken, on a slow disk most of them.
+            let expected = u64::from(interval > 0.0 && seconds >= 2.0 * interval);
+            ensure!(
+                after - before >= expected,
+                "no checkpoint was taken in {seconds} s, asked for every {interval} s"
+            );
+        }
+    }
+    let mut lines = vec![Line::new("native", "a computation", Unit::Milliseconds, alone.clone())];
+    for ((interval, samples), taken) in INTERVALS.iter().zip(launched).zip(taken) {
+        let quantity = match interval {
+            0.0 => "ratio to native, launched".to_owned(),
+            seconds => format!("ratio to native, a checkpoint every {seconds} s"),
+        };
+        let line = Line::new(tools::STASIS, quantity, Unit::Ratio, samples.ratio(&alone));
+        lines
+            .push(line.note(format!("{:.1} checkpoints a run of {seconds} s", taken as f64 / rounds as f64)));
+    }
+    Ok(lines)
+}

@@ -1,0 +1,35 @@
+//! Memory that neither compresses nor repeats, and ticks that tell when the program ran.
+
+use std::{path::Path, thread, time::Duration};
+
+use super::XorShift;
+use crate::shared_page::SharedPage;
+
+/// Long enough to leave the processors to the checkpointer, short beside a pause of a millisecond. What the
+/// kernel adds (timer slack, 50 µs) is in every gap.
+const TICK: Duration = Duration::from_micros(100);
+
+const WORDS_PER_PAGE: usize = 4096 / size_of::<u64>();
+
+/// Fills `mib` MiB and ticks until it is told to end.
+pub fn run(mib: usize, seed: u64, page: &Path) -> anyhow::Result<()> {
+    let mut random = XorShift::new(seed);
+    let mut memory: Vec<u64> = Vec::with_capacity(mib << 17);
+    memory.extend((0..mib << 17).map(|_| random.step()));
+    let pages = memory.len() / WORDS_PER_PAGE;
+    let shared = SharedPage::open(page)?;
+    while !shared.is_to_stop() {
+        shared.tick();
+        let dirty = shared.pages_to_dirty() as usize;
+        if dirty > 0 {
+            // Spread evenly: single pages, as programs dirty them.
+            for index in 0..dirty.min(pages) {
+                let at = index * pages / dirty.min(pages) * WORDS_PER_PAGE;
+                memory[at..at + WORDS_PER_PAGE].fill_with(|| random.step());
+            }
+            shared.dirtied();
+        }
+        thread::sleep(TICK);
+    }
+    Ok(())
+}

@@ -1,0 +1,72 @@
+//! The programs that are measured: this binary, run as `stasis-benches workload …`, so that there is
+//! nothing to compile or find.
+//!
+//! Not here: who runs them, and how often.
+
+mod calls;
+mod compute;
+mod memory;
+
+pub use calls::Call;
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+
+#[derive(Debug, Subcommand)]
+pub enum Workload {
+    /// Hold incompressible memory, and tick
+    Memory {
+        #[arg(long)]
+        mib: usize,
+        /// What the memory is filled from; another seed has no page in common
+        #[arg(long)]
+        seed: u64,
+        /// The file of the shared page
+        #[arg(long)]
+        page: PathBuf,
+    },
+    /// Make one call again and again; prints nanoseconds per call
+    Call {
+        #[arg(value_enum)]
+        call: Call,
+        /// How long, in milliseconds
+        #[arg(long)]
+        millis: u64,
+    },
+    /// Compute a fixed number of steps; prints how many nanoseconds that took
+    Compute {
+        #[arg(long)]
+        steps: u64,
+    },
+}
+
+/// # Errors
+/// What the workload needs and has not got.
+pub fn run(workload: &Workload) -> anyhow::Result<()> {
+    match workload {
+        Workload::Memory { mib, seed, page } => memory::run(*mib, *seed, page),
+        Workload::Call { call, millis } => calls::run(*call, *millis),
+        Workload::Compute { steps } => {
+            compute::run(*steps);
+            Ok(())
+        }
+    }
+}
+
+/// Marsaglia's xorshift64: fast, and its output does not compress.
+pub struct XorShift(u64);
+
+impl XorShift {
+    pub fn new(seed: u64) -> Self {
+        // Zero is a fixed point. Seeds that are near each other must not give streams that are.
+        Self(seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub fn step(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+}

@@ -1,0 +1,49 @@
+//! pthread_create(3): the first call makes glibc install its own handler of signal 33 (nptl/pthread_create.c,
+//! `late_init`). Ours is put in front of it again at once, so that the stop signal finds it at any time: the
+//! threads of a process that stands stopped get theirs before the checkpoint thread runs.
+
+use core::{
+    ffi::c_void,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use super::next;
+use crate::stop;
+
+type PthreadCreate = unsafe extern "C" fn(*mut c_void, *const c_void, *const c_void, *mut c_void) -> i32;
+
+/// The next definition; 0 before it was looked for.
+static NEXT: AtomicUsize = AtomicUsize::new(0);
+
+/// pthread_create(3).
+///
+/// # Safety
+/// pthread_create(3)'s.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pthread_create(
+    thread: *mut c_void,
+    attributes: *const c_void,
+    routine: *const c_void,
+    argument: *mut c_void,
+) -> i32 {
+    let mut address = NEXT.load(Ordering::Acquire);
+    let first = address == 0;
+    if first {
+        // SAFETY: the first thread of a program is made while it is being loaded, or by its main thread: nobody
+        // unloads an object meanwhile.
+        match unsafe { next::find(c"pthread_create") } {
+            Some(next) => address = next.address,
+            None => return libc::EAGAIN,
+        }
+    }
+    // SAFETY: a function of this type, by its name.
+    let create: PthreadCreate = unsafe { core::mem::transmute(address) };
+    // SAFETY: the caller's call.
+    let result = unsafe { create(thread, attributes, routine, argument) };
+    if first {
+        NEXT.store(address, Ordering::Release);
+        // Where it fails, the next checkpoint says so.
+        let _ = stop::install_again();
+    }
+    result
+}
