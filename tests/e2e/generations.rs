@@ -56,22 +56,6 @@ fn five_restarts_of_one_checkpoint() {
 }
 
 #[test]
-fn a_second_restart_beside_the_first_is_refused_by_the_pid_that_both_need() {
-    let lab = Lab::new();
-    let expected = undisturbed(&lab);
-    let running = lab.launch(counter());
-    let pid = running.pid();
-    running.wait_line("step 10");
-    let id = lab.checkpoint_kill(running);
-    let elsewhere = lab.with_coordinator("elsewhere");
-    let first = elsewhere.restart([&id]);
-    elsewhere.wait_joined(&first);
-    lab.run(["restart", &id]).expect_refusal(&[&format!("pid {pid}"), "in use"]);
-    ends_as(first, &expected);
-    ends_as(lab.restart([&id]), &expected);
-}
-
-#[test]
 fn checkpoints_without_kill_between_and_any_of_them_restarted() {
     let lab = Lab::new();
     let expected = undisturbed(&lab);

@@ -8,15 +8,24 @@ use std::{
 };
 
 use nix::{
-    sys::wait::{WaitStatus, waitpid},
+    sys::{
+        signal::{SigmaskHow, sigprocmask},
+        wait::{WaitStatus, waitpid},
+    },
     unistd::{ForkResult, Pid, fork},
 };
 
 use super::Finding;
-use crate::process::Pidfd;
+use crate::{
+    process::Pidfd,
+    restart::{namespace, session::Session},
+};
 
 /// linux/prctl.h
 const PR_GET_TID_ADDRESS: i32 = 40;
+
+const NEEDS_NAMESPACES: &str = "user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone) and a \
+     /proc of which nothing is hidden (container engines hide parts)";
 
 const NEEDS_CONFIG: &str = "a kernel with CONFIG_CHECKPOINT_RESTORE, as all distributions have";
 
@@ -114,32 +123,16 @@ pub fn set_tid() -> Finding {
         Ok(pid) => return Finding::Works(format!("clone3 gave the pid {pid} that was asked for")),
         Err(error) => error,
     };
-    match own_namespaces() {
-        Ok(()) => Finding::falls(
-            format!("clone3 with set_tid: {denied}; user and pid namespaces are allowed and take its place"),
+    match namespaces() {
+        Finding::Works(how) => Finding::falls(
+            format!("clone3 with set_tid: {denied}; {how}, which takes its place"),
             "for the same pids without a namespace, CAP_CHECKPOINT_RESTORE",
         ),
-        Err(error) => Finding::missing(
-            format!("clone3 with set_tid: {denied}; user and pid namespaces: {error}"),
-            "CAP_CHECKPOINT_RESTORE, or user namespaces (sysctl kernel.unprivileged_userns_clone, user.max_user_namespaces)",
+        _ => Finding::missing(
+            format!("clone3 with set_tid: {denied}"),
+            format!("CAP_CHECKPOINT_RESTORE, or {NEEDS_NAMESPACES}"),
         ),
     }
-}
-
-/// linux/sched.h, CLONE_ARGS_SIZE_VER1.
-#[repr(C)]
-#[derive(Default)]
-struct CloneArgs {
-    flags: u64,
-    pidfd: u64,
-    child_tid: u64,
-    parent_tid: u64,
-    exit_signal: u64,
-    stack: u64,
-    stack_size: u64,
-    tls: u64,
-    set_tid: u64,
-    set_tid_size: u64,
 }
 
 fn choose_pid() -> io::Result<Pid> {
@@ -147,24 +140,14 @@ fn choose_pid() -> io::Result<Pid> {
     let mut last = io::Error::from_raw_os_error(libc::EEXIST);
     for _ in 0..8 {
         let free = in_child(|| 0)?.0;
-        let wanted = free.as_raw();
-        let args = CloneArgs {
-            exit_signal: libc::SIGCHLD as u64,
-            set_tid: &raw const wanted as u64,
-            set_tid_size: 1,
-            ..CloneArgs::default()
-        };
-        // SAFETY: as fork(2): without CLONE_VM the child has its own copy of memory. This process has one
-        // thread, and the child ends at once.
-        match unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) } {
-            // SAFETY: takes an integer.
-            0 => unsafe { libc::_exit(0) },
-            -1 => last = io::Error::last_os_error(),
-            pid => {
-                let pid = Pid::from_raw(pid as i32);
+        match namespace::clone3(0, Some(free.as_raw())) {
+            Ok(0) => namespace::exit(),
+            Ok(pid) => {
+                let pid = Pid::from_raw(pid);
                 waitpid(pid, None)?;
                 return Ok(pid);
             }
+            Err(error) => last = error,
         }
         if last.raw_os_error() != Some(libc::EEXIST) {
             break;
@@ -173,15 +156,32 @@ fn choose_pid() -> io::Result<Pid> {
     Err(last)
 }
 
-fn own_namespaces() -> io::Result<()> {
-    let (_, code) = in_child(|| {
-        // SAFETY: takes an integer; changes the namespaces of this child only.
-        match unsafe { libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWPID) } {
-            0 => 0,
-            _ => io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO),
-        }
-    })?;
-    if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code)) }
+/// Makes a process with a pid of our choice in a pid namespace, as restart does where pids are in use.
+pub fn namespaces() -> Finding {
+    let user = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
+    let denied = match enter_namespace(None) {
+        Ok(()) => return Finding::Works("made a pid namespace".into()),
+        Err(error) => error,
+    };
+    match enter_namespace(Some(user)) {
+        Ok(()) => Finding::Works("made a pid namespace in a user namespace".into()),
+        Err(error) => Finding::falls(
+            format!("{denied:#}; {error:#}: a checkpoint is restarted while its pids are free only"),
+            NEEDS_NAMESPACES,
+        ),
+    }
+}
+
+fn enter_namespace(user: Option<(u32, u32)>) -> anyhow::Result<()> {
+    const PID: i32 = 1000;
+    let request = namespace::Request { pid: PID, last_tid: PID, user, session: Session::Same };
+    let before = namespace::hold_signals()?;
+    let entered = namespace::enter(&request, || ());
+    if let Ok((init, _)) = &entered {
+        init.collect();
+    }
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+    entered.map(drop)
 }
 
 /// Runs `body` in a child; returns the child's pid, which is free again, and what `body` returned.

@@ -50,6 +50,7 @@ pub fn run(context: &Context) -> anyhow::Result<ExitCode> {
         probe("timer list", "checkpoint", kernel::timers()),
         probe("pidfd_getfd", "restart", kernel::pidfd_getfd()),
         probe("original pids", "restart", kernel::set_tid()),
+        probe("pid namespaces", "restart beside the original", kernel::namespaces()),
         probe("coordinator", "checkpoint, status", parts::coordinator(context)),
     ];
     let missing = probes.iter().any(|probe| matches!(probe.finding, Finding::Missing { .. }));

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use anyhow::Context as _;
 use stasis_protocol::{
     coordinator::Refusal,
     image::{Credentials, ProcessImage},
@@ -57,7 +58,7 @@ pub fn check(image: &ProcessImage, refusals: &mut Vec<Refusal>) {
     if had.uid != have.uid {
         need(CAP_SETUID, format!("uid {}", had.uid[1]), "you are another user, and may not become this one");
     }
-    if had.gid != have.gid || sorted(&had.groups) != sorted(&have.groups) {
+    if had.gid != have.gid || !same_groups(&had.groups, &have.groups) {
         need(
             CAP_SETGID,
             format!("gid {}, groups {:?}", had.gid[1], had.groups),
@@ -88,23 +89,58 @@ pub fn check(image: &ProcessImage, refusals: &mut Vec<Refusal>) {
     }
 }
 
-fn sorted(groups: &[u32]) -> Vec<u32> {
-    let mut groups = groups.to_vec();
-    groups.sort_unstable();
-    groups
+/// Whether the groups are the same. In a user namespace the program saw those that are not mapped there as the
+/// overflow group (user_namespaces(7)), each of which stands for one of ours.
+fn same_groups(had: &[u32], have: &[u32]) -> bool {
+    const OVERFLOW: u32 = 65534;
+    let mut others = have.to_vec();
+    let mut unknown = 0;
+    for group in had {
+        match others.iter().position(|other| other == group) {
+            Some(at) => drop(others.swap_remove(at)),
+            None if *group == OVERFLOW => unknown += 1,
+            None => return false,
+        }
+    }
+    others.len() == unknown
+}
+
+/// Makes the capabilities of this process survive the exec of the restorer, which chooses the threads' ids with
+/// them and then drops what the program did not have. Root's do anyway (capabilities(7)).
+///
+/// # Errors
+/// When the kernel has no ambient capabilities (before Linux 4.3).
+pub fn keep_across_exec() -> anyhow::Result<()> {
+    let own = own();
+    if own.uid[1] == 0 || own.permitted == 0 {
+        return Ok(());
+    }
+    let header = [CAPABILITY_VERSION_3, 0];
+    let words = capability_words(own.permitted, own.permitted, own.permitted);
+    // SAFETY: capset(2) reads a header of two words and six words of sets.
+    let set = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), words.as_ptr()) };
+    let raise = |capability: u64| {
+        // SAFETY: prctl(2) with numbers.
+        unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, capability, 0, 0) }
+    };
+    if set < 0 || (0..64).filter(|bit| own.permitted & 1 << bit != 0).any(|capability| raise(capability) < 0)
+    {
+        return Err(std::io::Error::last_os_error()).context("keeping capabilities for the restorer");
+    }
+    Ok(())
 }
 
 /// The calls that each thread makes before any restored code runs, so that it has exactly what it had.
-/// Credentials are a thread's own for the kernel (credentials(7)).
-pub fn plan(image: &ProcessImage, plan: &mut Plan) {
-    let (had, have) = (&image.credentials, own());
+/// Credentials are a thread's own for the kernel (credentials(7)). `have` is what the restorer will have.
+pub fn plan(image: &ProcessImage, have: &Credentials, plan: &mut Plan) {
+    let had = &image.credentials;
     let mut calls = Vec::new();
     let id = u64::from;
     let dropped = have.bounding & !had.bounding;
     for capability in (0..64).filter(|bit| dropped & 1 << bit != 0) {
         calls.push(call(libc::SYS_prctl, &[libc::PR_CAPBSET_DROP as u64, capability]));
     }
-    if sorted(&had.groups) != sorted(&have.groups) {
+    if !same_groups(&had.groups, &have.groups) {
         let bytes: Vec<u8> = had.groups.iter().flat_map(|group| group.to_ne_bytes()).collect();
         let at = plan.keep(&bytes);
         calls.push(pointing(call(libc::SYS_setgroups, &[had.groups.len() as u64, 0]), 1, at));
@@ -152,21 +188,19 @@ pub fn plan(image: &ProcessImage, plan: &mut Plan) {
     plan.thread_calls.extend(calls);
 }
 
-/// capset(2), version 3.
+/// The version of capset(2)'s header.
+const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+
+/// capset(2)'s sets: the low halves of all three, then the high ones.
+fn capability_words(effective: u64, permitted: u64, inheritable: u64) -> [u32; 6] {
+    let sets = [effective, permitted, inheritable];
+    let (low, high) = (sets.map(|set| set as u32), sets.map(|set| (set >> 32) as u32));
+    [low[0], low[1], low[2], high[0], high[1], high[2]]
+}
+
 fn set_capabilities((effective, permitted, inheritable): (u64, u64, u64), plan: &mut Plan) -> Call {
-    const VERSION_3: u32 = 0x2008_0522;
-    let low = |set: u64| set as u32;
-    let high = |set: u64| (set >> 32) as u32;
-    let words = [
-        low(effective),
-        low(permitted),
-        low(inheritable),
-        high(effective),
-        high(permitted),
-        high(inheritable),
-    ];
     let bytes = |words: &[u32]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>();
-    let header = plan.keep(&bytes(&[VERSION_3, 0]));
-    let data = plan.keep(&bytes(&words));
+    let header = plan.keep(&bytes(&[CAPABILITY_VERSION_3, 0]));
+    let data = plan.keep(&bytes(&capability_words(effective, permitted, inheritable)));
     pointing(pointing(call(libc::SYS_capset, &[0, 0]), 0, header), 1, data)
 }

@@ -7,17 +7,21 @@
 //!
 //! - `machine`, `credentials`, `layout`, `settings`, `descriptors`: what is checked, and what goes into the plan
 //! - `objects`: content of memory and files that exist in the checkpoint only
-//! - `spawn`: the child, with its old ids, if need be in a pid namespace
+//! - `spawn`: the child that becomes the program; `session`: where it belongs
+//! - `place`, `namespace`: where its ids can be had: here, or in a pid namespace of its own
 //! - `supervise`: standing in for the program
 
 mod credentials;
 mod descriptors;
-mod failure;
 mod layout;
 mod machine;
+pub mod namespace;
 mod numbers;
 mod objects;
+mod place;
 mod plan;
+mod report;
+pub mod session;
 mod settings;
 mod spawn;
 mod supervise;
@@ -72,10 +76,10 @@ pub fn run(context: &Context, args: &RestartArgs) -> anyhow::Result<ExitCode> {
         address: &address,
         detach: args.detach,
     };
-    let child = spawn::spawn(&request)?;
+    let child = place::spawn(&request)?;
     drop(client);
     if args.detach {
-        report(context, &saved, &address, child.pid.as_raw())?;
+        print(context, &saved, &address, child.pid.as_raw())?;
         return Ok(ExitCode::SUCCESS);
     }
     supervise::stand_in(child)
@@ -134,7 +138,7 @@ fn refusal(what: impl Into<String>, reason: impl Into<String>, remedy: impl Into
 }
 
 /// What `--detach` prints.
-fn report(context: &Context, saved: &Saved, address: &Address, pid: i32) -> anyhow::Result<()> {
+fn print(context: &Context, saved: &Saved, address: &Address, pid: i32) -> anyhow::Result<()> {
     #[derive(serde::Serialize)]
     struct Restarted<'a> {
         checkpoint: &'a str,
@@ -151,7 +155,13 @@ fn report(context: &Context, saved: &Saved, address: &Address, pid: i32) -> anyh
     if context.json {
         output::json(&restarted)?;
     } else if !context.quiet {
-        println!("computation {} goes on from {}: pid {pid}", restarted.computation, restarted.checkpoint);
+        let own = saved.image.ids.pid;
+        let inside =
+            if own == pid { String::new() } else { format!(" (for itself, in a pid namespace: {own})") };
+        println!(
+            "computation {} goes on from {}: pid {pid}{inside}",
+            restarted.computation, restarted.checkpoint
+        );
     }
     Ok(())
 }

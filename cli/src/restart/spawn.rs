@@ -1,9 +1,10 @@
 //! The child that becomes the program: with its pid, its session, its limits and its descriptors.
 
 use std::{
+    convert::Infallible,
     ffi::CString,
     fs::File,
-    io::{self, Read},
+    io,
     os::{
         fd::{FromRawFd, OwnedFd},
         unix::{ffi::OsStrExt, net::UnixStream},
@@ -11,21 +12,28 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context as _, bail};
-use nix::unistd::Pid;
+use anyhow::Context as _;
+use nix::{
+    sys::signal::{SigmaskHow, sigprocmask},
+    unistd::Pid,
+};
 use stasis_protocol::{
-    image::ProcessImage,
-    plan::{self, Failure as Report, RestartInfo, Thread, step},
+    image::{Credentials, ProcessImage},
+    plan::{RestartInfo, Thread},
 };
 
 use super::{
-    Saved, credentials, descriptors, failure, layout,
+    Saved, credentials, descriptors, layout,
+    namespace::{self, Init},
     numbers::Numbers,
     objects,
+    place::Place,
     plan::{Plan, call},
+    report,
+    session::Session,
     settings,
 };
-use crate::{address::Address, failure::Failure};
+use crate::{address::Address, failure::Failure, process::Pidfd};
 
 pub struct Request<'a> {
     pub saved: &'a Saved,
@@ -39,68 +47,88 @@ pub struct Request<'a> {
 pub struct Child {
     /// Its pid here.
     pub pid: Pid,
+    /// The same, in a form that no other process can come to have.
+    pub handle: Pidfd,
+    /// Whose child it is: ours, or that of the first process of its pid namespace.
+    pub init: Option<Init>,
     /// Whether it leads a process group of its own that is to have the terminal.
     pub owns_terminal: bool,
 }
 
-/// Makes the program go on; returns when it does.
+impl Child {
+    /// Waits for the end of a child that is about to end.
+    pub fn collect(&self) {
+        match &self.init {
+            Some(init) => init.collect(),
+            None => {
+                let _ = nix::sys::wait::waitpid(self.pid, None);
+            }
+        }
+    }
+}
+
+/// Why the program does not run.
+pub enum Unspawned {
+    /// Its ids cannot be had in this place: the reason, in words.
+    Ids(String),
+    /// Whatever the place.
+    Other(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Unspawned {
+    fn from(error: E) -> Self {
+        Self::Other(error.into())
+    }
+}
+
+/// Makes the program go on in one place; returns when it does. All signals are blocked from then on, for
+/// [`super::supervise`] to pass on.
 ///
 /// # Errors
 /// What could not be restored. Nothing is left then.
-pub fn spawn(request: &Request<'_>) -> anyhow::Result<Child> {
+pub fn spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
     let image = &request.saved.image;
-    let taken: Vec<i32> = image.threads.iter().map(|thread| thread.tid).filter(|tid| exists(*tid)).collect();
-    if let Some(tid) = taken.first() {
-        bail!(Failure::refused(
-            format!("pid {tid}"),
-            "it is in use, and the program must have the ids that it knows itself by",
-            "wait until that process has ended (`stasis kill` ends the computation)"
-        ));
-    }
     let (report_read, report_write) = io::pipe().context("no pipe")?;
     let mut prepared = prepare(request, report_write.into())?;
-    let pid = image.ids.pid;
-    let child = match clone_with_pid(pid) {
-        Ok(0) => {
-            drop(report_read);
-            let error = become_program(request, &mut prepared);
-            eprintln!("stasis: {error:#}");
-            // SAFETY: ends this child without running the parent's exit handlers.
-            unsafe { libc::_exit(125) };
+    let before = namespace::hold_signals()?;
+    let program = || become_program(request, &mut prepared);
+    let made = match place {
+        Place::Here => make_here(image.ids.pid, program).map(|pid| (None, pid)),
+        Place::Namespace { user } => {
+            let asked = namespace::Request {
+                pid: image.ids.pid,
+                last_tid: image.threads.iter().map(|thread| thread.tid).max().unwrap_or(0),
+                user,
+                session: Session::of(image, request.detach),
+            };
+            namespace::enter(&asked, program).map(|(init, pid)| (Some(init), pid))
         }
-        Ok(child) => Pid::from_raw(child),
-        Err(error) => bail!(Failure::refused(
-            format!("pid {pid}"),
-            format!("it cannot be given to the program: {error}"),
-            "restart as root or with CAP_CHECKPOINT_RESTORE; see `stasis doctor`"
-        )),
     };
     drop(prepared);
-    await_report(OwnedFd::from(report_read).into(), request.saved, child)?;
-    Ok(Child {
-        pid: child,
-        owns_terminal: image.ids.pgid == pid && image.settings.foreground && !request.detach,
-    })
+    let spawned = made.map_err(|error| Unspawned::Ids(format!("{error:#}"))).and_then(|(init, pid)| {
+        let child = Child {
+            pid,
+            handle: Pidfd::open(pid.as_raw() as u32).context("the program was killed")?,
+            init,
+            owns_terminal: image.ids.pgid == image.ids.pid && image.settings.foreground && !request.detach,
+        };
+        report::wait(OwnedFd::from(report_read).into(), request.saved, &child)?;
+        Ok(child)
+    });
+    if spawned.is_err() {
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+    }
+    spawned
 }
 
-fn exists(tid: i32) -> bool {
-    Path::new(&format!("/proc/{tid}")).exists()
-}
-
-/// clone3(2) like fork(2), with the pid that is asked for.
-fn clone_with_pid(pid: i32) -> io::Result<i32> {
-    let mut arguments: libc::clone_args = unsafe_zeroed();
-    arguments.exit_signal = libc::SIGCHLD as u64;
-    arguments.set_tid = &raw const pid as u64;
-    arguments.set_tid_size = 1;
-    // SAFETY: this process has one thread, so the child may do whatever the parent may.
-    let child = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of_val(&arguments)) };
-    if child < 0 { Err(io::Error::last_os_error()) } else { Ok(child as i32) }
-}
-
-fn unsafe_zeroed() -> libc::clone_args {
-    // SAFETY: plain numbers.
-    unsafe { std::mem::zeroed() }
+/// Makes a child with the id, which calls `program` and ends.
+fn make_here(pid: i32, program: impl FnOnce()) -> anyhow::Result<Pid> {
+    let child = namespace::clone3(0, Some(pid))?;
+    if child == 0 {
+        program();
+        namespace::exit()
+    }
+    Ok(Pid::from_raw(child))
 }
 
 /// All that is made before the child is.
@@ -110,6 +138,8 @@ struct Prepared {
     objects: std::collections::BTreeMap<u32, OwnedFd>,
     /// Where the plan is written: placed already.
     plan_file: i32,
+    /// The groups of this process: a user namespace shows only those that it maps.
+    groups: Vec<u32>,
 }
 
 fn prepare(request: &Request<'_>, report: OwnedFd) -> anyhow::Result<Prepared> {
@@ -129,8 +159,6 @@ fn prepare(request: &Request<'_>, report: OwnedFd) -> anyhow::Result<Prepared> {
         Err(_) => None,
     };
     settings::plan(image, exe, &mut plan);
-    credentials::plan(image, &mut plan);
-
     threads(image, &mut plan);
     plan.header.restart_info = image.resume.restart_info;
     plan.header.info = info(saved, request.address, plan.keep(&image.handover));
@@ -141,7 +169,7 @@ fn prepare(request: &Request<'_>, report: OwnedFd) -> anyhow::Result<Prepared> {
     }
     // SAFETY: as above.
     let plan_file = numbers.place(unsafe { OwnedFd::from_raw_fd(memory) })?;
-    Ok(Prepared { plan, numbers, objects, plan_file })
+    Ok(Prepared { plan, numbers, objects, plan_file, groups: credentials::own().groups })
 }
 
 fn info(saved: &Saved, address: &Address, handover: u64) -> RestartInfo {
@@ -181,24 +209,23 @@ fn threads(image: &ProcessImage, plan: &mut Plan) {
         Thread { entry: image.resume.checkpoint_entry, sp: image.resume.checkpoint_sp, ..Thread::default() };
 }
 
-/// In the child: everything up to the exec. Returns only why that failed.
-fn become_program(request: &Request<'_>, prepared: &mut Prepared) -> anyhow::Error {
-    match try_become_program(request, prepared) {
-        Ok(never) => match never {},
-        Err(error) => error,
-    }
+/// In the child: becomes the restorer, or tells why that failed.
+fn become_program(request: &Request<'_>, prepared: &mut Prepared) {
+    let report = prepared.plan.header.report_fd as i32;
+    let Err(error) = try_become_program(request, prepared);
+    report::tell(report, &error);
 }
 
-fn try_become_program(
-    request: &Request<'_>,
-    prepared: &mut Prepared,
-) -> anyhow::Result<std::convert::Infallible> {
+fn try_become_program(request: &Request<'_>, prepared: &mut Prepared) -> anyhow::Result<Infallible> {
     let image = &request.saved.image;
-    block_all_signals();
-    join_session(image, request.detach);
+    Session::of(image, request.detach).enter();
     settings::apply(image);
     std::env::set_current_dir(&image.cwd).with_context(|| format!("the working directory {}", image.cwd))?;
     let mut plan = std::mem::take(&mut prepared.plan);
+    // Here, since what this process has depends on the namespaces that it is in.
+    credentials::keep_across_exec()?;
+    let have = Credentials { groups: std::mem::take(&mut prepared.groups), ..credentials::own() };
+    credentials::plan(image, &have, &mut plan);
     // By the child: the coordinator takes who connects (SO_PEERCRED) for the process.
     let coordinator = UnixStream::connect(request.address.path())
         .with_context(|| format!("the coordinator at {}", request.address))?;
@@ -248,51 +275,4 @@ fn fit(image: &ProcessImage, restorer: &Path, plan: &mut Plan) -> anyhow::Result
         anyhow::anyhow!("the image leaves no {} bytes of addresses free for the restorer", len)
     })?;
     Ok(())
-}
-
-fn block_all_signals() {
-    let all = nix::sys::signal::SigSet::all();
-    let _ = nix::sys::signal::sigprocmask(nix::sys::signal::SigmaskHow::SIG_SETMASK, Some(&all), None);
-}
-
-/// A session or process group of its own where the program had one.
-fn join_session(image: &ProcessImage, detach: bool) {
-    let ids = image.ids;
-    if ids.sid == ids.pid || detach {
-        let _ = nix::unistd::setsid();
-    } else if ids.pgid == ids.pid {
-        let _ = nix::unistd::setpgid(Pid::from_raw(0), Pid::from_raw(0));
-    }
-}
-
-/// Waits until the restorer has closed the report pipe without a word: all threads run.
-fn await_report(report: File, saved: &Saved, child: Pid) -> anyhow::Result<()> {
-    let mut bytes = Vec::new();
-    let read = { &report }.take(size_of::<Report>() as u64).read_to_end(&mut bytes);
-    if read.is_ok() && bytes.is_empty() {
-        // Either all is well, or the child ended before it could say anything.
-        match nix::sys::wait::waitid(
-            nix::sys::wait::Id::Pid(child),
-            nix::sys::wait::WaitPidFlag::WEXITED
-                | nix::sys::wait::WaitPidFlag::WNOWAIT
-                | nix::sys::wait::WaitPidFlag::WNOHANG,
-        ) {
-            Ok(nix::sys::wait::WaitStatus::Exited(_, 125)) => {
-                let _ = nix::sys::wait::waitpid(child, None);
-                bail!("the program could not be restarted");
-            }
-            _ => return Ok(()),
-        }
-    }
-    let _ = nix::sys::wait::waitpid(child, None);
-    if bytes.len() < size_of::<Report>() {
-        bail!("the restorer ended without saying why");
-    }
-    // SAFETY: four words, any bits are valid.
-    let failure: plan::Failure = unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) };
-    let message = failure::explain(&failure, &saved.image, &saved.pages);
-    if failure.step == step::CORRUPT || failure.step == step::FILL {
-        bail!(Failure::Store { directory: saved.pages.directory.clone(), message });
-    }
-    bail!("{message}")
 }

@@ -1,69 +1,99 @@
 //! Standing in for the program: whoever started `stasis restart` sees it stop, go on and end as the program
 //! does, and signals sent to it reach the program.
 
+use std::{io, os::fd::AsFd};
+
 use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
-        signal::{SigSet, SigmaskHow, Signal, kill, raise, sigaction, sigprocmask},
-        wait::{WaitPidFlag, WaitStatus, waitpid},
+        signal::{SigSet, SigmaskHow, Signal, raise, sigprocmask},
+        signalfd::{SfdFlags, SignalFd},
     },
     unistd::{Pid, getpgrp, tcsetpgrp},
 };
 
-use super::spawn::Child;
+use super::{namespace::Change, spawn::Child};
 use crate::failure::ExitCode;
 
 /// Waits for the program's end; the exit code is the program's.
 ///
 /// # Errors
-/// When the child cannot be waited for.
+/// When the program cannot be waited for.
 pub fn stand_in(child: Child) -> anyhow::Result<ExitCode> {
     let all = SigSet::all();
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), None)?;
+    let mut signals = SignalFd::with_flags(&all, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     if child.owns_terminal {
         give_terminal(child.pid);
     }
     loop {
-        match waitpid(child.pid, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED))? {
-            WaitStatus::Exited(_, code) => {
+        while let Change::Status(status) = change(&child)? {
+            if libc::WIFEXITED(status) {
                 take_terminal(&child);
-                return Ok(ExitCode(code as u8));
+                return Ok(ExitCode(libc::WEXITSTATUS(status) as u8));
             }
-            WaitStatus::Signaled(_, signal, _) => {
+            if libc::WIFSIGNALED(status) {
                 take_terminal(&child);
-                end_by(signal);
+                end_by(libc::WTERMSIG(status));
             }
-            // Stopped from the terminal (Ctrl-Z): the shell is to see its job stop. A program that somebody stops by
-            // SIGSTOP is continued by them.
-            WaitStatus::Stopped(_, Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU) => {
-                take_terminal(&child);
-                let _ = raise(Signal::SIGSTOP);
-                if child.owns_terminal {
-                    give_terminal(child.pid);
-                }
-                let _ = kill(child.pid, Signal::SIGCONT);
-                continue;
-            }
-            _ => {}
+            stopped(&child, libc::WSTOPSIG(status));
         }
-        pass_on(&all, &child);
+        wait(&signals, &child)?;
+        pass_on(&mut signals, &child)?;
     }
 }
 
-/// Waits for one signal and passes it on. What the terminal sends goes to the whole foreground group, so
-/// the program has it already (si_code SI_KERNEL, sigaction(2)), unless it has a group of its own.
-fn pass_on(all: &SigSet, child: &Child) {
-    // SAFETY: siginfo_t is plain data, filled in by sigwaitinfo(2).
-    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    // SAFETY: waits for one of a set of blocked signals.
-    let signal = unsafe { libc::sigwaitinfo(all.as_ref(), &mut info) };
-    if signal <= 0 || signal == libc::SIGCHLD {
+/// What has become of the program since it was last asked. Does not wait.
+fn change(child: &Child) -> io::Result<Change> {
+    if let Some(init) = &child.init {
+        return init.change();
+    }
+    let mut status = 0;
+    // SAFETY: waitpid(2) writes one word.
+    match unsafe { libc::waitpid(child.pid.as_raw(), &raw mut status, libc::WNOHANG | libc::WUNTRACED) } {
+        0 => Ok(Change::None),
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(Change::Status(status)),
+    }
+}
+
+/// Stopped from the terminal (Ctrl-Z): the shell is to see its job stop. A program that somebody stops by SIGSTOP is
+/// continued by them.
+fn stopped(child: &Child, signal: i32) {
+    if ![libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU].contains(&signal) {
         return;
     }
-    let from_terminal = info.si_code == libc::SI_KERNEL;
-    if !from_terminal || child.owns_terminal {
-        // SAFETY: kill(2) takes numbers; a realtime signal keeps its number, not its value.
-        unsafe { libc::kill(child.pid.as_raw(), signal) };
+    take_terminal(child);
+    let _ = raise(Signal::SIGSTOP);
+    if child.owns_terminal {
+        give_terminal(child.pid);
     }
+    let _ = child.handle.signal(libc::SIGCONT);
+}
+
+/// Waits for a signal or for news. A child of ours that changes is a signal, SIGCHLD.
+fn wait(signals: &SignalFd, child: &Child) -> nix::Result<()> {
+    let mut ready = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+    ready.extend(child.init.as_ref().map(|init| PollFd::new(init.channel(), PollFlags::POLLIN)));
+    match poll(&mut ready, PollTimeout::NONE) {
+        Err(error) if error != Errno::EINTR => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Passes on what has come. What the terminal sends goes to the whole foreground group, so the program has it
+/// already (si_code SI_KERNEL, sigaction(2)), unless it has a group of its own.
+fn pass_on(signals: &mut SignalFd, child: &Child) -> nix::Result<()> {
+    while let Some(info) = signals.read_signal()? {
+        let signal = info.ssi_signo as i32;
+        let from_terminal = info.ssi_code == libc::SI_KERNEL;
+        if signal != libc::SIGCHLD && (!from_terminal || child.owns_terminal) {
+            // A realtime signal keeps its number, not its value. The program may have ended just now.
+            let _ = child.handle.signal(signal);
+        }
+    }
+    Ok(())
 }
 
 fn give_terminal(pid: Pid) {
@@ -81,17 +111,16 @@ fn take_terminal(child: &Child) {
 }
 
 /// Ends this process by the signal that ended the program.
-fn end_by(signal: Signal) -> ! {
-    let default = nix::sys::signal::SigAction::new(
-        nix::sys::signal::SigHandler::SigDfl,
-        nix::sys::signal::SaFlags::empty(),
-        SigSet::empty(),
-    );
-    // SAFETY: the default action is sound for any signal.
-    let _ = unsafe { sigaction(signal, &default) };
-    let _ = raise(signal);
-    let mut only = SigSet::empty();
-    only.add(signal);
-    let _ = sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&only), None);
-    std::process::exit(128 + signal as i32)
+fn end_by(signal: i32) -> ! {
+    // By numbers: realtime signals have no name in nix. SIGKILL has no action to set, and cannot be blocked.
+    // SAFETY: the default action is sound for any signal, and the set is initialized by sigemptyset(3).
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        libc::raise(signal);
+        let mut only = std::mem::zeroed();
+        libc::sigemptyset(&raw mut only);
+        libc::sigaddset(&raw mut only, signal);
+        libc::sigprocmask(libc::SIG_UNBLOCK, &raw const only, std::ptr::null_mut());
+    }
+    std::process::exit(128 + signal)
 }

@@ -1,0 +1,364 @@
+//! A pid namespace of the program's own: there its ids are free, and may be asked for.
+//!
+//! `stasis restart` makes the namespace's first process, here called init; it gives the namespace a /proc of its
+//! own and makes the program with the id that it is to have. From then on init only collects what ends, and tells
+//! `stasis restart` of each change of the program, which is not its child. Init has no part in signals: they are
+//! sent to the program directly, by its pid as it is outside.
+//!
+//! Alike with and without a namespace: when `stasis restart` is killed the program lives on (init does not care
+//! whether it is heard), and what the program leaves behind when it ends lives on too (init ends when it has no child
+//! any more; the kernel would end all others with it, pid_namespaces(7)).
+
+use std::{
+    fs, io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd},
+    ptr,
+};
+
+use anyhow::{Context as _, bail};
+use nix::{
+    errno::Errno,
+    sys::{
+        signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask},
+        socket::{
+            AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, send, setsockopt,
+            socketpair, sockopt::PassCred,
+        },
+        wait::waitpid,
+    },
+    unistd::Pid,
+};
+
+use super::session::Session;
+
+/// What is asked of a namespace.
+pub struct Request {
+    /// The program's pid inside.
+    pub pid: i32,
+    /// The greatest of its thread ids: ids that the kernel chooses are above.
+    pub last_tid: i32,
+    /// With a user namespace, in which an unprivileged user may choose ids: the caller's user and group, the only
+    /// ones there.
+    pub user: Option<(u32, u32)>,
+    /// Where init belongs: with the program, so that who signals a group or session meets both or none.
+    pub session: Session,
+}
+
+/// The first process of the namespace.
+#[derive(Debug)]
+pub struct Init {
+    pid: Pid,
+    channel: OwnedFd,
+}
+
+/// A change of the program, as init tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// waitpid(2)'s status word.
+    Status(i32),
+    /// Nothing new.
+    None,
+}
+
+/// A message on the channel: three words.
+#[derive(Clone, Copy)]
+enum Message {
+    /// From the program itself, so that the kernel says who that is outside (unix(7), SCM_CREDENTIALS).
+    Made,
+    /// waitpid(2)'s status word, and whether init ends now.
+    Status { status: i32, ends: bool },
+    /// What was tried, and its errno.
+    Failed { step: Step, errno: i32 },
+}
+
+/// What init does before the program is there.
+#[derive(Clone, Copy)]
+enum Step {
+    Map = 0,
+    Mount = 1,
+    Clone = 2,
+}
+
+impl Message {
+    fn to_words(self) -> [i32; 3] {
+        match self {
+            Self::Made => [0, 0, 0],
+            Self::Status { status, ends } => [1, status, ends.into()],
+            Self::Failed { step, errno } => [2, step as i32, errno],
+        }
+    }
+
+    fn from_words([kind, first, second]: [i32; 3]) -> Self {
+        match kind {
+            0 => Self::Made,
+            1 => Self::Status { status: first, ends: second != 0 },
+            _ => {
+                let step = match first {
+                    0 => Step::Map,
+                    1 => Step::Mount,
+                    _ => Step::Clone,
+                };
+                Self::Failed { step, errno: second }
+            }
+        }
+    }
+}
+
+/// Makes a namespace and in it a process with the id that is asked for, which calls `program` and ends. Returns init and the
+/// process' pid as it is here. All signals must be blocked and SIGCHLD not be ignored, and this process must have one
+/// thread.
+///
+/// # Errors
+/// What could not be done, for the user; nothing is left then.
+pub fn enter(request: &Request, program: impl FnOnce()) -> anyhow::Result<(Init, Pid)> {
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    setsockopt(&ours, PassCred, &true)?;
+    let mut flags = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
+    if request.user.is_some() {
+        flags |= libc::CLONE_NEWUSER;
+    }
+    let made = clone3(flags as u64, None)
+        .with_context(|| if request.user.is_some() { "a user namespace" } else { "a pid namespace" })?;
+    if made == 0 {
+        drop(ours);
+        be_init(request, theirs, program)
+    }
+    // Its own copies are its own to close.
+    drop(program);
+    drop(theirs);
+    let init = Init { pid: Pid::from_raw(made), channel: ours };
+    match init.receive(MsgFlags::empty()) {
+        Ok(Some((Message::Made, pid))) => Ok((init, pid)),
+        Ok(Some((Message::Failed { step, errno }, _))) => {
+            init.collect();
+            let what = match step {
+                Step::Map => "the user namespace's id maps",
+                Step::Mount => "mounting /proc in the namespace",
+                Step::Clone => "the program's pid in the namespace",
+            };
+            Err(anyhow::Error::from(io::Error::from_raw_os_error(errno)).context(what))
+        }
+        Ok(Some((Message::Status { .. }, _)) | None) => {
+            init.collect();
+            bail!("the namespace's first processes were killed")
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl Init {
+    /// Becomes readable when there is something to be told.
+    pub fn channel(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
+
+    /// What has become of the program since it was last asked. Does not wait.
+    ///
+    /// # Errors
+    /// When the channel cannot be read.
+    pub fn change(&self) -> io::Result<Change> {
+        loop {
+            match self.receive(MsgFlags::MSG_DONTWAIT) {
+                Ok(Some((Message::Status { status, ends }, _))) => {
+                    if ends {
+                        self.collect();
+                    }
+                    return Ok(Change::Status(status));
+                }
+                Ok(Some(_)) => {}
+                // Init was killed, and the kernel has killed the program with it.
+                Ok(None) => {
+                    self.collect();
+                    return Ok(Change::Status(libc::SIGKILL));
+                }
+                Err(Errno::EAGAIN) => return Ok(Change::None),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Waits for the end of init, which is near when the program has ended and has left nobody.
+    pub fn collect(&self) {
+        while waitpid(self.pid, None) == Err(Errno::EINTR) {}
+    }
+
+    /// The next message and who sent it; `None` when nobody is left to send one.
+    fn receive(&self, flags: MsgFlags) -> nix::Result<Option<(Message, Pid)>> {
+        let mut bytes = [0; 12];
+        let mut control = nix::cmsg_space!(libc::ucred);
+        let mut parts = [io::IoSliceMut::new(&mut bytes)];
+        let received = loop {
+            match recvmsg::<()>(self.channel.as_raw_fd(), &mut parts, Some(&mut control), flags) {
+                Err(Errno::EINTR) => {}
+                received => break received?,
+            }
+        };
+        let len = received.bytes;
+        let mut sender = Pid::from_raw(0);
+        for message in received.cmsgs()? {
+            if let ControlMessageOwned::ScmCredentials(who) = message {
+                sender = Pid::from_raw(who.pid());
+            }
+        }
+        if len == 0 {
+            return Ok(None);
+        }
+        let mut words = [0; 3];
+        for (word, four) in words.iter_mut().zip(bytes.as_chunks::<4>().0) {
+            *word = i32::from_ne_bytes(*four);
+        }
+        Ok(Some((Message::from_words(words), sender)))
+    }
+}
+
+/// clone3(2) like fork(2), into new namespaces, or with the pid that is asked for.
+///
+/// # Errors
+/// EPERM, EEXIST, EINVAL, ENOSPC: see clone3(2).
+pub fn clone3(flags: u64, pid: Option<i32>) -> io::Result<i32> {
+    // SAFETY: plain numbers.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = flags;
+    arguments.exit_signal = libc::SIGCHLD as u64;
+    if let Some(pid) = &pid {
+        arguments.set_tid = ptr::from_ref(pid) as u64;
+        arguments.set_tid_size = 1;
+    }
+    // SAFETY: this process has one thread, so the child may do whatever the parent may.
+    let child = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of_val(&arguments)) };
+    if child < 0 { Err(io::Error::last_os_error()) } else { Ok(child as i32) }
+}
+
+/// Blocks all signals, and lets children be waited for whatever this process inherited.
+///
+/// # Errors
+/// None that these calls have for such arguments.
+pub fn hold_signals() -> nix::Result<SigSet> {
+    let mut before = SigSet::empty();
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    // SAFETY: no handler is installed.
+    unsafe { sigaction(Signal::SIGCHLD, &default) }?;
+    Ok(before)
+}
+
+fn be_init(request: &Request, channel: OwnedFd, program: impl FnOnce()) -> ! {
+    // Another name than that of the process that stands in for the program, for who looks at ps(1).
+    // SAFETY: reads a string.
+    unsafe { libc::prctl(libc::PR_SET_NAME, c"stasis-init".as_ptr()) };
+    request.session.enter();
+    let failed = |step, error: &io::Error| -> ! {
+        tell(&channel, Message::Failed { step, errno: error.raw_os_error().unwrap_or(libc::EIO) });
+        exit()
+    };
+    if let Some((uid, gid)) = request.user
+        && let Err(error) = map_ids(uid, gid)
+    {
+        failed(Step::Map, &error);
+    }
+    if let Err(error) = mount_proc() {
+        failed(Step::Mount, &error);
+    }
+    // Otherwise the threads of the restorer, which come first, may take the ids of the program's. The file is there
+    // where set_tid is (CONFIG_CHECKPOINT_RESTORE), and for the same rights.
+    let _ = fs::write("/proc/sys/kernel/ns_last_pid", request.last_tid.to_string());
+    match clone3(0, Some(request.pid)) {
+        Ok(0) => {
+            tell(&channel, Message::Made);
+            drop(channel);
+            program();
+            exit()
+        }
+        Ok(made) => {
+            drop(program);
+            serve(&let_go(channel), made)
+        }
+        Err(error) => failed(Step::Clone, &error),
+    }
+}
+
+/// The only ids that an unprivileged process may map are its own (user_namespaces(7)).
+fn map_ids(uid: u32, gid: u32) -> io::Result<()> {
+    fs::write("/proc/self/setgroups", "deny")?;
+    fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
+    fs::write("/proc/self/gid_map", format!("{gid} {gid} 1"))
+}
+
+/// A /proc that numbers processes as they number themselves. Mounts made outside later are seen inside, not the
+/// other way round (mount_namespaces(7), MS_SLAVE).
+fn mount_proc() -> io::Result<()> {
+    // SAFETY: mount(2) reads strings.
+    let made = unsafe {
+        libc::mount(ptr::null(), c"/".as_ptr(), ptr::null(), libc::MS_REC | libc::MS_SLAVE, ptr::null()) == 0
+            && libc::mount(
+                c"proc".as_ptr(),
+                c"/proc".as_ptr(),
+                c"proc".as_ptr(),
+                libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC,
+                ptr::null(),
+            ) == 0
+    };
+    if made { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Closes all but the channel: who reads from a pipe that the program writes to must see its end.
+fn let_go(channel: OwnedFd) -> OwnedFd {
+    let number = channel.into_raw_fd();
+    // SAFETY: nothing else that is open here is used any more, and nothing that owns it is dropped. dup2(2) does
+    // nothing where both numbers are the same.
+    unsafe {
+        let number = libc::dup2(number, 0).max(0);
+        libc::syscall(libc::SYS_close_range, 1, libc::c_uint::MAX, 0);
+        // A working directory would keep its file system from being unmounted.
+        libc::chdir(c"/".as_ptr());
+        OwnedFd::from_raw_fd(number)
+    }
+}
+
+/// Collects what ends, and tells of the program; ends with the last child.
+fn serve(channel: &OwnedFd, program: i32) -> ! {
+    loop {
+        let mut status = 0;
+        // SAFETY: waitpid(2) writes one word.
+        let changed = unsafe { libc::waitpid(-1, &raw mut status, libc::WUNTRACED) };
+        if changed < 0 && Errno::last() != Errno::EINTR {
+            exit()
+        }
+        if changed != program {
+            continue;
+        }
+        let ended = !libc::WIFSTOPPED(status);
+        let ends = ended && nobody_is_left();
+        tell(channel, Message::Status { status, ends });
+        if ends {
+            exit()
+        }
+    }
+}
+
+/// Whether no child is left; collects those that have ended.
+fn nobody_is_left() -> bool {
+    loop {
+        // SAFETY: no status is asked for.
+        match unsafe { libc::waitpid(-1, ptr::null_mut(), libc::WNOHANG) } {
+            0 => return false,
+            -1 => return Errno::last() == Errno::ECHILD,
+            _ => {}
+        }
+    }
+}
+
+/// Nobody may be there to hear it.
+fn tell(channel: &OwnedFd, message: Message) {
+    let mut bytes = [0; 12];
+    for (four, word) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(message.to_words()) {
+        *four = word.to_ne_bytes();
+    }
+    let _ = send(channel.as_raw_fd(), &bytes, MsgFlags::MSG_NOSIGNAL);
+}
+
+/// Ends this process without running the parent's exit handlers.
+pub fn exit() -> ! {
+    // SAFETY: takes an integer.
+    unsafe { libc::_exit(0) }
+}
