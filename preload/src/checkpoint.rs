@@ -215,7 +215,7 @@ impl Taking<'_> {
 
         self.quiet = Some(quiesce::quiesce().map_err(|refusal| vec![refusal])?);
         let Some(quiet) = &self.quiet else { return Ok(()) };
-        let mut snapshot = snapshot::take(quiet, &advice, self.was_stopped)?;
+        let mut snapshot = snapshot::take(quiet, &advice, self.was_stopped, hold)?;
         let dumped = dump::dump(&mut snapshot, store);
         snapshot.objects.close();
         let last = dumped?;

@@ -50,8 +50,8 @@ pub struct PosixTimer {
     pub interval_ns: u64,
 }
 
-/// Asks the kernel; the result is encoded.
-pub fn capture(quiet: &Quiet) -> Vec<u8> {
+/// Asks the kernel; the result is encoded. `hold`: the process is to be ended.
+pub fn capture(quiet: &Quiet, hold: bool) -> Vec<u8> {
     let mut state = KernelState { monotonic_ns: sync::monotonic_ns(), ..KernelState::default() };
     for signal in 1..=64 {
         // SAFETY: nothing is changed.
@@ -66,7 +66,9 @@ pub fn capture(quiet: &Quiet) -> Vec<u8> {
         *timer = (value[0] * 1_000_000 + value[1], value[2] * 1_000_000 + value[3]);
     }
     state.timers = timers();
-    let of_timers = state.timers.iter().filter(|timer| timer.notify != libc::SIGEV_NONE);
+    // A process that is about to end gives them away with their counts; one that goes on keeps them.
+    let kept = |timer: &&PosixTimer| !hold && timer.notify != libc::SIGEV_NONE;
+    let of_timers = state.timers.iter().filter(kept);
     let of_timers = of_timers.fold(0, |set, timer| set | bit(timer.signal));
     let leader = procfs::read(path!("/proc/self/status").as_c_str()).unwrap_or_default();
     let pending_of_timers = |key| procfs::field(&leader, key).and_then(procfs::hex).unwrap_or(0) & of_timers;
@@ -134,8 +136,8 @@ fn timers() -> Vec<PosixTimer> {
 }
 
 /// Takes the signals that are pending, notes them and queues them again: the kernel shows their
-/// values to nobody else but a tracer. Done only where something is pending. Signals of timers are left alone: they
-/// carry a count of overruns that ends when they are taken, and the timer itself brings them back.
+/// values to nobody else but a tracer. Done only where something is pending. Signals `of_timers` are left
+/// alone: they carry a count of overruns that ends when they are taken, and the timer itself brings them back.
 fn pending(quiet: &Quiet, of_timers: u64) -> (Vec<SiginfoBytes>, Vec<(i32, SiginfoBytes)>) {
     let pid = process::getpid();
     let ours = bit(stop::SIGNAL) | of_timers;

@@ -57,8 +57,14 @@ pub fn check() -> Result<(), Vec<Refusal>> {
     if refusals.is_empty() { Ok(()) } else { Err(refusals) }
 }
 
-/// Takes the record of a process whose threads are all stopped.
-pub fn take(quiet: &Quiet, advice: &mappings::Advice, stopped: bool) -> Result<Snapshot, Vec<Refusal>> {
+/// Takes the record of a process whose threads are all stopped. `stopped`: it stood stopped by a signal before; `hold`: it is to be
+/// ended.
+pub fn take(
+    quiet: &Quiet,
+    advice: &mappings::Advice,
+    stopped: bool,
+    hold: bool,
+) -> Result<Snapshot, Vec<Refusal>> {
     let pid = stasis_sys::process::getpid();
     set_subject(quiet.tids.first().copied().unwrap_or(pid));
     let mut objects = Objects::default();
@@ -100,7 +106,7 @@ pub fn take(quiet: &Quiet, advice: &mappings::Advice, stopped: bool) -> Result<S
             checkpoint_sp: checkpoint::stack_top() as u64,
             restart_info: restart::info_address(),
         },
-        handover: kernel_state::capture(quiet),
+        handover: kernel_state::capture(quiet, hold),
     };
     Ok(Snapshot { image, objects, mappings })
 }
