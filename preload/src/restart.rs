@@ -28,18 +28,7 @@ struct Info(UnsafeCell<RestartInfo>);
 // SAFETY: written by the restorer before any thread of the library runs, read-only afterwards.
 unsafe impl Sync for Info {}
 
-static INFO: Info = Info(UnsafeCell::new(RestartInfo {
-    coordinator_fd: -1,
-    threads: 0,
-    area: 0,
-    area_len: 0,
-    handover: 0,
-    handover_len: 0,
-    checkpoint: [0; 16],
-    coordinator: [0; 108],
-    _pad: 0,
-    stopped: 0,
-}));
+static INFO: Info = Info(UnsafeCell::new(RestartInfo::NONE));
 
 /// Where the restorer writes what the library is to know.
 pub fn info_address() -> u64 {

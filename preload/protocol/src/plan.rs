@@ -187,19 +187,24 @@ pub struct RestartInfo {
     pub stopped: u64,
 }
 
+impl RestartInfo {
+    /// Of a process that was never restarted.
+    pub const NONE: Self = Self {
+        coordinator_fd: -1,
+        threads: 0,
+        area: 0,
+        area_len: 0,
+        handover: 0,
+        handover_len: 0,
+        checkpoint: [0; 16],
+        coordinator: [0; 108],
+        _pad: 0,
+        stopped: 0,
+    };
+}
+
 impl Default for RestartInfo {
     fn default() -> Self {
-        Self {
-            coordinator_fd: -1,
-            threads: 0,
-            area: 0,
-            area_len: 0,
-            handover: 0,
-            handover_len: 0,
-            checkpoint: [0; 16],
-            coordinator: [0; 108],
-            _pad: 0,
-            stopped: 0,
-        }
+        Self::NONE
     }
 }
