@@ -159,6 +159,7 @@ impl Round<'_> {
             let ticked = page.ask_for_tick();
             let mut command = session.restart()?;
             page.set_modified(modified)?;
+            disk::ready_memory((self.mib as u64) << 20)?;
             let begun = now();
             let mut started = Started::new(place::detached(&mut command))?;
             let tick = page.await_tick(&ticked, || started.still_runs())?;
