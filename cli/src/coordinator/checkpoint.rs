@@ -46,6 +46,7 @@ pub async fn take(computation: Rc<Computation>, order: Order, _turn: OwnedMutexG
 }
 
 async fn attempt(computation: &Rc<Computation>, order: Order) -> Outcome {
+    await_newborn(computation).await;
     let subjects = subjects(computation).map_err(one)?;
     let directory = computation.settings.store.clone();
     let opened = blocking(move || store::connect_or_start(&directory)).await;
@@ -115,6 +116,17 @@ struct Subject {
 type Subjects = BTreeMap<MemberId, Subject>;
 
 /// The processes to checkpoint.
+/// A program that was launched a moment ago may not have joined yet: it does not wait for its coordinator.
+async fn await_newborn(computation: &Computation) {
+    const PATIENCE: Duration = Duration::from_millis(500);
+    let mut changes = computation.changes();
+    let joined = async {
+        while computation.with_members(|members| members.is_empty()) && changes.changed().await.is_ok() {}
+    };
+    // Nobody came: that is refused by name.
+    let _ = timeout(PATIENCE, joined).await;
+}
+
 fn subjects(computation: &Computation) -> Result<Subjects, Refusal> {
     computation.with_members(|members| match members.len() {
         0 => Err(refusal(

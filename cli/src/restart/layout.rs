@@ -14,7 +14,7 @@ use std::{
 use stasis_protocol::{
     PAGE_SIZE,
     coordinator::Refusal,
-    image::{Backing, FileIdentity, ProcessImage, flag},
+    image::{self, Backing, FileIdentity, ProcessImage, flag},
     plan::{Fill, KernelMapping, Mapping},
     store::{Extent, MEMORY, kind},
 };
@@ -56,7 +56,7 @@ pub fn check(image: &ProcessImage, refusals: &mut Vec<Refusal>) {
         }
         end = mapping.end;
         if let Backing::File(file) = &mapping.backing {
-            check_file(file, refusals);
+            check_file(file, mapping, refusals);
         }
     }
     let inside = |address: u64| image.mappings.iter().any(|m| m.start <= address && address < m.end);
@@ -76,15 +76,24 @@ pub fn check(image: &ProcessImage, refusals: &mut Vec<Refusal>) {
     }
 }
 
-/// A mapped file must be what it was: its unmodified pages are not in the checkpoint.
-fn check_file(file: &FileIdentity, refusals: &mut Vec<Refusal>) {
+/// A file that is mapped privately must be what it was: its unmodified pages are not in the checkpoint. One that is
+/// shared has its content for itself, and must only be long enough.
+fn check_file(file: &FileIdentity, mapping: &image::Mapping, refusals: &mut Vec<Refusal>) {
     use std::os::unix::fs::MetadataExt;
     let what = || format!("mapped file {}", file.path);
     match std::fs::metadata(&file.path) {
         Err(error) => refusals.push(refusal(what(), format!("it cannot be found: {error}"), "put it back")),
         Ok(now) => {
             let mtime_ns = now.mtime() * 1_000_000_000 + now.mtime_nsec();
-            if now.size() != file.size || mtime_ns != file.mtime_ns {
+            if mapping.shared {
+                if !now.is_file() || now.size() < file.size {
+                    refusals.push(refusal(
+                        what(),
+                        "it is shorter than it was at the checkpoint",
+                        "put it back",
+                    ));
+                }
+            } else if now.size() != file.size || mtime_ns != file.mtime_ns {
                 refusals.push(refusal(
                     what(),
                     "it has changed since the checkpoint (size or modification time), and its unmodified \
