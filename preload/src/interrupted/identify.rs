@@ -60,7 +60,28 @@ fn decode(frame: &mut Frame<'_>) -> Option<i64> {
     if read != end - start {
         return None;
     }
-    (1..=read).find_map(|back| number_at(&code, REACH - back))
+    from_register(frame, &code).or_else(|| (1..=read).find_map(|back| number_at(&code, REACH - back)))
+}
+
+/// The number, where the last instruction moved it to EAX from a register that the call has kept: a loop around a
+/// call, or a function that makes any call.
+fn from_register(frame: &mut Frame<'_>, code: &[u8; REACH]) -> Option<i64> {
+    let (prefix, instruction) = (code[REACH - 3], [code[REACH - 2], code[REACH - 1]]);
+    // REX with or without W and the extension bit that goes with the source.
+    let is_rex = |extension: u8| prefix & !(1 << 3 | extension) == 0x40;
+    let (number, extended) = match instruction {
+        // mov %r32,%eax: from the register field (bit 2 of REX extends it).
+        [0x89, modrm] if modrm & 0xc7 == 0xc0 => (modrm >> 3 & 7, is_rex(1 << 2) && prefix & 1 << 2 != 0),
+        // mov %r32,%eax in its other encoding: from the r/m field (bit 0 of REX).
+        [0x8b, modrm] if modrm & 0xf8 == 0xc0 => (modrm & 7, is_rex(1) && prefix & 1 != 0),
+        _ => return None,
+    };
+    let number = number | if extended { 8 } else { 0 };
+    if matches!(number, 0 | 1 | 11) {
+        return None;
+    }
+    let nr = i64::from(frame.numbered(number) as i32);
+    table::of(nr).map(|_| nr)
 }
 
 /// The number that the instruction at `at` puts into EAX.

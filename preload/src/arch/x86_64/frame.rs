@@ -78,6 +78,30 @@ impl<'a> Frame<'a> {
         *self.register(libc::REG_RIP) = pc as i64;
     }
 
+    /// A general register by its number in instructions (Intel SDM 2, table 2-2). A system call keeps all but RAX (0),
+    /// RCX (1) and R11 (11).
+    pub fn numbered(&mut self, number: u8) -> u64 {
+        const REGISTERS: [i32; 16] = [
+            libc::REG_RAX,
+            libc::REG_RCX,
+            libc::REG_RDX,
+            libc::REG_RBX,
+            libc::REG_RSP,
+            libc::REG_RBP,
+            libc::REG_RSI,
+            libc::REG_RDI,
+            libc::REG_R8,
+            libc::REG_R9,
+            libc::REG_R10,
+            libc::REG_R11,
+            libc::REG_R12,
+            libc::REG_R13,
+            libc::REG_R14,
+            libc::REG_R15,
+        ];
+        *self.register(REGISTERS[usize::from(number & 15)]) as u64
+    }
+
     pub fn rbx(&mut self) -> u64 {
         *self.register(libc::REG_RBX) as u64
     }
