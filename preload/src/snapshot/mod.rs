@@ -82,7 +82,7 @@ pub fn take(
             return Err(refusals);
         }
     };
-    let process = process::capture(stopped);
+    let process = process::capture(stopped, &mappings);
     let image = ProcessImage {
         version: IMAGE_VERSION,
         machine: process.machine,

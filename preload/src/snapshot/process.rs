@@ -4,11 +4,11 @@ use alloc::{format, string::String, vec::Vec};
 
 use stasis_protocol::{
     coordinator::Refusal,
-    image::{Credentials, FileIdentity, Ids, Layout, Limit, Machine, Settings, checksum},
+    image::{Backing, Credentials, FileIdentity, Ids, Layout, Limit, Machine, Settings, checksum},
 };
 use stasis_sys::{file, process};
 
-use super::{descriptors, subject};
+use super::{descriptors, mappings::Found, subject};
 use crate::procfs;
 
 pub struct Process {
@@ -59,7 +59,7 @@ pub fn check(refusals: &mut Vec<Refusal>) {
     }
 }
 
-pub fn capture(stopped: bool) -> Process {
+pub fn capture(stopped: bool, mappings: &[Found]) -> Process {
     let tid = subject();
     let status = procfs::read(path!("/proc/self/task/{tid}/status").as_c_str()).unwrap_or_default();
     let stat = procfs::read(c"/proc/thread-self/stat").unwrap_or_default();
@@ -87,7 +87,7 @@ pub fn capture(stopped: bool) -> Process {
     argv.pop();
     let cwd = procfs::link(path!("/proc/self/task/{tid}/cwd").as_c_str()).unwrap_or_default();
     Process {
-        machine: machine(),
+        machine: machine(mappings),
         ids: Ids {
             pid: process::getpid(),
             ppid: field(4) as i32,
@@ -124,7 +124,7 @@ pub fn capture(stopped: bool) -> Process {
     }
 }
 
-fn machine() -> Machine {
+fn machine(mappings: &[Found]) -> Machine {
     // SAFETY: utsname is plain data, filled in by uname(2).
     let mut name: libc::utsname = unsafe { core::mem::zeroed() };
     // SAFETY: as above.
@@ -132,17 +132,13 @@ fn machine() -> Machine {
     let release: Vec<u8> =
         name.release.iter().map(|&byte| byte as u8).take_while(|&byte| byte != 0).collect();
     let (mut vdso_len, mut vdso_sum) = (0, 0);
-    let maps = procfs::read(c"/proc/thread-self/maps").unwrap_or_default();
-    for line in procfs::lines(&maps).filter(|line| line.ends_with(b"[vdso]")) {
-        let Some(dash) = line.iter().position(|&byte| byte == b'-') else { continue };
-        let (Some(start), Some(end)) =
-            (procfs::hex(&line[..dash]), procfs::words(&line[dash + 1..]).next().and_then(procfs::hex))
-        else {
-            continue;
-        };
-        vdso_len = end - start;
+    let is_vdso =
+        |found: &&Found| matches!(&found.mapping.backing, Backing::Kernel(name) if name == "[vdso]");
+    if let Some(Found { mapping, .. }) = mappings.iter().find(is_vdso) {
+        vdso_len = mapping.end - mapping.start;
         // SAFETY: the vDSO is readable and stays mapped while all threads are stopped.
-        vdso_sum = checksum(unsafe { core::slice::from_raw_parts(start as *const u8, vdso_len as usize) });
+        vdso_sum =
+            checksum(unsafe { core::slice::from_raw_parts(mapping.start as *const u8, vdso_len as usize) });
     }
     Machine {
         kernel: String::from_utf8_lossy(&release).into_owned(),
