@@ -3,7 +3,7 @@
 use alloc::{format, string::String, vec, vec::Vec};
 use core::{
     cell::UnsafeCell,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicI32, AtomicUsize, Ordering},
 };
 
 use stasis_protocol::{
@@ -11,7 +11,11 @@ use stasis_protocol::{
     store::Request,
     wire,
 };
-use stasis_sys::{Errno, Result, file, memory, process};
+use stasis_sys::{
+    Errno, Result,
+    file::{self, Fd},
+    memory, process,
+};
 
 use crate::{
     arena, dump,
@@ -86,14 +90,43 @@ pub fn own_ranges() -> [(u64, u64, Own); 3] {
 
 /// The checkpoint thread of a process that was launched (or forked).
 pub extern "C" fn thread() -> ! {
-    begin_thread();
-    let _ = file::close_range(0, u32::MAX);
-    serve(Coordinator::connect().ok())
+    let announced = ANNOUNCED.swap(-1, Ordering::Relaxed);
+    keep_only(announced);
+    serve(match announced {
+        0.. => Coordinator::welcomed(announced).ok(),
+        _ => Coordinator::connect().ok(),
+    })
 }
 
-/// What every checkpoint thread does first.
-pub fn begin_thread() {
-    let _ = process::prctl(libc::PR_SET_NAME, [c"stasis-ckpt".as_ptr() as usize, 0, 0, 0]);
+/// A descriptor on which this process has introduced itself to the coordinator; -1: none.
+static ANNOUNCED: AtomicI32 = AtomicI32::new(-1);
+
+/// Tells the checkpoint thread that is about to begin of a connection.
+pub fn set_announced(socket: Option<Fd>) {
+    ANNOUNCED.store(socket.unwrap_or(-1), Ordering::Relaxed);
+}
+
+/// Closes every descriptor but one (none: -1) of the checkpoint thread's own table.
+pub fn keep_only(fd: Fd) {
+    let _ = file::close_range((fd + 1) as u32, u32::MAX);
+    if fd > 0 {
+        let _ = file::close_range(0, fd as u32 - 1);
+    }
+}
+
+const NAME: &core::ffi::CStr = c"stasis-ckpt";
+
+/// Gives the calling thread the checkpoint thread's name; the one it had.
+pub fn take_name() -> [u8; 16] {
+    let mut name = [0u8; 16];
+    let _ = process::prctl(libc::PR_GET_NAME, [name.as_mut_ptr() as usize, 0, 0, 0]);
+    let _ = process::prctl(libc::PR_SET_NAME, [NAME.as_ptr() as usize, 0, 0, 0]);
+    name
+}
+
+/// Gives the calling thread a name.
+pub fn give_back_name(name: [u8; 16]) {
+    let _ = process::prctl(libc::PR_SET_NAME, [name.as_ptr() as usize, 0, 0, 0]);
 }
 
 /// How long to wait before looking for a new coordinator, in nanoseconds.
@@ -192,6 +225,12 @@ impl Taking<'_> {
     /// checkpoint thread too, until somebody continues it: whatever is to be said must have been said.
     fn stop_again(&mut self) {
         if core::mem::take(&mut self.was_stopped) {
+            if self.quiet.is_none() {
+                take_continue();
+            } else if process::sigpending() & CONTINUE != 0 {
+                // Somebody has continued it meanwhile; SIGSTOP would undo that (signal(7)).
+                return;
+            }
             let _ = process::kill(process::getpid(), libc::SIGSTOP);
         }
     }
@@ -213,8 +252,11 @@ impl Taking<'_> {
         arena::prefault();
         self.report(Phase::Quiescing);
 
-        self.quiet = Some(quiesce::quiesce().map_err(|refusal| vec![refusal])?);
+        self.quiet = Some(quiesce::quiesce(self.was_stopped).map_err(|refusal| vec![refusal])?);
         let Some(quiet) = &self.quiet else { return Ok(()) };
+        if self.was_stopped {
+            take_continue();
+        }
         let mut snapshot = snapshot::take(quiet, &advice, self.was_stopped, hold)?;
         let dumped = dump::dump(&mut snapshot, store);
         snapshot.objects.close();
@@ -242,6 +284,14 @@ impl Taking<'_> {
             }]
         })
     }
+}
+
+/// SIGCONT in a set of signals.
+const CONTINUE: u64 = 1 << (libc::SIGCONT - 1);
+
+/// Takes the SIGCONT by which the coordinator continued a process that stood stopped: no handler is to see it.
+fn take_continue() {
+    let _ = process::take_pending(CONTINUE);
 }
 
 /// A refusal because of the store.

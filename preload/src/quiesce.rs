@@ -31,11 +31,12 @@ impl Quiet {
     }
 }
 
-/// Stops every thread but the calling one.
+/// Stops every thread but the calling one. `continued`: the process stood stopped by a signal; the coordinator has
+/// queued a stop signal to each of its threads before it continued them.
 ///
 /// # Errors
 /// A refusal that names the thread that could not be stopped; all run again then.
-pub fn quiesce() -> Result<Quiet, Refusal> {
+pub fn quiesce(continued: bool) -> Result<Quiet, Refusal> {
     let pid = process::getpid();
     let own = process::gettid();
     let mut present = Vec::new();
@@ -53,7 +54,7 @@ pub fn quiesce() -> Result<Quiet, Refusal> {
             remedy: "report this".into(),
         });
     }
-    state::start_stopping();
+    state::start_stopping(continued);
     let since = sync::monotonic_ns();
     let mut signalled: Vec<i32> = Vec::with_capacity(present.len());
     loop {

@@ -74,7 +74,7 @@ pub fn thread_arrived(slot: &Slot) {
 
 /// The checkpoint thread of a restarted process.
 pub extern "C" fn checkpoint_thread() -> ! {
-    checkpoint::begin_thread();
+    checkpoint::take_name();
     checkpoint::forget_inherited();
     // SAFETY: the arena is empty: nothing of it was restored.
     unsafe { arena::reset() };
@@ -92,10 +92,7 @@ pub extern "C" fn checkpoint_thread() -> ! {
     link::coordinator::set_address(info.coordinator.split(|&byte| byte == 0).next().unwrap_or_default());
     let socket = info.coordinator_fd;
     let coordinator = if socket >= 0 {
-        let _ = file::close_range(socket as u32 + 1, u32::MAX);
-        if socket > 0 {
-            let _ = file::close_range(0, socket as u32 - 1);
-        }
+        checkpoint::keep_only(socket);
         let from = core::str::from_utf8(&info.checkpoint).ok().map(Into::into);
         Coordinator::greet(socket, from).ok()
     } else {

@@ -1,12 +1,17 @@
 //! The constructor: from a program that has just been loaded to one with a checkpoint thread.
 //!
 //! Other libraries' constructors, and the program's malloc, may have run before and may not have
-//! been initialised yet; so nothing of libc is called here. Waiting is left to the checkpoint
-//! thread: a program that starts does not wait for its coordinator.
+//! been initialised yet; so nothing of libc is called here. The process introduces itself before the
+//! program runs, so that a checkpoint that is asked for from then on finds it, even if a signal stops
+//! all its threads at once. Waiting is left to the checkpoint thread: a program that starts does not
+//! wait for its coordinator.
 
 use core::ffi::{CStr, c_char};
 
-use stasis_sys::{memory, process};
+use stasis_sys::{
+    file::{self, Fd},
+    memory, process,
+};
 
 use crate::{arch, arena, checkpoint, interrupted, link, stop, threads, wrappers};
 
@@ -58,7 +63,13 @@ fn begin(coordinator: &[u8]) -> stasis_sys::Result<()> {
     threads::init()?;
     interrupted::call::init()?;
     stop::install()?;
-    start_thread()
+    // Where nobody listens, or is too busy, the checkpoint thread tries again.
+    let announced = link::coordinator::announce().ok();
+    let started = start_thread(announced);
+    if let Some(socket) = announced {
+        let _ = file::close(socket);
+    }
+    started
 }
 
 /// The child of a fork has its parent's memory but only the thread that forked.
@@ -72,7 +83,7 @@ pub unsafe fn begin_in_child() {
     // SAFETY: the checkpoint thread, whose allocations these were, is not in this process.
     unsafe { arena::reset() };
     checkpoint::forget_inherited();
-    if let Err(error) = start_thread() {
+    if let Err(error) = start_thread(None) {
         warn(error);
     }
 }
@@ -81,13 +92,19 @@ pub unsafe fn begin_in_child() {
 /// stack.
 const STACK: usize = 256 << 10;
 
-fn start_thread() -> stasis_sys::Result<()> {
+/// `announced`: a connection to the coordinator, of which the new thread gets a duplicate.
+fn start_thread(announced: Option<Fd>) -> stasis_sys::Result<()> {
+    checkpoint::set_announced(announced);
     let stack = checkpoint::stack(STACK)?;
     // Not CLONE_FILES: a descriptor table of its own. Not CLONE_FS: the program's chdir is not ours.
     let flags = libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM;
     let mask = process::sigmask(u64::MAX);
+    // The new thread has its name from its first moment on: the coordinator tells it from the program's by it, even
+    // if a signal stops it before it ran.
+    let name = checkpoint::take_name();
     // SAFETY: the stack is fresh memory, 16-byte aligned at its end.
     let tid = unsafe { arch::clone_thread(flags as usize, stack + STACK, checkpoint::thread) };
+    checkpoint::give_back_name(name);
     process::sigmask(mask);
     if tid < 0 {
         // SAFETY: the thread that would have used it does not exist.

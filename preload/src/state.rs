@@ -4,8 +4,14 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use stasis_sys::sync;
 
-/// Whether threads that receive the stop signal are to park.
+/// Whether threads that receive the stop signal are to park: 0, or one of [`RUNNING`], [`CONTINUED`].
 static STOPPING: AtomicU32 = AtomicU32::new(0);
+
+/// Threads park that were running.
+const RUNNING: u32 = 1;
+
+/// Threads park of a process that stood stopped by a signal and was continued for the checkpoint.
+const CONTINUED: u32 = 2;
 
 /// Counts the times that threads were let go; a futex that parked threads wait on.
 static RELEASED: AtomicU32 = AtomicU32::new(0);
@@ -17,8 +23,14 @@ pub fn is_stopping() -> bool {
     STOPPING.load(Ordering::Acquire) != 0
 }
 
-pub fn start_stopping() {
-    STOPPING.store(1, Ordering::Release);
+/// Whether they are, in a process that stood stopped and was continued for it.
+pub fn is_stopping_continued() -> bool {
+    STOPPING.load(Ordering::Acquire) == CONTINUED
+}
+
+/// `continued`: the process stood stopped by a signal before.
+pub fn start_stopping(continued: bool) {
+    STOPPING.store(if continued { CONTINUED } else { RUNNING }, Ordering::Release);
     sync::futex_wake(&STOPPING, i32::MAX as u32);
 }
 

@@ -68,10 +68,7 @@ pub fn send(pid: i32, tid: i32) -> Result<()> {
 
 extern "C" fn handler(signal: i32, info: *mut Siginfo, context: *mut libc::ucontext_t) {
     // SAFETY: the kernel gives a siginfo_t to a handler with SA_SIGINFO.
-    let bytes = unsafe { &(*info).0 };
-    let code = i32::from_ne_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
-    // The low half: the coordinator's language may know si_value as an int.
-    let value = u32::from_ne_bytes([bytes[24], bytes[25], bytes[26], bytes[27]]);
+    let (code, value) = unsafe { ((*info).code(), (*info).value()) };
     // SAFETY: as above.
     if interrupted::is_expiry(unsafe { &*info }) {
         // SAFETY: this is the handler's own third argument.
@@ -103,6 +100,9 @@ extern "C" fn handler(signal: i32, info: *mut Siginfo, context: *mut libc::ucont
         return;
     }
     let stopped_at = sync::monotonic_ns();
+    if state::is_stopping_continued() {
+        drop_further_stops();
+    }
     let Some(slot) = threads::claim(process::gettid()) else { return };
     slot.stopped_at.store(stopped_at, Ordering::Relaxed);
     describe(slot, &frame);
@@ -114,14 +114,27 @@ extern "C" fn handler(signal: i32, info: *mut Siginfo, context: *mut libc::ucont
     interrupted::resume(&mut frame, &interruption, restarted);
 }
 
-/// Keeps a thread of a process that is continued for a checkpoint from getting on before that begins.
+/// Keeps a thread of a process that is continued for a checkpoint from getting on before that begins. The SIGCONT
+/// that continued it is pending behind this signal (a thread's own come before its process', kernel/signal.c,
+/// `dequeue_signal`), and the checkpoint thread takes it when all threads stand here.
 fn await_stop() {
     /// In nanoseconds; then whoever continued the process is not there any more.
     const PATIENCE: u64 = 10_000_000_000;
-    // The SIGCONT that continued it is pending behind this signal (a thread's own come before its process',
-    // kernel/signal.c, `dequeue_signal`): nobody but the coordinator sent it, and no handler is to see it.
-    let _ = process::take_pending(1 << (libc::SIGCONT - 1));
     state::await_stopping(PATIENCE);
+}
+
+/// Takes the stop signals that are pending for the calling thread behind the one that it handles: one of an earlier
+/// checkpoint may have come first, and the coordinator's for this one, met after it, would wait for another.
+fn drop_further_stops() {
+    while let Some(info) = process::take_pending(1 << (SIGNAL - 1)) {
+        let ours =
+            info.code() == libc::SI_QUEUE && [COOKIE, COOKIE_STOPPED].contains(&u64::from(info.value()));
+        if !ours {
+            // glibc's; it waits for as long as all signals are blocked here.
+            let _ = process::queue_to_thread(process::getpid(), process::gettid(), SIGNAL, &info);
+            return;
+        }
+    }
 }
 
 /// Asks the kernel for what only the thread itself can ask.

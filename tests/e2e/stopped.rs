@@ -71,3 +71,21 @@ fn it_comes_back_stopped_after_kill_and_restart() {
     continue_process(pid);
     running.expect_ok();
 }
+
+/// The signal comes before the library's own thread has run at all: the process has said who it is nevertheless.
+#[test]
+fn one_that_stops_itself_at_once_is_checkpointed_and_comes_back() {
+    for _ in 0..5 {
+        let lab = Lab::new();
+        let running = lab.launch(["/bin/sh", "-c", "kill -STOP $$; echo ok"]);
+        wait_stopped(running.pid());
+        lab.checkpoint(&[]);
+        wait_stopped(running.pid());
+        lab.checkpoint_kill(running);
+        let running = lab.restart(["latest"]);
+        let pid = wait_joined(&lab);
+        wait_stopped(pid);
+        continue_process(pid);
+        running.expect_ok();
+    }
+}

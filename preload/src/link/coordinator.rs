@@ -7,7 +7,11 @@ use stasis_protocol::{
     VERSION,
     coordinator::{FromProcess, Hello, Role, ToProcess},
 };
-use stasis_sys::{Errno, file::Fd, process, socket};
+use stasis_sys::{
+    Errno,
+    file::{self, Fd},
+    process, socket,
+};
 
 use crate::procfs;
 
@@ -42,15 +46,17 @@ pub struct Coordinator(Fd);
 impl Coordinator {
     /// Connects by the remembered address.
     pub fn connect() -> Result<Self, Errno> {
-        Self::greet(socket::connect(address())?, None)
+        Self::greet(socket::connect(address(), true)?, None)
     }
 
-    /// Introduces this process on a connected socket.
+    /// Introduces this process on a connected socket, and waits for the answer.
     pub fn greet(socket: Fd, restarted_from: Option<String>) -> Result<Self, Errno> {
-        let argv = procfs::read(c"/proc/thread-self/cmdline")?;
-        let argv = argv.split(|&byte| byte == 0).map(super::text).collect::<Vec<_>>();
-        let role = Role::Process { pid: process::getpid() as u32, argv, restarted_from };
-        super::send(socket, &Hello { version: VERSION, role }, None)?;
+        introduce(socket, restarted_from)?;
+        Self::welcomed(socket)
+    }
+
+    /// Waits for the answer on a socket where this process has introduced itself.
+    pub fn welcomed(socket: Fd) -> Result<Self, Errno> {
         match super::receive(socket)? {
             ToProcess::Welcome { version: VERSION } => Ok(Self(socket)),
             _ => Err(Errno(libc::EPROTO)),
@@ -68,4 +74,24 @@ impl Coordinator {
     pub fn send(&self, message: &FromProcess) -> Result<(), Errno> {
         super::send(self.0, message, None)
     }
+}
+
+/// Connects and says who this process is, without waiting for anybody: the coordinator knows of the process from
+/// then on, whatever becomes of its threads.
+///
+/// # Errors
+/// connect(2)'s: ECONNREFUSED or ENOENT where nobody listens.
+pub fn announce() -> Result<Fd, Errno> {
+    let socket = socket::connect(address(), false)?;
+    introduce(socket, None).inspect_err(|_| {
+        let _ = file::close(socket);
+    })?;
+    Ok(socket)
+}
+
+fn introduce(socket: Fd, restarted_from: Option<String>) -> Result<(), Errno> {
+    let argv = procfs::read(c"/proc/thread-self/cmdline")?;
+    let argv = argv.split(|&byte| byte == 0).map(super::text).collect::<Vec<_>>();
+    let role = Role::Process { pid: process::getpid() as u32, argv, restarted_from };
+    super::send(socket, &Hello { version: VERSION, role }, None)
 }

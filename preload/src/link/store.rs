@@ -26,7 +26,7 @@ impl Store {
     /// What the server could not be told, or said.
     pub fn connect(path: &str, len: usize) -> Result<Self, String> {
         let failed = |what: &str, error: Errno| format!("{what}: {error}");
-        let socket = socket::connect(path.as_bytes())
+        let socket = socket::connect(path.as_bytes(), true)
             .map_err(|error| format!("the store server at {path} cannot be reached: {error}"))?;
         let mut store = Self { socket, staging: 0, half: len / 2, outstanding: 0, next_half: 0 };
         store.send(&Request::Hello { version: VERSION }, None)?;

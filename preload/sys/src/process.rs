@@ -100,6 +100,16 @@ impl Siginfo {
     pub fn signal(&self) -> i32 {
         i32::from_ne_bytes([self.0[0], self.0[1], self.0[2], self.0[3]])
     }
+
+    /// si_code.
+    pub fn code(&self) -> i32 {
+        i32::from_ne_bytes([self.0[8], self.0[9], self.0[10], self.0[11]])
+    }
+
+    /// The low half of si_value: who sent it may know it as an int.
+    pub fn value(&self) -> u32 {
+        u32::from_ne_bytes([self.0[24], self.0[25], self.0[26], self.0[27]])
+    }
 }
 
 /// rt_tgsigqueueinfo(2).

@@ -3,10 +3,11 @@
 use crate::{Errno, Result, call::call, file::Fd};
 
 /// Connects to the unix socket at `path` (without NUL, at most 107 bytes); not inherited over exec.
+/// `wait`: for room in the backlog of one who is slow to accept.
 ///
 /// # Errors
-/// ENAMETOOLONG for a longer path, else connect(2)'s.
-pub fn connect(path: &[u8]) -> Result<Fd> {
+/// ENAMETOOLONG for a longer path, EAGAIN where there is no room and it is not to be waited for, else connect(2)'s.
+pub fn connect(path: &[u8], wait: bool) -> Result<Fd> {
     // SAFETY: sockaddr_un is plain data.
     let mut address: libc::sockaddr_un = unsafe { core::mem::zeroed() };
     address.sun_family = libc::AF_UNIX as u16;
@@ -16,12 +17,17 @@ pub fn connect(path: &[u8]) -> Result<Fd> {
     for (to, &from) in address.sun_path.iter_mut().zip(path) {
         *to = from as i8;
     }
-    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC;
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | if wait { 0 } else { libc::SOCK_NONBLOCK };
     // SAFETY: no memory is touched.
     let fd = unsafe { call(libc::SYS_socket, [libc::AF_UNIX as usize, kind as usize, 0, 0, 0, 0])? };
     let len = size_of::<libc::sockaddr_un>();
     // SAFETY: reads the address.
-    match unsafe { call(libc::SYS_connect, [fd, &raw const address as usize, len, 0, 0, 0]) } {
+    let connected = unsafe { call(libc::SYS_connect, [fd, &raw const address as usize, len, 0, 0, 0]) };
+    let connected = match connected {
+        Ok(_) if !wait => crate::file::fcntl(fd as Fd, libc::F_SETFL, 0),
+        other => other,
+    };
+    match connected {
         Ok(_) => Ok(fd as Fd),
         Err(error) => {
             let _ = crate::file::close(fd as Fd);
