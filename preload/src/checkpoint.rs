@@ -8,7 +8,7 @@ use core::{
 
 use stasis_protocol::{
     coordinator::{FromProcess, Phase, Refusal, ToProcess},
-    store::Request,
+    store::Hash,
     wire,
 };
 use stasis_sys::{
@@ -18,17 +18,47 @@ use stasis_sys::{
 };
 
 use crate::{
-    arena, dump,
+    arena,
+    dump::Dump,
     link::{coordinator::Coordinator, store::Store},
     quiesce::{self, Quiet},
-    snapshot::{self, mappings::Advice},
+    snapshot::{
+        self, Objects,
+        mappings::{self, Advice, Found},
+    },
     state,
+    tracker::Tracker,
 };
 
 /// What the checkpoint thread keeps between checkpoints. Nothing of it is in the arena.
-#[derive(Default)]
 struct Kept {
     store: Option<Store>,
+    /// Chosen at the first checkpoint: programs that are never checkpointed do not pay for it.
+    tracker: Option<Tracker>,
+    /// The last checkpoint, as far as this process is concerned.
+    base: Option<Base>,
+}
+
+/// A dump of this process that the store has.
+#[derive(Clone, Copy)]
+struct Base {
+    /// Of the checkpoint that it was made for.
+    token: u64,
+    manifest: Hash,
+    /// How many objects it has.
+    objects: u32,
+    /// The checkpoint exists. Until then, and for ever if it does not come to be, what has been written since the one
+    /// before is owed to the store.
+    committed: bool,
+    store: PathSum,
+}
+
+/// A hash (FNV-1a) of the store's socket: a dump in another store is no base.
+type PathSum = u64;
+
+fn path_sum(path: &str) -> PathSum {
+    path.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 /// A value of the checkpoint thread's.
@@ -37,7 +67,8 @@ struct CheckpointThreads<T>(UnsafeCell<T>);
 // SAFETY: used by the checkpoint thread only, or before it exists.
 unsafe impl<T> Sync for CheckpointThreads<T> {}
 
-static KEPT: CheckpointThreads<Kept> = CheckpointThreads(UnsafeCell::new(Kept { store: None }));
+static KEPT: CheckpointThreads<Kept> =
+    CheckpointThreads(UnsafeCell::new(Kept { store: None, tracker: None, base: None }));
 
 static STACK: AtomicUsize = AtomicUsize::new(0);
 static STACK_LEN: AtomicUsize = AtomicUsize::new(0);
@@ -61,9 +92,10 @@ pub fn stack_top() -> usize {
     STACK.load(Ordering::Relaxed) + STACK_LEN.load(Ordering::Relaxed) - 8
 }
 
-/// Forgets connections that are another process'.
+/// Forgets connections that are another process', and what was known of its memory.
 pub fn forget_inherited() {
-    kept().store = None;
+    let kept = kept();
+    (kept.store, kept.tracker, kept.base) = (None, None, None);
 }
 
 /// Whose a range of addresses is.
@@ -146,7 +178,9 @@ pub fn serve(mut coordinator: Option<Coordinator>) -> ! {
                         coordinator = None;
                     }
                 }
-                Ok(_) => {}
+                Ok(ToProcess::Committed { token, .. }) => settle(token, true),
+                Ok(ToProcess::Abandoned { token }) => settle(token, false),
+                Ok(ToProcess::Welcome { .. }) => {}
                 Err(_) => {
                     let _ = file::close(connected.fd());
                     coordinator = None;
@@ -159,6 +193,16 @@ pub fn serve(mut coordinator: Option<Coordinator>) -> ! {
                 }
             }
         }
+    }
+}
+
+/// Notes what became of a checkpoint.
+fn settle(token: u64, committed: bool) {
+    let base = &mut kept().base;
+    match base {
+        Some(base) if base.token == token && committed => base.committed = true,
+        Some(last) if last.token == token => *base = None,
+        _ => {}
     }
 }
 
@@ -176,6 +220,8 @@ fn take(
     let mut taking = Taking { coordinator, token, quiet: None, was_stopped, pause_us: 0 };
     let result = taking.run(store, hold);
     if let Err(refusals) = result {
+        // Some of what is to be taken next time may count as taken.
+        kept().base = None;
         if !was_stopped {
             taking.go_on();
         }
@@ -195,8 +241,12 @@ fn take(
     if taking.quiet.is_some() {
         // Held until it is to be ended; or it stood stopped, and stops again when the checkpoint is made.
         let told = coordinator.receive();
-        if let Ok(ToProcess::Committed { kill: true, .. }) = told {
-            let _ = process::kill(process::getpid(), libc::SIGKILL);
+        match told {
+            Ok(ToProcess::Committed { kill: true, .. }) => {
+                let _ = process::kill(process::getpid(), libc::SIGKILL);
+            }
+            Ok(ToProcess::Committed { token, .. }) => settle(token, true),
+            _ => kept().base = None,
         }
         taking.stop_again();
         taking.go_on();
@@ -217,7 +267,7 @@ impl Taking<'_> {
     /// Lets the program go on, if it stands.
     fn go_on(&mut self) {
         if let Some(quiet) = self.quiet.take() {
-            self.pause_us = quiet.release();
+            self.pause_us = self.pause_us.max(quiet.release());
         }
     }
 
@@ -240,16 +290,24 @@ impl Taking<'_> {
         let _ = self.coordinator.send(&FromProcess::Phase { token: self.token, phase });
     }
 
-    fn run(&mut self, store: &str, hold: bool) -> core::result::Result<(), Vec<Refusal>> {
+    fn run(&mut self, path: &str, hold: bool) -> core::result::Result<(), Vec<Refusal>> {
         let token = self.token;
         self.report(Phase::Checking);
-        snapshot::check()?;
-        let store = connected(store)?;
-        store
-            .send(&Request::BeginDump { token, pid: process::getpid() as u32, base: None }, None)
-            .map_err(store_refusal)?;
+        let mappings = snapshot::check()?;
+        let Kept { store, tracker, base } = kept();
+        let store = connected(store, path)?;
+        let tracker = tracker.get_or_insert_with(Tracker::choose).get();
+        let last = base.take().filter(|base| base.committed && base.store == path_sum(path));
+        let incremental = store.begin_dump(token, last.map(|base| base.manifest)).map_err(store_refusal)?;
         let advice = Advice::read();
         arena::prefault();
+        let mut dump = Dump::begin(store, tracker, incremental)?;
+        // Where the program is to end, and where it stands anyway, nothing is won by copying before it stands still.
+        if !hold && !self.was_stopped {
+            precopy(&mut dump, mappings, &mut self.pause_us)?;
+        } else {
+            dump.look_for_guards(&mappings);
+        }
         self.report(Phase::Quiescing);
 
         self.quiet = Some(quiesce::quiesce(self.was_stopped).map_err(|refusal| vec![refusal])?);
@@ -258,9 +316,11 @@ impl Taking<'_> {
             take_continue();
         }
         let mut snapshot = snapshot::take(quiet, &advice, self.was_stopped, hold)?;
-        let dumped = dump::dump(&mut snapshot, store);
+        let dumped = dump.finish(&mut snapshot, last.map_or(0, |base| base.objects));
+        let objects = snapshot.objects.len();
         snapshot.objects.close();
-        let last = dumped?;
+        dump.close();
+        let rest = dumped?;
         let hold = hold || self.was_stopped;
         if hold {
             self.report(Phase::Held);
@@ -268,14 +328,12 @@ impl Taking<'_> {
             self.go_on();
             self.report(Phase::Storing);
         }
-        if !last.is_empty() {
-            store.hand_over(last).map_err(store_refusal)?;
-        }
-
+        store.hand_over(rest).map_err(store_refusal)?;
         let record = wire::encode(&snapshot.image).map_err(|error| store_refusal(format!("{error}")))?;
         let (manifest, stats) = store.end_dump(record).map_err(store_refusal)?;
-        let message =
-            FromProcess::Dumped { token, manifest, stats, pause_us: self.pause_us, tracker: "full".into() };
+        *base = Some(Base { token, manifest, objects, committed: false, store: path_sum(path) });
+        let tracker = tracker.name().into();
+        let message = FromProcess::Dumped { token, manifest, stats, pause_us: self.pause_us, tracker };
         self.coordinator.send(&message).map_err(|error| {
             vec![Refusal {
                 what: format!("pid {}", process::getpid()),
@@ -294,6 +352,59 @@ fn take_continue() {
     let _ = process::take_pending(CONTINUE);
 }
 
+/// Copies in rounds while threads run, for as long as that makes what is left less.
+fn precopy(
+    dump: &mut Dump<'_>,
+    first: Vec<Found>,
+    pause_us: &mut u64,
+) -> core::result::Result<(), Vec<Refusal>> {
+    /// As many pages are copied faster than a round is begun.
+    const FEW: u64 = 32;
+    /// So many are copied faster than threads are stopped once more.
+    const UNWATCHED: u64 = 1024;
+    const MOST_ROUNDS: u32 = 8;
+    let (mut mappings, mut before) = (first, u64::MAX);
+    let mut watched = false;
+    for round in 1..=MOST_ROUNDS {
+        let pages = dump.round(&mappings)?;
+        dump.make_room()?;
+        if dump.unwatched() > UNWATCHED && !watched {
+            // Once: the first checkpoint of a program, or one that has mapped much since the last.
+            *pause_us = watch_all(dump)?;
+            watched = true;
+        } else if pages <= FEW || pages / 3 >= before / 4 {
+            // Not less by a quarter: the program writes as fast as this copies.
+            break;
+        } else {
+            before = pages;
+        }
+        if round < MOST_ROUNDS {
+            mappings = present()?;
+        }
+    }
+    dump.look_for_guards(&mappings);
+    Ok(())
+}
+
+/// Stops the threads for as long as it takes to watch what they have mapped; how long they stood, in microseconds.
+fn watch_all(dump: &mut Dump<'_>) -> core::result::Result<u64, Vec<Refusal>> {
+    let quiet = quiesce::quiesce(false).map_err(|refusal| vec![refusal])?;
+    let mappings = present();
+    if let Ok(mappings) = &mappings {
+        dump.watch(mappings);
+    }
+    let pause_us = quiet.release();
+    mappings.map(|_| pause_us)
+}
+
+/// The mappings that there are now.
+fn present() -> core::result::Result<Vec<Found>, Vec<Refusal>> {
+    let mut objects = Objects::default();
+    let found = mappings::capture(&Advice::default(), &mut objects);
+    objects.close();
+    found
+}
+
 /// A refusal because of the store.
 pub fn store_refusal(reason: String) -> Vec<Refusal> {
     vec![Refusal {
@@ -304,17 +415,19 @@ pub fn store_refusal(reason: String) -> Vec<Refusal> {
 }
 
 /// The connection to the store server, made again where the one of the last checkpoint is gone.
-fn connected(path: &str) -> core::result::Result<&'static mut Store, Vec<Refusal>> {
-    let kept = kept();
+fn connected<'a>(
+    kept: &'a mut Option<Store>,
+    path: &str,
+) -> core::result::Result<&'a mut Store, Vec<Refusal>> {
     let len = staging_len();
-    if let Some(store) = kept.store.take() {
+    if let Some(store) = kept.take() {
         if store.staging().1 >= len && store.is_alive() {
-            return Ok(kept.store.insert(store));
+            return Ok(kept.insert(store));
         }
         store.close();
     }
     match Store::connect(path, len) {
-        Ok(store) => Ok(kept.store.insert(store)),
+        Ok(store) => Ok(kept.insert(store)),
         Err(reason) => Err(store_refusal(reason)),
     }
 }

@@ -36,7 +36,6 @@ mod interrupted;
 mod link;
 mod pagemap;
 mod panic;
-
 mod quiesce;
 mod restart;
 mod snapshot;
@@ -44,5 +43,6 @@ mod start;
 mod state;
 mod stop;
 mod threads;
+mod tracker;
 mod watches;
 mod wrappers;

@@ -1,20 +1,33 @@
-//! Which pages are there: PAGEMAP_SCAN (Linux 6.7, fs/proc/task_mmu.c), or reading
-//! /proc/self/pagemap where that is missing.
+//! Which pages are there: PAGEMAP_SCAN (Linux 6.7), or reading /proc/self/pagemap where that is missing.
 
 use alloc::{vec, vec::Vec};
 
 use stasis_protocol::PAGE_SIZE;
-use stasis_sys::{Errno, Result, file, file::Fd, process};
+use stasis_sys::{
+    Errno, Result, file,
+    file::Fd,
+    pagemap::{self, FILE, GUARD, PFNZERO, PRESENT, Region, SWAPPED, ScanArgument},
+    process,
+};
 
 /// Pages in a row that are alike.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
     pub start: u64,
     pub end: u64,
-    /// In swap, or a marker: not to be loaded without care.
-    pub swapped: bool,
+    pub state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// The process' own page.
+    Present,
+    /// In swap, on its way to another page frame, or a marker: not to be loaded without care.
+    Swapped,
+    /// Nothing of the process' own: never touched, discarded, or the file's.
+    Hole,
     /// A guard region (madvise(2), MADV_GUARD_INSTALL, Linux 6.13).
-    pub guard: bool,
+    Guard,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -25,43 +38,17 @@ pub enum Which {
     Modified,
 }
 
-/// struct pm_scan_arg (linux/fs.h).
-#[repr(C)]
-#[derive(Default)]
-struct ScanArgument {
-    size: u64,
-    flags: u64,
-    start: u64,
-    end: u64,
-    walk_end: u64,
-    regions: u64,
-    regions_len: u64,
-    max_pages: u64,
-    category_inverted: u64,
-    category_mask: u64,
-    category_anyof_mask: u64,
-    return_mask: u64,
-}
-
-/// struct page_region (linux/fs.h).
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct Region {
-    start: u64,
-    end: u64,
-    categories: u64,
+/// A bit of an entry of /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst).
+mod entry {
+    pub const PRESENT: u64 = 1 << 63;
+    pub const SWAPPED: u64 = 1 << 62;
+    pub const FILE: u64 = 1 << 61;
+    pub const GUARD: u64 = 1 << 58;
+    pub const SOFT_DIRTY: u64 = 1 << 55;
 }
 
 /// How many regions one scan may report.
 const REGIONS: usize = 1024;
-
-const PAGEMAP_SCAN: u64 = 0xc060_6610;
-const PAGE_IS_FILE: u64 = 1 << 2;
-const PAGE_IS_PRESENT: u64 = 1 << 3;
-const PAGE_IS_SWAPPED: u64 = 1 << 4;
-const PAGE_IS_PFNZERO: u64 = 1 << 5;
-/// Linux 6.15.
-const PAGE_IS_GUARD: u64 = 1 << 8;
 
 /// An open /proc/self/pagemap.
 pub struct Pagemap {
@@ -69,79 +56,120 @@ pub struct Pagemap {
     /// Filled in by each scan: one array for all of them. 24 KiB for each mapping would be as many page faults
     /// of the arena while the program stands still.
     regions: Vec<Region>,
+    /// [`GUARD`], or 0 where the kernel does not know it.
+    guard: u64,
+    /// Whether the kernel has PAGEMAP_SCAN.
+    scans: bool,
 }
 
 impl Pagemap {
     pub fn open() -> Result<Self> {
         let fd = file::open(c"/proc/thread-self/pagemap", libc::O_RDONLY | libc::O_CLOEXEC, 0)?;
-        Ok(Self { fd, regions: vec![Region::default(); REGIONS] })
+        let (mut guard, mut scans) = (GUARD, true);
+        let probe = ScanArgument { category_mask: GUARD, return_mask: GUARD, ..ScanArgument::default() };
+        match pagemap::scan(fd, probe, &mut []) {
+            Err(Errno(libc::EINVAL)) => guard = 0,
+            Err(Errno(libc::ENOTTY)) => scans = false,
+            _ => {}
+        }
+        Ok(Self { fd, regions: vec![Region::default(); REGIONS], guard, scans })
     }
 
     pub fn close(self) {
         let _ = file::close(self.fd);
     }
 
-    /// The runs of `which` pages in a range, in address order.
+    /// Finds the runs of `which` pages in a range, and of guards, in address order; what was found before is gone.
     ///
     /// # Errors
     /// The kernel's, of the ioctl or the read.
-    pub fn scan(&mut self, start: u64, end: u64, which: Which) -> Result<Vec<Run>> {
-        for guard in [PAGE_IS_GUARD, 0] {
-            match self.scan_regions(start, end, which, guard) {
-                // An unknown category: an older kernel.
-                Err(Errno(libc::EINVAL)) => {}
-                Err(Errno(libc::ENOTTY)) => break,
-                result => return result,
-            }
+    pub fn populated(&mut self, start: u64, end: u64, which: Which, found: &mut Vec<Run>) -> Result<()> {
+        if !self.scans {
+            return self.read(start, end, which, false, found);
         }
-        self.read(start, end, which)
+        let unwanted = PFNZERO | if which == Which::Modified { FILE } else { 0 };
+        let argument = ScanArgument {
+            category_inverted: unwanted,
+            category_mask: unwanted,
+            category_anyof_mask: PRESENT | SWAPPED | self.guard,
+            return_mask: PRESENT | SWAPPED | self.guard,
+            ..ScanArgument::default()
+        };
+        found.clear();
+        self.scan(start, end, which, argument, found)
     }
 
-    fn scan_regions(&mut self, start: u64, end: u64, which: Which, guard: u64) -> Result<Vec<Run>> {
-        let regions = &mut self.regions;
-        let mut runs = Vec::new();
+    /// Finds the guard regions of a range.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn guards(&mut self, start: u64, end: u64, found: &mut Vec<Run>) -> Result<()> {
+        found.clear();
+        if !self.scans || self.guard == 0 {
+            return Ok(());
+        }
+        let argument = ScanArgument { category_mask: GUARD, return_mask: GUARD, ..ScanArgument::default() };
+        self.scan(start, end, Which::Populated, argument, found)
+    }
+
+    /// Scans a range with `argument`'s flags and categories, in as many calls as it takes, and adds what they
+    /// report to `runs`.
+    ///
+    /// # Errors
+    /// The kernel's; with [`WP_MATCHING`](pagemap::WP_MATCHING), what is in `runs` may have been protected.
+    pub fn scan(
+        &mut self,
+        start: u64,
+        end: u64,
+        which: Which,
+        argument: ScanArgument,
+        runs: &mut Vec<Run>,
+    ) -> Result<()> {
         let mut at = start;
         while at < end {
-            let unwanted = PAGE_IS_PFNZERO | if which == Which::Modified { PAGE_IS_FILE } else { 0 };
-            let mut argument = ScanArgument {
-                size: size_of::<ScanArgument>() as u64,
-                start: at,
-                end,
-                regions: regions.as_mut_ptr() as u64,
-                regions_len: REGIONS as u64,
-                category_inverted: unwanted,
-                category_mask: unwanted,
-                category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED | guard,
-                return_mask: PAGE_IS_SWAPPED | guard,
-                ..ScanArgument::default()
-            };
-            // SAFETY: PAGEMAP_SCAN takes this structure and fills in at most `regions_len` regions.
-            let found = unsafe { file::ioctl(self.fd, PAGEMAP_SCAN, &mut argument)? };
-            for region in &regions[..found.min(REGIONS)] {
-                runs.push(Run {
-                    start: region.start.max(at),
-                    end: region.end,
-                    swapped: region.categories & PAGE_IS_SWAPPED != 0,
-                    guard: region.categories & guard != 0,
-                });
+            let found =
+                pagemap::scan(self.fd, ScanArgument { start: at, end, ..argument }, &mut self.regions)?;
+            for region in &self.regions[..found] {
+                let state = Self::state(region.categories, which);
+                runs.push(Run { start: region.start.max(at), end: region.end, state });
             }
             // `walk_end` may lie behind what was reported when the regions did not suffice.
-            at = match regions[..found.min(REGIONS)].last() {
+            at = match self.regions[..found].last() {
                 Some(last) if found == REGIONS => last.end,
                 _ => end,
             };
         }
-        Ok(runs)
+        Ok(())
     }
 
-    /// pagemap(5): 64 bits a page.
-    fn read(&self, start: u64, end: u64, which: Which) -> Result<Vec<Run>> {
-        const PRESENT: u64 = 1 << 63;
-        const SWAPPED: u64 = 1 << 62;
-        const FILE: u64 = 1 << 61;
-        const GUARD: u64 = 1 << 58;
+    /// What to return of each page so that [`Self::scan`] can tell its state.
+    pub fn states(&self) -> u64 {
+        PRESENT | SWAPPED | FILE | PFNZERO | self.guard
+    }
+
+    fn state(categories: u64, which: Which) -> State {
+        let is = |category| categories & category != 0;
+        if is(GUARD) {
+            State::Guard
+        } else if is(PFNZERO) || which == Which::Modified && is(FILE) {
+            State::Hole
+        } else if is(SWAPPED) {
+            State::Swapped
+        } else if is(PRESENT) {
+            State::Present
+        } else {
+            State::Hole
+        }
+    }
+
+    /// Reads the entries of a range, 64 bits a page. `dirty`: only those with the soft-dirty bit, and all
+    /// holes.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn read(&self, start: u64, end: u64, which: Which, dirty: bool, found: &mut Vec<Run>) -> Result<()> {
         let page = PAGE_SIZE as u64;
-        let mut runs: Vec<Run> = Vec::new();
+        found.clear();
         let mut entries = vec![0u8; 32 << 10];
         let mut at = start;
         while at < end {
@@ -150,30 +178,35 @@ impl Pagemap {
             if read < 8 {
                 break;
             }
-            for entry in entries[..read].as_chunks::<8>().0 {
-                let entry = u64::from_ne_bytes(*entry);
-                let wanted = entry & (PRESENT | SWAPPED | GUARD) != 0
-                    && !(which == Which::Modified && entry & FILE != 0);
-                let run = Run {
-                    start: at,
-                    end: at + page,
-                    swapped: entry & SWAPPED != 0,
-                    guard: entry & GUARD != 0,
+            for bits in entries[..read].as_chunks::<8>().0 {
+                let bits = u64::from_ne_bytes(*bits);
+                let is = |bit| bits & bit != 0;
+                let state = if is(entry::GUARD) {
+                    State::Guard
+                } else if which == Which::Modified && is(entry::FILE) {
+                    State::Hole
+                } else if is(entry::SWAPPED) {
+                    State::Swapped
+                } else if is(entry::PRESENT) {
+                    State::Present
+                } else {
+                    State::Hole
                 };
+                let wanted = match state {
+                    State::Hole => dirty,
+                    State::Guard => true,
+                    State::Present | State::Swapped => !dirty || is(entry::SOFT_DIRTY),
+                };
+                let run = Run { start: at, end: at + page, state };
                 at += page;
-                match runs.last_mut() {
+                match found.last_mut() {
                     _ if !wanted => {}
-                    Some(last)
-                        if last.end == run.start
-                            && (last.swapped, last.guard) == (run.swapped, run.guard) =>
-                    {
-                        last.end = run.end;
-                    }
-                    _ => runs.push(run),
+                    Some(last) if last.end == run.start && last.state == run.state => last.end = run.end,
+                    _ => found.push(run),
                 }
             }
         }
-        Ok(runs)
+        Ok(())
     }
 }
 

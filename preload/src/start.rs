@@ -6,7 +6,10 @@
 //! all its threads at once. Waiting is left to the checkpoint thread: a program that starts does not
 //! wait for its coordinator.
 
-use core::ffi::{CStr, c_char};
+use core::{
+    cell::UnsafeCell,
+    ffi::{CStr, c_char},
+};
 
 use stasis_sys::{
     file::{self, Fd},
@@ -23,11 +26,34 @@ static CONSTRUCTOR: extern "C" fn(i32, *const *const c_char, *const *const c_cha
 extern "C" fn constructor(_: i32, _: *const *const c_char, environment: *const *const c_char) {
     // SAFETY: this is the constructor.
     unsafe { wrappers::init() };
+    remember_disabled(variable(environment, "STASIS_DISABLE=").unwrap_or_default());
     if let Some(coordinator) = variable(environment, "STASIS_COORD=")
         && let Err(error) = begin(coordinator)
     {
         warn(error);
     }
+}
+
+/// What STASIS_DISABLE names: the program may write over its environment.
+struct Disabled(UnsafeCell<([u8; 128], usize)>);
+
+// SAFETY: written by the constructor, before there is a checkpoint thread to read it.
+unsafe impl Sync for Disabled {}
+
+static DISABLED: Disabled = Disabled(UnsafeCell::new(([0; 128], 0)));
+
+fn remember_disabled(names: &[u8]) {
+    // SAFETY: see `Disabled`.
+    let (bytes, len) = unsafe { &mut *DISABLED.0.get() };
+    *len = names.len().min(bytes.len());
+    bytes[..*len].copy_from_slice(&names[..*len]);
+}
+
+/// Whether STASIS_DISABLE, names with commas between, names this part.
+pub fn is_disabled(part: &str) -> bool {
+    // SAFETY: see `Disabled`.
+    let (bytes, len) = unsafe { &*DISABLED.0.get() };
+    bytes[..*len].split(|&byte| byte == b',').any(|name| name == part.as_bytes())
 }
 
 /// Says that this process runs without a checkpoint thread.

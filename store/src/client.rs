@@ -19,7 +19,10 @@ use std::{
 use nix::{sys::socket::MsgFlags, unistd::geteuid};
 use stasis_protocol::{
     VERSION,
-    store::{CheckpointDraft, CheckpointRecord, DumpStats, Hash, Reply, Request, Space, StagedRun, Usage},
+    store::{
+        CheckpointDraft, CheckpointRecord, DumpStats, Hash, PageRange, Reply, Request, Space, StagedRun,
+        Usage,
+    },
 };
 
 pub use crate::stored::StoredProcess;
@@ -187,12 +190,19 @@ impl Client {
         self.server_pid
     }
 
-    /// Starts a dump. Problems are told by the next request that is answered.
+    /// Starts a dump; returns whether it has a base. Problems are told by the next request that is answered.
     ///
     /// # Errors
     /// The connection failed.
-    pub fn begin_dump(&mut self, token: u64, pid: u32, base: Option<Hash>) -> Result<(), ClientError> {
-        self.send(&Request::BeginDump { token, pid, base })
+    pub fn begin_dump(&mut self, token: u64, pid: u32, base: Option<Hash>) -> Result<bool, ClientError> {
+        self.send(&Request::BeginDump { token, pid, base })?;
+        if base.is_none() {
+            return Ok(false);
+        }
+        match self.receive()? {
+            (Reply::Begun { base }, _) => Ok(base),
+            (other, _) => Err(unexpected(&other)),
+        }
     }
 
     /// Hands over the staging buffer: a memfd of at least `len` bytes, sealed with F_SEAL_SHRINK.
@@ -228,7 +238,7 @@ impl Client {
     /// # Errors
     /// The connection failed.
     pub fn forget(&mut self, space: Space, first_page: u64, pages: u64) -> Result<(), ClientError> {
-        self.send(&Request::Forget { space, first_page, pages })
+        self.send(&Request::Forget { ranges: vec![PageRange { space, first_page, pages }] })
     }
 
     /// Ends the dump; its pages are durable when this returns.

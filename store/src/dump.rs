@@ -12,12 +12,12 @@ use std::{
     sync::Arc,
 };
 
-use stasis_protocol::store::{DumpStats, Hash, Space, StagedRun};
+use stasis_protocol::store::{DumpStats, Hash, PageRange, Space, StagedRun};
 
 use crate::{
     error::StoreError,
     hash::PAGE_SIZE,
-    manifest::{LEAF_PAGES, Leaf, MAX_PAGE, Manifest, Node, Reader, Root, rebuild},
+    manifest::{Inner, LEAF_PAGES, Leaf, MAX_PAGE, Manifest, Node, Reader, Root, rebuild},
     pack::Place,
     release::Hold,
     session::{Candidate, FinishedDump, Session},
@@ -37,11 +37,27 @@ const LEAF: u64 = LEAF_PAGES as u64;
 pub struct Dump {
     session: Arc<Session>,
     base: Option<Manifest>,
+    nodes: BaseNodes,
     /// Leaves that differ, or may differ, from the base's.
     leaves: BTreeMap<(Space, u64), Leaf>,
     /// Pages that the base has in those leaves, by space.
     replaced: BTreeMap<Space, u64>,
     stats: DumpStats,
+}
+
+/// The base's nodes above its leaves, as far as they have been read.
+#[derive(Default)]
+struct BaseNodes(Inner);
+
+impl BaseNodes {
+    fn reader<'a>(&mut self, store: &'a Store) -> Reader<'a> {
+        let known = std::mem::take(&mut self.0);
+        Reader::knowing(store.index(), store.node_names(), store.hasher().zero(), known)
+    }
+
+    fn keep(&mut self, reader: Reader<'_>) {
+        self.0 = reader.into_inner();
+    }
 }
 
 /// A staged page and where it belongs.
@@ -64,6 +80,7 @@ impl Dump {
         Ok(Self {
             session,
             base,
+            nodes: BaseNodes::default(),
             leaves: BTreeMap::new(),
             replaced: BTreeMap::new(),
             stats: DumpStats::default(),
@@ -151,13 +168,12 @@ impl Dump {
     ///
     /// # Errors
     /// The base cannot be read.
-    pub fn forget(
-        &mut self,
-        store: &Store,
-        space: Space,
-        first_page: u64,
-        pages: u64,
-    ) -> Result<(), StoreError> {
+    pub fn forget(&mut self, store: &Store, ranges: &[PageRange]) -> Result<(), StoreError> {
+        ranges.iter().try_for_each(|range| self.forget_range(store, *range))
+    }
+
+    fn forget_range(&mut self, store: &Store, range: PageRange) -> Result<(), StoreError> {
+        let PageRange { space, first_page, pages } = range;
         let end = first_page.saturating_add(pages).min(MAX_PAGE);
         if first_page >= end {
             return Ok(());
@@ -166,8 +182,10 @@ impl Dump {
         let mut numbers: BTreeSet<u64> =
             self.leaves.range((space, touched.start)..(space, touched.end)).map(|(key, _)| key.1).collect();
         if let Some(root) = self.base.as_ref().and_then(|base| base.root(space)) {
-            let mut reader = Reader::new(store.index(), store.node_names(), store.hasher().zero());
-            numbers.extend(reader.leaves_in(root.name, touched)?);
+            let mut reader = self.nodes.reader(store);
+            let found = reader.leaves_in(root.name, touched);
+            self.nodes.keep(reader);
+            numbers.extend(found?);
         }
         for number in numbers {
             let leaf = self.leaf(store, space, number)?;
@@ -215,7 +233,7 @@ impl Dump {
     }
 
     fn manifest(&mut self, store: &Store, record: Vec<u8>) -> Result<(Manifest, Vec<Node>), StoreError> {
-        let mut reader = Reader::new(store.index(), store.node_names(), store.hasher().zero());
+        let mut reader = self.nodes.reader(store);
         let mut changed: BTreeMap<Space, Vec<(u64, Leaf)>> = BTreeMap::new();
         for ((space, number), leaf) in std::mem::take(&mut self.leaves) {
             changed.entry(space).or_default().push((number, leaf));
@@ -250,8 +268,12 @@ impl Dump {
             Entry::Vacant(entry) => {
                 let root = self.base.as_ref().and_then(|base| base.root(space));
                 let leaf = match root {
-                    Some(root) => Reader::new(store.index(), store.node_names(), store.hasher().zero())
-                        .leaf(root.name, number)?,
+                    Some(root) => {
+                        let mut reader = self.nodes.reader(store);
+                        let leaf = reader.leaf(root.name, number);
+                        self.nodes.keep(reader);
+                        leaf?
+                    }
                     None => None,
                 };
                 if let Some(leaf) = &leaf {

@@ -15,7 +15,7 @@ mod leaf;
 mod tree;
 
 pub use leaf::{LEAF_PAGES, Leaf};
-pub use tree::{MAX_PAGE, NodeSource, Reader, rebuild};
+pub use tree::{Inner, MAX_PAGE, NodeSource, Reader, rebuild};
 
 use serde::{Deserialize, Serialize};
 use stasis_protocol::{store::Space, wire};

@@ -31,6 +31,14 @@ pub struct StagedRun {
     pub staging_offset: u64,
 }
 
+/// Pages of a space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageRange {
+    pub space: Space,
+    pub first_page: u64,
+    pub pages: u64,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
     Hello {
@@ -41,7 +49,8 @@ pub enum Request {
         /// Names the checkpoint while it is being taken; chosen by the coordinator.
         token: u64,
         pid: u32,
-        /// The manifest that unchanged pages are taken from; `None`: the dump is full.
+        /// The manifest that unchanged pages are taken from; `None`: the dump is full. Where one is named, answered by
+        /// [`Reply::Begun`].
         base: Option<Hash>,
     },
     /// The staging buffer: a memfd of `len` bytes, sent beside this message.
@@ -53,11 +62,9 @@ pub enum Request {
     Pages {
         runs: Vec<StagedRun>,
     },
-    /// These pages of the base are holes now. Not answered.
+    /// These pages, of the base or given before, are holes now. Not answered.
     Forget {
-        space: Space,
-        first_page: u64,
-        pages: u64,
+        ranges: Vec<PageRange>,
     },
     /// The dump is whole. Answered by [`Reply::Dumped`] once its pages are durable.
     EndDump {
@@ -102,6 +109,10 @@ pub enum Reply {
     Welcome {
         version: u32,
         server_pid: u32,
+    },
+    /// Answers `BeginDump`: whether the base is there. Where it is not (it was pruned), the dump is full.
+    Begun {
+        base: bool,
     },
     Released,
     Dumped {

@@ -4,9 +4,14 @@ use alloc::{format, string::String, vec::Vec};
 
 use stasis_protocol::{
     VERSION,
-    store::{DumpStats, Hash, Reply, Request, StagedRun},
+    store::{DumpStats, Hash, Reply, Request},
 };
-use stasis_sys::{Errno, file, file::Fd, memory, socket};
+use stasis_sys::{Errno, file, file::Fd, memory, process, socket};
+
+use crate::dump::Rest;
+
+/// How many ranges go into one message.
+const MAX_RANGES: usize = 1 << 14;
 
 /// A connection on which the store server has said welcome, with a staging buffer of two halves: one
 /// is filled while the other is hashed and written.
@@ -98,11 +103,30 @@ impl Store {
         Ok((offset as u64, (self.staging + offset) as *mut u8))
     }
 
-    /// Hands over what was put into the half that [`Self::free_half`] gave last.
-    pub fn hand_over(&mut self, runs: Vec<StagedRun>) -> Result<(), String> {
-        self.send(&Request::Pages { runs }, None)?;
-        self.outstanding += 1;
-        self.next_half ^= 1;
+    /// Begins a dump; whether the store has the base.
+    pub fn begin_dump(&self, token: u64, base: Option<Hash>) -> Result<bool, String> {
+        self.send(&Request::BeginDump { token, pid: process::getpid() as u32, base }, None)?;
+        if base.is_none() {
+            return Ok(false);
+        }
+        match self.receive()? {
+            Reply::Begun { base } => Ok(base),
+            other => Err(self.unexpected(other)),
+        }
+    }
+
+    /// Hands over holes, and what was put into the half that [`Self::free_half`] gave last.
+    pub fn hand_over(&mut self, rest: Rest) -> Result<(), String> {
+        let mut holes = rest.forget;
+        while !holes.is_empty() {
+            let ranges = holes.split_off(holes.len().saturating_sub(MAX_RANGES));
+            self.send(&Request::Forget { ranges }, None)?;
+        }
+        if !rest.runs.is_empty() {
+            self.send(&Request::Pages { runs: rest.runs }, None)?;
+            self.outstanding += 1;
+            self.next_half ^= 1;
+        }
         Ok(())
     }
 

@@ -40,8 +40,8 @@ pub struct Snapshot {
     pub mappings: Vec<mappings::Found>,
 }
 
-/// Looks for what cannot be checkpointed, while threads run.
-pub fn check() -> Result<(), Vec<Refusal>> {
+/// Looks for what cannot be checkpointed, while threads run; the mappings that there are.
+pub fn check() -> Result<Vec<mappings::Found>, Vec<Refusal>> {
     set_subject(stasis_sys::process::getpid());
     let mut refusals = Vec::new();
     process::check(&mut refusals);
@@ -49,12 +49,12 @@ pub fn check() -> Result<(), Vec<Refusal>> {
     if let Err(more) = descriptors::capture(&mut objects, descriptors::Moment::Running) {
         refusals.extend(more);
     }
-    match mappings::capture(&mappings::Advice::default(), &mut objects) {
-        Ok(_) => {}
-        Err(more) => refusals.extend(more),
-    }
+    let mappings = mappings::capture(&mappings::Advice::default(), &mut objects).unwrap_or_else(|more| {
+        refusals.extend(more);
+        Vec::new()
+    });
     objects.close();
-    if refusals.is_empty() { Ok(()) } else { Err(refusals) }
+    if refusals.is_empty() { Ok(mappings) } else { Err(refusals) }
 }
 
 /// Takes the record of a process whose threads are all stopped. `stopped`: it stood stopped by a signal before; `hold`: it is to be
@@ -67,6 +67,12 @@ pub fn take(
 ) -> Result<Snapshot, Vec<Refusal>> {
     let pid = stasis_sys::process::getpid();
     set_subject(quiet.tids.first().copied().unwrap_or(pid));
+    // One may have been made since this was looked at.
+    let mut refusals = Vec::new();
+    process::children(&mut refusals);
+    if !refusals.is_empty() {
+        return Err(refusals);
+    }
     let mut objects = Objects::default();
     let (descriptions, descriptors) = match descriptors::capture(&mut objects, descriptors::Moment::Stopped) {
         Ok(captured) => captured,

@@ -75,6 +75,11 @@ impl Objects {
         self.0.iter().map(|found| found.object.clone()).collect()
     }
 
+    /// How many there are; their ids are 1 to this.
+    pub fn len(&self) -> u32 {
+        self.0.len() as u32
+    }
+
     /// Each object with its sources.
     pub fn each(&self) -> impl Iterator<Item = (&Object, &[Source])> {
         self.0.iter().map(|found| (&found.object, found.sources.as_slice()))

@@ -26,20 +26,8 @@ pub struct Process {
 
 /// Looks for what cannot be checkpointed about the process as a whole.
 pub fn check(refusals: &mut Vec<Refusal>) {
+    children(refusals);
     let pid = process::getpid();
-    // One file per thread (proc(5)); a child may have been made by any.
-    let _ = procfs::numbered_entries(c"/proc/self/task", |tid| {
-        let children = procfs::read(path!("/proc/self/task/{tid}/children").as_c_str()).unwrap_or_default();
-        for child in procfs::words(&children).filter_map(procfs::decimal) {
-            let name = procfs::read(path!("/proc/{child}/comm").as_c_str()).unwrap_or_default();
-            let name = String::from_utf8_lossy(name.trim_ascii()).into_owned();
-            refusals.push(Refusal {
-                what: format!("pid {pid}, child {child} ({name})"),
-                reason: "computations of several processes are not supported yet".into(),
-                remedy: "take the checkpoint when the child has ended and has been waited for".into(),
-            });
-        }
-    });
     // By the subject: the checkpoint thread's own directories are its own (clone without CLONE_FS).
     let tid = subject();
     let cwd = procfs::link(path!("/proc/self/task/{tid}/cwd").as_c_str()).unwrap_or_default();
@@ -56,6 +44,35 @@ pub fn check(refusals: &mut Vec<Refusal>) {
             reason: "it runs in a root directory of its own (chroot)".into(),
             remedy: "launch it without chroot".into(),
         });
+    }
+}
+
+/// Looks for children, also those that have ended and were not waited for.
+pub fn children(refusals: &mut Vec<Refusal>) {
+    if !process::has_children() {
+        return;
+    }
+    let pid = process::getpid();
+    let before = refusals.len();
+    // One file per thread (proc(5)); a child may have been made by any.
+    let _ = procfs::numbered_entries(c"/proc/self/task", |tid| {
+        let children = procfs::read(path!("/proc/self/task/{tid}/children").as_c_str()).unwrap_or_default();
+        for child in procfs::words(&children).filter_map(procfs::decimal) {
+            let name = procfs::read(path!("/proc/{child}/comm").as_c_str()).unwrap_or_default();
+            let name = String::from_utf8_lossy(name.trim_ascii()).into_owned();
+            refusals.push(with_child(format!("pid {pid}, child {child} ({name})")));
+        }
+    });
+    if refusals.len() == before {
+        refusals.push(with_child(format!("pid {pid}, a child")));
+    }
+}
+
+fn with_child(what: String) -> Refusal {
+    Refusal {
+        what,
+        reason: "computations of several processes are not supported yet".into(),
+        remedy: "take the checkpoint when the child has ended and has been waited for".into(),
     }
 }
 

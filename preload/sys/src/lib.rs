@@ -12,9 +12,11 @@ mod arch;
 mod call;
 pub mod file;
 pub mod memory;
+pub mod pagemap;
 pub mod process;
 pub mod socket;
 pub mod sync;
+pub mod userfaultfd;
 
 pub use arch::{cpuid, raw, rdfsbase, xcr0, xsave_size};
 pub use call::{Errno, Result};

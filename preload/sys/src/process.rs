@@ -146,6 +146,15 @@ pub fn kill(pid: i32, signal: i32) -> Result<()> {
     numbers(libc::SYS_kill, [pid as usize, signal as usize, 0, 0, 0]).map(drop)
 }
 
+/// Whether this process has children, whichever thread made them (waitid(2): ECHILD where there is none).
+pub fn has_children() -> bool {
+    let mut info = Siginfo([0; 128]);
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+    let arguments = [libc::P_ALL as usize, 0, 0, flags as usize, 0, 0];
+    // SAFETY: waitid(2) fills in one siginfo; with WNOWAIT nothing is waited for.
+    unsafe { with(libc::SYS_waitid, arguments, 2, &mut info) }.is_ok()
+}
+
 /// Ends the process.
 pub fn exit_group(status: i32) -> ! {
     loop {
@@ -169,6 +178,34 @@ pub fn read_memory(address: usize, buffer: &mut [u8]) -> Result<usize> {
     let remote = [address, buffer.len()];
     let arguments = [getpid() as usize, local.as_ptr() as usize, 1, remote.as_ptr() as usize, 1, 0];
     // SAFETY: reads two iovecs, writes the buffer.
+    unsafe { call(libc::SYS_process_vm_readv, arguments) }
+}
+
+/// A part of this process' memory: struct iovec.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Part {
+    pub start: u64,
+    pub len: u64,
+}
+
+/// The most parts that [`gather`] takes (UIO_MAXIOV).
+pub const PARTS: usize = 1024;
+
+/// Copies parts of this process' memory, one after the other, to `to`, in one call (process_vm_readv(2)): at most
+/// [`PARTS`]. How many bytes were copied: fewer than asked where a page cannot be read; that one begins there.
+///
+/// # Safety
+/// There must be room at `to` for all parts.
+///
+/// # Errors
+/// EFAULT where the first page cannot be read.
+pub unsafe fn gather(parts: &[Part], to: *mut u8) -> Result<usize> {
+    let len: u64 = parts.iter().map(|part| part.len).sum();
+    let local = [to as usize, len as usize];
+    let (from, count) = (parts.as_ptr() as usize, parts.len());
+    let arguments = [getpid() as usize, local.as_ptr() as usize, 1, from, count, 0];
+    // SAFETY: reads the iovecs, writes the room that the caller promises.
     unsafe { call(libc::SYS_process_vm_readv, arguments) }
 }
 

@@ -97,14 +97,29 @@ pub struct Reader<'a> {
     source: &'a dyn NodeSource,
     names: &'a NodeNames,
     zero: &'a Hash,
-    inner: HashMap<Hash, Children>,
+    inner: Inner,
 }
+
+/// Nodes above the leaves that have been read, by name.
+pub type Inner = HashMap<Hash, Children>;
 
 impl<'a> Reader<'a> {
     /// `zero` is the name of a page of zeros.
     #[must_use]
     pub fn new(source: &'a dyn NodeSource, names: &'a NodeNames, zero: &'a Hash) -> Self {
-        Self { source, names, zero, inner: HashMap::new() }
+        Self::knowing(source, names, zero, Inner::new())
+    }
+
+    /// One that need not read what another one has read.
+    #[must_use]
+    pub fn knowing(source: &'a dyn NodeSource, names: &'a NodeNames, zero: &'a Hash, inner: Inner) -> Self {
+        Self { source, names, zero, inner }
+    }
+
+    /// What has been read.
+    #[must_use]
+    pub fn into_inner(self) -> Inner {
+        self.inner
     }
 
     /// The leaf with this number (page number divided by [`LEAF_PAGES`]).

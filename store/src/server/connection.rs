@@ -127,12 +127,12 @@ impl Connection<'_> {
 
     fn handle(&mut self, request: Request, descriptors: Vec<OwnedFd>) -> Result<(), TransportError> {
         match request {
-            Request::BeginDump { token, base, .. } => self.begin_dump(token, base),
+            Request::BeginDump { token, base, .. } => self.begin_dump(token, base)?,
             Request::Staging { len } => self.map_staging(descriptors, len),
             Request::Pages { runs } => self.take_pages(&runs),
-            Request::Forget { space, first_page, pages } => {
+            Request::Forget { ranges } => {
                 if let Some(dump) = &mut self.dump
-                    && let Err(error) = dump.forget(&self.shared.store, space, first_page, pages)
+                    && let Err(error) = dump.forget(&self.shared.store, &ranges)
                 {
                     self.problem.get_or_insert(error.to_string());
                 }
@@ -203,16 +203,22 @@ impl Connection<'_> {
         })
     }
 
-    fn begin_dump(&mut self, token: u64, base: Option<[u8; 32]>) {
+    fn begin_dump(&mut self, token: u64, base: Option<[u8; 32]>) -> Result<(), TransportError> {
         self.abort_dump();
-        if self.shared.stopping.load(Ordering::Acquire) {
-            self.problem = Some("the store server is ending; take the checkpoint again".into());
-            return;
+        let store = &self.shared.store;
+        let (mut begun, mut has_base) = (store.begin_dump(token, base), base.is_some());
+        if let (Err(error), true) = (&begun, has_base) {
+            eprintln!("a dump begins without its base: {error}");
+            (begun, has_base) = (store.begin_dump(token, None), false);
         }
-        match self.shared.store.begin_dump(token, base) {
+        match begun {
+            _ if self.shared.stopping.load(Ordering::Acquire) => {
+                self.problem = Some("the store server is ending; take the checkpoint again".into());
+            }
             Ok(dump) => self.dump = Some(dump),
             Err(error) => self.problem = Some(error.to_string()),
         }
+        if base.is_some() { self.reply(&Reply::Begun { base: has_base }) } else { Ok(()) }
     }
 
     fn map_staging(&mut self, mut descriptors: Vec<OwnedFd>, len: u64) {

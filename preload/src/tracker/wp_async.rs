@@ -1,0 +1,125 @@
+//! userfaultfd's asynchronous write protection with PAGEMAP_SCAN (Linux 6.7): a scan tells the pages that are not
+//! protected and protects them in one step; the kernel lifts the protection at the first store, its own (read(2))
+//! included, without telling anybody. Nobody has to answer faults, and no privilege is needed.
+//!
+//! Only stores through pinned pages (io_uring's registered buffers, RDMA) are not seen.
+
+use alloc::vec::Vec;
+
+use stasis_sys::{
+    Result,
+    file::{self, Fd},
+    pagemap::{CHECK_WPASYNC, FILE, PRESENT, SWAPPED, ScanArgument, WP_MATCHING, WRITTEN},
+    userfaultfd,
+};
+
+use super::{DirtyTracker, Range, Shown};
+use crate::pagemap::{Pagemap, Run, State, Which};
+
+pub struct WpAsync {
+    uffd: Fd,
+}
+
+impl WpAsync {
+    /// `None` where the kernel has none of it.
+    pub fn open() -> Option<Self> {
+        let uffd = userfaultfd::open(userfaultfd::WP_ASYNC | userfaultfd::WP_UNPOPULATED).ok()?;
+        Some(Self { uffd })
+    }
+
+    pub fn close(self) {
+        let _ = file::close(self.uffd);
+    }
+}
+
+impl DirtyTracker for WpAsync {
+    fn name(&self) -> &'static str {
+        "wp-async"
+    }
+
+    fn works_while_running(&self) -> bool {
+        true
+    }
+
+    fn watch(&mut self, range: Range) -> Result<()> {
+        // What is registered already stays as it is.
+        userfaultfd::register(self.uffd, range.start, range.end)
+    }
+
+    fn look(
+        &mut self,
+        pagemap: &mut Pagemap,
+        range: Range,
+        all: bool,
+        found: &mut Vec<Run>,
+    ) -> Result<Shown> {
+        found.clear();
+        scan(pagemap, range, if all { 0 } else { WRITTEN }, found)?;
+        Ok(if all { Shown::All } else { Shown::Changes })
+    }
+}
+
+/// Finds and protects the pages of a range that are `category` (0: all).
+fn scan(pagemap: &mut Pagemap, range: Range, category: u64, found: &mut Vec<Run>) -> Result<()> {
+    match range.which {
+        Which::Populated => anonymous(pagemap, range, category, found),
+        Which::Modified => private_file(pagemap, range, category, found),
+    }
+}
+
+const THERE: u64 = PRESENT | SWAPPED;
+
+/// A discarded page of anonymous memory leaves nothing behind, so it counts as written.
+///
+/// Protecting a page that is not there makes a marker in its page table, which a scan of a terabyte that is merely
+/// reserved must not do. There, holes are left alone and looked for by themselves.
+fn anonymous(pagemap: &mut Pagemap, range: Range, category: u64, found: &mut Vec<Run>) -> Result<()> {
+    let protect = ScanArgument {
+        flags: WP_MATCHING | CHECK_WPASYNC,
+        category_mask: category,
+        category_anyof_mask: if range.dense { 0 } else { THERE },
+        return_mask: pagemap.states(),
+        ..ScanArgument::default()
+    };
+    pagemap.scan(range.start, range.end, range.which, protect, found)?;
+    if range.dense || category == 0 {
+        return Ok(());
+    }
+    let holes = ScanArgument {
+        category_inverted: THERE,
+        category_mask: THERE,
+        return_mask: THERE,
+        ..ScanArgument::default()
+    };
+    pagemap.scan(range.start, range.end, range.which, holes, found)
+}
+
+/// A discarded page of a private file mapping leaves a marker (mm/memory.c, `zap_install_uffd_wp_if_needed`) that keeps
+/// it protected, also when the file's page is read in its place: it looks unchanged. So only the process' own pages are
+/// protected; what else is protected was one of them. A marker looks like an own page in swap: both are read again.
+fn private_file(pagemap: &mut Pagemap, range: Range, category: u64, found: &mut Vec<Run>) -> Result<()> {
+    let protect = ScanArgument {
+        flags: WP_MATCHING | CHECK_WPASYNC,
+        category_inverted: FILE,
+        category_mask: category | FILE,
+        category_anyof_mask: THERE,
+        return_mask: pagemap.states(),
+        ..ScanArgument::default()
+    };
+    pagemap.scan(range.start, range.end, range.which, protect, found)?;
+    if category == 0 {
+        return Ok(());
+    }
+    let others = ScanArgument { return_mask: pagemap.states(), ..ScanArgument::default() };
+    let changed = found.len();
+    pagemap.scan(range.start, range.end, range.which, others, found)?;
+    let mut kept = changed;
+    for at in changed..found.len() {
+        if found[at].state != State::Present {
+            found[kept] = found[at];
+            kept += 1;
+        }
+    }
+    found.truncate(kept);
+    Ok(())
+}
