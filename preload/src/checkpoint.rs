@@ -11,10 +11,14 @@ use stasis_protocol::{
     store::Request,
     wire,
 };
-use stasis_sys::{Errno, Result, file, memory, process};
+use stasis_sys::{
+    Errno, Result,
+    file::{self, Fd},
+    memory, process,
+};
 
 use crate::{
-    arena, dump,
+    arena, credentials, dump,
     link::{coordinator::Coordinator, store::Store},
     quiesce::{self, Quiet},
     snapshot::{self, mappings::Advice},
@@ -60,6 +64,7 @@ pub fn stack_top() -> usize {
 /// Forgets connections that are another process'.
 pub fn forget_inherited() {
     kept().store = None;
+    credentials::forget();
 }
 
 /// Whose a range of addresses is.
@@ -88,7 +93,10 @@ pub fn own_ranges() -> [(u64, u64, Own); 3] {
 pub extern "C" fn thread() -> ! {
     begin_thread();
     let _ = file::close_range(0, u32::MAX);
-    serve(Coordinator::connect().ok())
+    // The connection is made as whom the program was started by; only then does this thread follow it.
+    let socket = Coordinator::connect();
+    credentials::listen();
+    serve(socket.and_then(|socket| Coordinator::greet(socket, None)).ok())
 }
 
 /// What every checkpoint thread does first.
@@ -106,21 +114,23 @@ pub fn serve(mut coordinator: Option<Coordinator>) -> ! {
         // SAFETY: nothing that was allocated is held here: `Coordinator` and `Kept` are plain data.
         unsafe { arena::reset() };
         match &coordinator {
-            Some(connected) => match connected.receive() {
-                Ok(ToProcess::Checkpoint { token, store, hold, was_stopped }) => {
-                    if take(connected, token, &store, hold, was_stopped).is_err() {
+            Some(connected) => match connected.receive_beside() {
+                Ok((ToProcess::Checkpoint { token, store, store_passed, hold, was_stopped }, beside)) => {
+                    let passed = beside.filter(|_| store_passed);
+                    if take(connected, token, &store, passed, hold, was_stopped).is_err() {
                         let _ = file::close(connected.fd());
                         coordinator = None;
                     }
                 }
-                Ok(_) => {}
+                Ok((_, beside)) => drop(beside.map(file::close)),
                 Err(_) => {
                     let _ = file::close(connected.fd());
                     coordinator = None;
                 }
             },
             None => {
-                coordinator = Coordinator::connect().ok();
+                let socket = Coordinator::connect();
+                coordinator = socket.and_then(|socket| Coordinator::greet(socket, None)).ok();
                 if coordinator.is_none() {
                     state::pause(LOOK_AGAIN);
                 }
@@ -137,11 +147,17 @@ fn take(
     coordinator: &Coordinator,
     token: u64,
     store: &str,
+    passed: Option<Fd>,
     hold: bool,
     was_stopped: bool,
 ) -> core::result::Result<(), Errno> {
-    let mut taking = Taking { coordinator, token, quiet: None, was_stopped, pause_us: 0 };
+    credentials::follow();
+    credentials::use_store();
+    let mut taking = Taking { coordinator, token, quiet: None, was_stopped, pause_us: 0, passed };
     let result = taking.run(store, hold);
+    if let Some(unused) = taking.passed.take() {
+        let _ = file::close(unused);
+    }
     if let Err(refusals) = result {
         if !was_stopped {
             taking.go_on();
@@ -158,6 +174,11 @@ fn take(
             state::release();
         }
         return told;
+    }
+    // A connection that was passed is good for one dump; another one, for as long as this is the user who made it.
+    let keep = |store: &mut Store| passed.is_none() && credentials::keep_store(store.fd());
+    if let Some(store) = kept().store.take_if(|store| !keep(store)) {
+        store.close();
     }
     if taking.quiet.is_some() {
         // Held until it is to be ended; or it stood stopped, and stops again when the checkpoint is made.
@@ -178,6 +199,8 @@ struct Taking<'a> {
     quiet: Option<Quiet>,
     was_stopped: bool,
     pause_us: u64,
+    /// The connection to the store that the coordinator made.
+    passed: Option<Fd>,
 }
 
 impl Taking<'_> {
@@ -205,7 +228,7 @@ impl Taking<'_> {
         let token = self.token;
         self.report(Phase::Checking);
         snapshot::check()?;
-        let store = connected(store)?;
+        let store = connected(store, self.passed.take())?;
         store
             .send(&Request::BeginDump { token, pid: process::getpid() as u32, base: None }, None)
             .map_err(store_refusal)?;
@@ -254,16 +277,20 @@ pub fn store_refusal(reason: String) -> Vec<Refusal> {
 }
 
 /// The connection to the store server, made again where the one of the last checkpoint is gone.
-fn connected(path: &str) -> core::result::Result<&'static mut Store, Vec<Refusal>> {
+fn connected(path: &str, passed: Option<Fd>) -> core::result::Result<&'static mut Store, Vec<Refusal>> {
     let kept = kept();
     let len = staging_len();
     if let Some(store) = kept.store.take() {
-        if store.staging().1 >= len && store.is_alive() {
+        if passed.is_none() && store.staging().1 >= len && store.is_alive() {
             return Ok(kept.store.insert(store));
         }
         store.close();
     }
-    match Store::connect(path, len) {
+    let connected = match passed {
+        Some(socket) => Store::passed(socket, len),
+        None => Store::connect(path, len),
+    };
+    match connected {
         Ok(store) => Ok(kept.store.insert(store)),
         Err(reason) => Err(store_refusal(reason)),
     }

@@ -14,6 +14,7 @@ use crate::{
     checkpoint::store_refusal,
     link::store::Store,
     pagemap::{self, Pagemap},
+    procfs,
     snapshot::{Snapshot, Source, mappings::Content},
 };
 
@@ -25,8 +26,7 @@ use crate::{
 /// Refusals that name the mapping or object; the dump is to be given up then.
 pub fn dump(snapshot: &mut Snapshot, store: &mut Store) -> Result<Vec<StagedRun>, Vec<Refusal>> {
     let mut pagemap = Pagemap::open().map_err(|error| refusal("its memory", error))?;
-    let memory = file::open(c"/proc/thread-self/mem", libc::O_RDONLY | libc::O_CLOEXEC, 0)
-        .map_err(|error| refusal("its memory", error))?;
+    let memory = procfs::open(c"/proc/thread-self/mem").map_err(|error| refusal("its memory", error))?;
     let mut copier = Copier { store, memory, half: 0, room: None, runs: Vec::new() };
     let mut result = Ok(());
     for (found, mapping) in snapshot.mappings.iter().zip(&mut snapshot.image.mappings) {

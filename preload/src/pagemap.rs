@@ -6,6 +6,8 @@ use alloc::{vec, vec::Vec};
 use stasis_protocol::PAGE_SIZE;
 use stasis_sys::{Errno, Result, file, file::Fd, process};
 
+use crate::procfs;
+
 /// Pages in a row that are alike.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Run {
@@ -73,7 +75,7 @@ pub struct Pagemap {
 
 impl Pagemap {
     pub fn open() -> Result<Self> {
-        let fd = file::open(c"/proc/thread-self/pagemap", libc::O_RDONLY | libc::O_CLOEXEC, 0)?;
+        let fd = procfs::open(c"/proc/thread-self/pagemap")?;
         Ok(Self { fd, regions: vec![Region::default(); REGIONS] })
     }
 

@@ -40,9 +40,9 @@ pub fn address() -> &'static [u8] {
 pub struct Coordinator(Fd);
 
 impl Coordinator {
-    /// Connects by the remembered address.
-    pub fn connect() -> Result<Self, Errno> {
-        Self::greet(socket::connect(address())?, None)
+    /// Connects by the remembered address; to be followed by [`Coordinator::greet`].
+    pub fn connect() -> Result<Fd, Errno> {
+        socket::connect(address())
     }
 
     /// Introduces this process on a connected socket.
@@ -63,6 +63,11 @@ impl Coordinator {
 
     pub fn receive(&self) -> Result<ToProcess, Errno> {
         super::receive(self.0)
+    }
+
+    /// The same, with the descriptor that came beside the message.
+    pub fn receive_beside(&self) -> Result<(ToProcess, Option<Fd>), Errno> {
+        super::receive_beside(self.0)
     }
 
     pub fn send(&self, message: &FromProcess) -> Result<(), Errno> {
