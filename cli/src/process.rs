@@ -2,7 +2,10 @@
 
 use std::{
     fs, io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
 };
 
 use nix::{
@@ -34,6 +37,11 @@ fn state_in(path: &str) -> Option<char> {
     let stat = fs::read(path).ok()?;
     let name_end = stat.iter().rposition(|&byte| byte == b')')?;
     stat.get(name_end + 2).map(|&byte| byte.into())
+}
+
+/// The effective user of a process: the directory's owner, whether or not the process is dumpable (proc(5)).
+pub fn user(pid: u32) -> Option<u32> {
+    Some(fs::metadata(format!("/proc/{pid}")).ok()?.uid())
 }
 
 /// Whether a SIGSTOP is on its way to the process: sent, and not acted upon yet.

@@ -18,7 +18,7 @@ use stasis_sys::{
 };
 
 use crate::{
-    arena,
+    arena, credentials,
     dump::Dump,
     link::{coordinator::Coordinator, store::Store},
     quiesce::{self, Quiet},
@@ -96,6 +96,7 @@ pub fn stack_top() -> usize {
 pub fn forget_inherited() {
     let kept = kept();
     (kept.store, kept.tracker, kept.base) = (None, None, None);
+    credentials::forget();
 }
 
 /// Whose a range of addresses is.
@@ -124,10 +125,19 @@ pub fn own_ranges() -> [(u64, u64, Own); 3] {
 pub extern "C" fn thread() -> ! {
     let announced = ANNOUNCED.swap(-1, Ordering::Relaxed);
     keep_only(announced);
-    serve(match announced {
-        0.. => Coordinator::welcomed(announced).ok(),
-        _ => Coordinator::connect().ok(),
-    })
+    // The connection is made as whom the program was started by; only then does this thread follow it.
+    let coordinator = match announced {
+        0.. => {
+            credentials::listen();
+            Coordinator::welcomed(announced)
+        }
+        _ => {
+            let socket = Coordinator::connect();
+            credentials::listen();
+            socket.and_then(|socket| Coordinator::greet(socket, None))
+        }
+    };
+    serve(coordinator.ok())
 }
 
 /// A descriptor on which this process has introduced itself to the coordinator; -1: none.
@@ -171,23 +181,30 @@ pub fn serve(mut coordinator: Option<Coordinator>) -> ! {
         // SAFETY: nothing that was allocated is held here: `Coordinator` and `Kept` are plain data.
         unsafe { arena::reset() };
         match &coordinator {
-            Some(connected) => match connected.receive() {
-                Ok(ToProcess::Checkpoint { token, store, hold, was_stopped }) => {
-                    if take(connected, token, &store, hold, was_stopped).is_err() {
+            Some(connected) => match connected.receive_beside() {
+                Ok((ToProcess::Checkpoint { token, store, store_passed, hold, was_stopped }, beside)) => {
+                    let passed = beside.filter(|_| store_passed);
+                    if take(connected, token, &store, passed, hold, was_stopped).is_err() {
                         let _ = file::close(connected.fd());
                         coordinator = None;
                     }
                 }
-                Ok(ToProcess::Committed { token, .. }) => settle(token, true),
-                Ok(ToProcess::Abandoned { token }) => settle(token, false),
-                Ok(ToProcess::Welcome { .. }) => {}
+                Ok((message, beside)) => {
+                    let _ = beside.map(file::close);
+                    match message {
+                        ToProcess::Committed { token, .. } => settle(token, true),
+                        ToProcess::Abandoned { token } => settle(token, false),
+                        ToProcess::Checkpoint { .. } | ToProcess::Welcome { .. } => {}
+                    }
+                }
                 Err(_) => {
                     let _ = file::close(connected.fd());
                     coordinator = None;
                 }
             },
             None => {
-                coordinator = Coordinator::connect().ok();
+                let socket = Coordinator::connect();
+                coordinator = socket.and_then(|socket| Coordinator::greet(socket, None)).ok();
                 if coordinator.is_none() {
                     state::pause(LOOK_AGAIN);
                 }
@@ -214,11 +231,17 @@ fn take(
     coordinator: &Coordinator,
     token: u64,
     store: &str,
+    passed: Option<Fd>,
     hold: bool,
     was_stopped: bool,
 ) -> core::result::Result<(), Errno> {
-    let mut taking = Taking { coordinator, token, quiet: None, was_stopped, pause_us: 0 };
+    credentials::follow();
+    credentials::use_store();
+    let mut taking = Taking { coordinator, token, quiet: None, was_stopped, pause_us: 0, passed };
     let result = taking.run(store, hold);
+    if let Some(unused) = taking.passed.take() {
+        let _ = file::close(unused);
+    }
     if let Err(refusals) = result {
         // Some of what is to be taken next time may count as taken.
         kept().base = None;
@@ -237,6 +260,11 @@ fn take(
             state::release();
         }
         return told;
+    }
+    // A connection that was passed is good for one dump; another one, for as long as this is the user who made it.
+    let keep = |store: &mut Store| passed.is_none() && credentials::keep_store(store.fd());
+    if let Some(store) = kept().store.take_if(|store| !keep(store)) {
+        store.close();
     }
     if taking.quiet.is_some() {
         // Held until it is to be ended; or it stood stopped, and stops again when the checkpoint is made.
@@ -261,6 +289,8 @@ struct Taking<'a> {
     quiet: Option<Quiet>,
     was_stopped: bool,
     pause_us: u64,
+    /// The connection to the store that the coordinator made.
+    passed: Option<Fd>,
 }
 
 impl Taking<'_> {
@@ -295,9 +325,11 @@ impl Taking<'_> {
         self.report(Phase::Checking);
         let mappings = snapshot::check()?;
         let Kept { store, tracker, base } = kept();
-        let store = connected(store, path)?;
+        // A connection that the coordinator passed knows of no base.
+        let store_sum = self.passed.is_none().then(|| path_sum(path));
+        let store = connected(store, path, self.passed.take())?;
         let tracker = tracker.get_or_insert_with(Tracker::choose).get();
-        let last = base.take().filter(|base| base.committed && base.store == path_sum(path));
+        let last = base.take().filter(|base| base.committed && Some(base.store) == store_sum);
         let incremental = store.begin_dump(token, last.map(|base| base.manifest)).map_err(store_refusal)?;
         let advice = Advice::read();
         arena::prefault();
@@ -331,7 +363,7 @@ impl Taking<'_> {
         store.hand_over(rest).map_err(store_refusal)?;
         let record = wire::encode(&snapshot.image).map_err(|error| store_refusal(format!("{error}")))?;
         let (manifest, stats) = store.end_dump(record).map_err(store_refusal)?;
-        *base = Some(Base { token, manifest, objects, committed: false, store: path_sum(path) });
+        *base = store_sum.map(|store| Base { token, manifest, objects, committed: false, store });
         let tracker = tracker.name().into();
         let message = FromProcess::Dumped { token, manifest, stats, pause_us: self.pause_us, tracker };
         self.coordinator.send(&message).map_err(|error| {
@@ -418,15 +450,20 @@ pub fn store_refusal(reason: String) -> Vec<Refusal> {
 fn connected<'a>(
     kept: &'a mut Option<Store>,
     path: &str,
+    passed: Option<Fd>,
 ) -> core::result::Result<&'a mut Store, Vec<Refusal>> {
     let len = staging_len();
     if let Some(store) = kept.take() {
-        if store.staging().1 >= len && store.is_alive() {
+        if passed.is_none() && store.staging().1 >= len && store.is_alive() {
             return Ok(kept.insert(store));
         }
         store.close();
     }
-    match Store::connect(path, len) {
+    let connected = match passed {
+        Some(socket) => Store::passed(socket, len),
+        None => Store::connect(path, len),
+    };
+    match connected {
         Ok(store) => Ok(kept.insert(store)),
         Err(reason) => Err(store_refusal(reason)),
     }

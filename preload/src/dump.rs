@@ -89,7 +89,7 @@ impl<'a> Dump<'a> {
     ) -> Result<Self, Vec<Refusal>> {
         let unreadable = |error| refusal("its memory", error);
         let pagemap = Pagemap::open().map_err(unreadable)?;
-        let memory = file::open(c"/proc/thread-self/mem", libc::O_RDONLY | libc::O_CLOEXEC, 0);
+        let memory = procfs::open(c"/proc/thread-self/mem");
         Ok(Self {
             store,
             tracker,

@@ -10,6 +10,8 @@ use stasis_sys::{
     process,
 };
 
+use crate::procfs;
+
 /// Pages in a row that are alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
@@ -64,7 +66,7 @@ pub struct Pagemap {
 
 impl Pagemap {
     pub fn open() -> Result<Self> {
-        let fd = file::open(c"/proc/thread-self/pagemap", libc::O_RDONLY | libc::O_CLOEXEC, 0)?;
+        let fd = procfs::open(c"/proc/thread-self/pagemap")?;
         let (mut guard, mut scans) = (GUARD, true);
         let probe = ScanArgument { category_mask: GUARD, return_mask: GUARD, ..ScanArgument::default() };
         match pagemap::scan(fd, probe, &mut []) {

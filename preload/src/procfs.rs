@@ -8,6 +8,8 @@ use core::{
 
 use stasis_sys::{Errno, Result, file};
 
+use crate::credentials;
+
 /// A path of at most 127 bytes, made without allocating.
 pub struct Path {
     bytes: [u8; 128],
@@ -57,9 +59,14 @@ macro_rules! path {
     ($($part:tt)*) => { $crate::procfs::Path::new(core::format_args!($($part)*)) };
 }
 
+/// Opens a file of /proc to read.
+pub fn open(path: &CStr) -> Result<file::Fd> {
+    credentials::open_own(|| file::open(path, libc::O_RDONLY | libc::O_CLOEXEC, 0))
+}
+
 /// All of a file.
 pub fn read(path: &CStr) -> Result<Vec<u8>> {
-    let fd = file::open(path, libc::O_RDONLY | libc::O_CLOEXEC, 0)?;
+    let fd = open(path)?;
     let content = read_fd(fd);
     let _ = file::close(fd);
     content

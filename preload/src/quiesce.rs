@@ -125,7 +125,7 @@ fn observe(tid: i32) {
     slot.call.store(none, core::sync::atomic::Ordering::Relaxed);
     let mut content = [0u8; 256];
     let path = path!("/proc/self/task/{tid}/syscall");
-    let Ok(fd) = file::open(path.as_c_str(), libc::O_RDONLY, 0) else { return };
+    let Ok(fd) = procfs::open(path.as_c_str()) else { return };
     let len = file::read(fd, &mut content).unwrap_or(0);
     let _ = file::close(fd);
     let mut words = procfs::words(content[..len].trim_ascii());

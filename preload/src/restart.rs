@@ -15,7 +15,7 @@ use stasis_sys::{
 };
 
 use crate::{
-    arch, arena, checkpoint,
+    arch, arena, checkpoint, credentials,
     link::{self, coordinator::Coordinator},
     procfs,
     snapshot::kernel_state::{self, KernelState, PosixTimer},
@@ -88,6 +88,8 @@ pub extern "C" fn checkpoint_thread() -> ! {
     // SAFETY: every thread has left the restorer's code.
     let _ = unsafe { memory::unmap(info.area as usize, info.area_len as usize) };
     put_back(&kernel_state);
+    credentials::set_thread(process::gettid());
+    credentials::listen();
 
     link::coordinator::set_address(info.coordinator.split(|&byte| byte == 0).next().unwrap_or_default());
     let socket = info.coordinator_fd;

@@ -16,7 +16,7 @@ use stasis_sys::{
     memory, process,
 };
 
-use crate::{arch, arena, checkpoint, interrupted, link, stop, threads, wrappers};
+use crate::{arch, arena, checkpoint, credentials, interrupted, link, stop, threads, wrappers};
 
 #[used]
 #[unsafe(link_section = ".init_array")]
@@ -137,5 +137,7 @@ fn start_thread(announced: Option<Fd>) -> stasis_sys::Result<()> {
         let _ = unsafe { memory::unmap(stack, STACK) };
         return Err(stasis_sys::Errno(-tid as i32));
     }
+    // Here, not there: the program may change its ids before the thread runs.
+    credentials::set_thread(tid as i32);
     Ok(())
 }

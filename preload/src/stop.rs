@@ -16,7 +16,7 @@ use stasis_sys::{
 
 use crate::{
     arch::{self, Frame},
-    interrupted, restart, state,
+    credentials, interrupted, restart, state,
     threads::{self, Slot, request},
 };
 
@@ -77,6 +77,11 @@ extern "C" fn handler(signal: i32, info: *mut Siginfo, context: *mut libc::ucont
             let interruption = interrupted::suspend(&mut frame, None);
             interrupted::resume(&mut frame, &interruption, false);
         }
+        return;
+    }
+    if code == credentials::SI_CODE {
+        // SAFETY: as above.
+        credentials::told(unsafe { &*info });
         return;
     }
     if code == libc::SI_QUEUE && u64::from(value) == COOKIE_STOPPED {

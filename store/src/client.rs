@@ -338,6 +338,21 @@ impl Client {
         }
     }
 
+    /// A connection for a process of another user, which can do nothing but dump one process under `token`. It ends
+    /// at the latest with this client.
+    ///
+    /// # Errors
+    /// The server has no room for it.
+    pub fn restrict(&mut self, token: u64) -> Result<OwnedFd, ClientError> {
+        self.send(&Request::Restrict { token })?;
+        match self.receive()? {
+            (Reply::Restricted, mut descriptors) => descriptors
+                .pop()
+                .ok_or_else(|| ClientError::Unexpected("a restricted connection that did not come".into())),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
     /// Ends the server, once no checkpoint is being taken.
     ///
     /// # Errors

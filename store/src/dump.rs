@@ -229,7 +229,7 @@ impl Dump {
         self.stats.pages = manifest.roots.iter().map(|root| root.pages).sum();
         let (name, bytes) = manifest.encode(store.node_names())?;
         nodes.push((name, bytes));
-        Ok(FinishedDump { manifest: name, nodes })
+        Ok(FinishedDump { manifest: name, nodes, stats: self.stats })
     }
 
     fn manifest(&mut self, store: &Store, record: Vec<u8>) -> Result<(Manifest, Vec<Node>), StoreError> {

@@ -6,6 +6,7 @@
 //! Not here: what the requests do (`connection`), becoming a background process (`main.rs`).
 
 mod connection;
+mod restricted;
 
 use std::{
     fs, io,
@@ -151,17 +152,8 @@ impl Server {
     }
 
     fn serve(&self, stream: UnixStream) {
-        let before = self.shared.connections.fetch_add(1, Ordering::AcqRel);
-        let guard = Connected(Arc::clone(&self.shared));
-        if before >= MAX_CONNECTIONS {
-            eprintln!("a connection was refused: there are {MAX_CONNECTIONS} already");
-            return;
-        }
-        let spawned = thread::Builder::new()
-            .name("connection".into())
-            .spawn(move || connection::serve(&guard.0, stream));
-        if let Err(error) = spawned {
-            eprintln!("a connection was refused: no more threads ({error})");
+        if let Err(reason) = self.shared.start(move |shared| connection::serve(shared, stream)) {
+            eprintln!("a connection was refused: {reason}");
         }
     }
 }
@@ -177,6 +169,20 @@ impl Drop for Connected {
 }
 
 impl Shared {
+    /// Starts the thread of a connection, which counts until `serve` returns.
+    fn start(self: &Arc<Self>, serve: impl FnOnce(&Arc<Self>) + Send + 'static) -> Result<(), String> {
+        let before = self.connections.fetch_add(1, Ordering::AcqRel);
+        let guard = Connected(Arc::clone(self));
+        if before >= MAX_CONNECTIONS {
+            return Err(format!("there are {MAX_CONNECTIONS} connections already"));
+        }
+        thread::Builder::new()
+            .name("connection".into())
+            .spawn(move || serve(&guard.0))
+            .map(drop)
+            .map_err(|error| format!("there are no more threads ({error})"))
+    }
+
     /// Ends the server.
     fn end(&self) {
         self.ended.store(true, Ordering::Release);

@@ -13,7 +13,7 @@ use std::{
     time::Instant,
 };
 
-use stasis_protocol::store::Hash;
+use stasis_protocol::store::{DumpStats, Hash};
 
 use crate::{
     catalog::PackGrowth,
@@ -41,6 +41,7 @@ const ROOMY: u64 = 1 << 30;
 pub struct FinishedDump {
     pub manifest: Hash,
     pub nodes: Vec<Node>,
+    pub stats: DumpStats,
 }
 
 /// A page that the store may have to write.

@@ -3,15 +3,17 @@
 //! It must be a memfd sealed against shrinking (fcntl(2), F_SEAL_SHRINK): the server reads it through
 //! a mapping, and a mapping of a file that somebody truncates raises SIGBUS.
 //!
-//! The process may write to it at any time; that is its own loss. What is hashed and what is written
-//! can then differ, and the page is reported as damaged when it is read.
+//! The process may write to it at any time. What is hashed and what is written can then differ, and the page is
+//! reported as damaged when it is read, by whichever checkpoint has a page of this name. Who could also write to
+//! the store's files does no more harm by that; of a process of another user a copy is taken first
+//! ([`Staging::copy`]).
 
-use std::{fs::File, io, num::NonZeroUsize, os::fd::OwnedFd, ptr::NonNull};
+use std::{fs::File, io, num::NonZeroUsize, ops::Range, os::fd::OwnedFd, ptr::NonNull};
 
 use nix::{
     fcntl::{FcntlArg, SealFlag, fcntl},
     sys::{
-        mman::{MapFlags, ProtFlags, mmap, munmap},
+        mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap},
         statfs::{TMPFS_MAGIC, fstatfs},
     },
 };
@@ -68,6 +70,29 @@ impl Staging {
         Ok(Self { start: start.cast(), len: length.get() })
     }
 
+    /// A copy that no process can write to, with the content of `range` (bytes, in the buffer) where it was.
+    ///
+    /// # Errors
+    /// There is no memory, or the range does not lie in the buffer.
+    pub fn copy(&self, range: Range<usize>) -> Result<Self, String> {
+        let content =
+            range.end.checked_sub(range.start).and_then(|len| self.bytes(range.start, len)).ok_or_else(
+                || format!("bytes {range:?} lie outside of the staging buffer, which has {}", self.len),
+            )?;
+        let length = NonZeroUsize::new(self.len).ok_or("the staging buffer is empty")?;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no other memory.
+        let start =
+            unsafe { mmap_anonymous(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }
+                .map_err(|errno| format!("no memory for a copy of the staging buffer: {errno}"))?;
+        let copy = Self { start: start.cast(), len: self.len };
+        // SAFETY: the copy is as long as the buffer, and nobody else knows it yet.
+        unsafe {
+            copy.start.as_ptr().add(range.start).copy_from_nonoverlapping(content.as_ptr(), content.len());
+        }
+        Ok(copy)
+    }
+
     /// A range of the buffer, in bytes; `None` when it does not lie in it.
     #[must_use]
     pub fn bytes(&self, at: usize, len: usize) -> Option<&[u8]> {
@@ -89,7 +114,30 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // SAFETY: this is the mapping made in `map`, and no reference into it outlives `self`.
+        // SAFETY: this is the mapping made in `map` or `copy`, and no reference into it outlives `self`.
         let _ = unsafe { munmap(self.start.cast(), self.len) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+
+    use super::*;
+
+    #[test]
+    fn what_was_copied_stays_whatever_is_written_to_the_buffer() {
+        let memfd = memfd_create("staging", MFdFlags::MFD_ALLOW_SEALING).unwrap();
+        let file = File::from(memfd.try_clone().unwrap());
+        file.write_all_at(&[1; 3 * PAGE_SIZE], 0).unwrap();
+        fcntl(&memfd, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).unwrap();
+        let staging = Staging::map(memfd, 3 * PAGE_SIZE as u64).unwrap();
+        let copy = staging.copy(PAGE_SIZE..2 * PAGE_SIZE).unwrap();
+        file.write_all_at(&[2; 3 * PAGE_SIZE], 0).unwrap();
+        assert_eq!(staging.pages(PAGE_SIZE, 1), Some(&[[2; PAGE_SIZE]][..]));
+        assert_eq!(copy.pages(PAGE_SIZE, 1), Some(&[[1; PAGE_SIZE]][..]));
+        assert!(staging.copy(PAGE_SIZE..4 * PAGE_SIZE).is_err());
     }
 }

@@ -164,7 +164,7 @@ impl Store {
     /// # Errors
     /// A process that the draft names has not been dumped: nothing has changed. Or the checkpoint could
     /// not be written: its dumps are gone.
-    pub fn commit(&self, token: u64, draft: CheckpointDraft) -> Result<CheckpointRecord, StoreError> {
+    pub fn commit(&self, token: u64, mut draft: CheckpointDraft) -> Result<CheckpointRecord, StoreError> {
         reference::check_label(&draft)?;
         let refuse = |problem: String| Err(StoreError::Refused(problem));
         if draft.processes.is_empty() {
@@ -188,6 +188,13 @@ impl Store {
         }
         session.close("the checkpoint was committed without this dump");
         let prepared = session.outcome().and_then(|outcome| {
+            // Not as the draft has them: a process tells them, and one that is restricted does not know them.
+            for process in &mut draft.processes {
+                let same = |dump: &&FinishedDump| dump.manifest == process.manifest;
+                if let Some(dump) = outcome.finished.iter().rev().find(same) {
+                    process.stats = dump.stats;
+                }
+            }
             let nodes = self.new_nodes(&draft, &outcome.finished)?;
             Ok((outcome, nodes))
         });

@@ -4,7 +4,7 @@
 use stasis_tests::Workload;
 
 macro_rules! workloads {
-    ($($(#[$of_the_second:meta])? $name:ident: $program:literal $([$($argument:literal),*])?;)*) => {$(
+    ($($name:ident: $program:literal $([$($argument:literal),*])?;)*) => {$(
         mod $name {
             use super::*;
 
@@ -26,7 +26,6 @@ macro_rules! workloads {
             }
 
             #[test]
-            $(#[$of_the_second])?
             fn comes_back_from_the_second_generation() {
                 THIS.comes_back(2);
             }
@@ -118,10 +117,9 @@ mod process {
         limits: "limits";
         settings_of_prctl: "prctl";
         credentials_as_started: "credentials";
-        #[ignore = "root's store cannot be reached by a restarted process of another user: see README, what it cannot do"]
         credentials_of_nobody: "credentials" ["nobody"];
-        #[ignore = "root's store cannot be reached by a restarted process of another user: see README, what it cannot do"]
         credentials_of_each_kind: "credentials" ["mixed"];
+        root_given_up_in_all_threads: "drop_root";
         identity: "identity" ["overwritten"];
         clocks: "clocks";
         group_and_session: "process_group";

@@ -89,3 +89,16 @@ fn one_that_stops_itself_at_once_is_checkpointed_and_comes_back() {
         running.expect_ok();
     }
 }
+
+#[test]
+fn one_that_has_given_up_root_is_checkpointed_as_it_stands() {
+    let lab = Lab::new();
+    let running = Workload { program: "drop_root", arguments: &[] }.launch(&lab);
+    running.wait_ready();
+    running.signal(Signal::SIGSTOP);
+    wait_stopped(running.pid());
+    lab.checkpoint(&[]);
+    wait_stopped(running.pid());
+    continue_process(running.pid());
+    running.expect_ok();
+}

@@ -34,7 +34,7 @@ impl Workload {
             "early" => launch.environment("LD_PRELOAD", compile::shared_library("early_constructor")),
             "allocates" => launch.environment("LD_PRELOAD", compile::shared_library("strict_malloc")),
             // Who has given up being root must still see the file that tells it to go on.
-            "credentials" => {
+            "credentials" | "drop_root" => {
                 let directory = lab.work().parent().expect("the lab's directory").to_owned();
                 for path in [directory, lab.work()] {
                     fs::set_permissions(&path, fs::Permissions::from_mode(0o755))

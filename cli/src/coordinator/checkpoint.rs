@@ -1,7 +1,7 @@
 //! Taking one checkpoint: every process dumps itself into the store, and when all have, the store makes
 //! a checkpoint of the dumps. Whatever goes wrong, the processes run on as if nothing had been asked.
 
-use std::{collections::BTreeMap, rc::Rc, time::Duration};
+use std::{collections::BTreeMap, os::fd::OwnedFd, rc::Rc, time::Duration};
 
 use stasis_protocol::{
     coordinator::{FromProcess, Phase, Refusal, ToProcess},
@@ -59,13 +59,16 @@ async fn attempt(computation: &Rc<Computation>, order: Order) -> Outcome {
     let message = ToProcess::Checkpoint {
         token,
         store: store.socket().to_string_lossy().into_owned(),
+        store_passed: false,
         hold: order.kill,
         was_stopped: false,
     };
     for subject in subjects.values() {
         stopped::settle(subject.real_pid).await;
     }
-    let asked = ask(computation, &subjects, &message);
+    let (store, lent) =
+        lend(store, token, &subjects).await.map_err(|reason| one(store_refusal(computation, reason)))?;
+    let asked = ask(computation, &subjects, &message, lent);
     let dumps = match asked {
         Ok(()) => gather(computation, &subjects, &mut events).await,
         Err(refusals) => Err(refusals),
@@ -115,7 +118,6 @@ struct Subject {
 
 type Subjects = BTreeMap<MemberId, Subject>;
 
-/// The processes to checkpoint.
 /// A program that was launched a moment ago may not have joined yet: it does not wait for its coordinator.
 async fn await_newborn(computation: &Computation) {
     const PATIENCE: Duration = Duration::from_millis(500);
@@ -127,6 +129,7 @@ async fn await_newborn(computation: &Computation) {
     let _ = timeout(PATIENCE, joined).await;
 }
 
+/// The processes to checkpoint.
 fn subjects(computation: &Computation) -> Result<Subjects, Refusal> {
     computation.with_members(|members| match members.len() {
         0 => Err(refusal(
@@ -153,8 +156,38 @@ fn subject(member: &Member) -> Subject {
     }
 }
 
+/// Connections to the store, each for one process.
+type Lent = BTreeMap<MemberId, OwnedFd>;
+
+/// Connections for the processes of other users, which the store lets in by no other way: with these they can dump
+/// themselves for this checkpoint, and nothing else.
+async fn lend(
+    mut store: store::Client,
+    token: u64,
+    subjects: &Subjects,
+) -> Result<(store::Client, Lent), String> {
+    let own = nix::unistd::geteuid().as_raw();
+    let stranger = |subject: &Subject| process::user(subject.real_pid).is_some_and(|uid| uid != own);
+    let strangers: Vec<MemberId> =
+        subjects.iter().filter(|(_, subject)| stranger(subject)).map(|(id, _)| *id).collect();
+    if strangers.is_empty() {
+        return Ok((store, Lent::new()));
+    }
+    blocking(move || {
+        let lent: Result<Lent, _> =
+            strangers.into_iter().map(|id| Ok((id, store.restrict(token)?))).collect();
+        lent.map(|lent| (store, lent)).map_err(|error: stasis_store::client::ClientError| error)
+    })
+    .await
+}
+
 /// Asks every process to dump itself.
-fn ask(computation: &Computation, subjects: &Subjects, message: &ToProcess) -> Result<(), Vec<Refusal>> {
+fn ask(
+    computation: &Computation,
+    subjects: &Subjects,
+    message: &ToProcess,
+    mut lent: Lent,
+) -> Result<(), Vec<Refusal>> {
     computation.with_members(|members| {
         let mut refusals = Vec::new();
         for (id, subject) in subjects {
@@ -162,10 +195,13 @@ fn ask(computation: &Computation, subjects: &Subjects, message: &ToProcess) -> R
                 refusals.push(gone(subject, None));
                 continue;
             };
-            let sent = if process::is_stopped(member.real_pid) {
-                stopped::wake(member, &stopped_message(message))
+            let beside = lent.remove(id);
+            let was_stopped = process::is_stopped(member.real_pid);
+            let message = message_to(message, beside.is_some(), was_stopped);
+            let sent = if was_stopped {
+                stopped::wake(member, &message, beside)
             } else {
-                member.send(message)
+                member.send_beside(&message, beside)
             };
             if let Err(reason) = sent {
                 refusals.push(refusal(member.name(), reason, "end it, or checkpoint again"));
@@ -175,10 +211,10 @@ fn ask(computation: &Computation, subjects: &Subjects, message: &ToProcess) -> R
     })
 }
 
-fn stopped_message(message: &ToProcess) -> ToProcess {
+fn message_to(message: &ToProcess, store_passed: bool, was_stopped: bool) -> ToProcess {
     match message.clone() {
         ToProcess::Checkpoint { token, store, hold, .. } => {
-            ToProcess::Checkpoint { token, store, hold, was_stopped: true }
+            ToProcess::Checkpoint { token, store, store_passed, hold, was_stopped }
         }
         other => other,
     }

@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::{self, Read},
+    os::fd::OwnedFd,
     path::PathBuf,
     rc::Rc,
     sync::Arc,
@@ -21,7 +22,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::log;
+use super::{log, message::Outgoing};
 use crate::{
     address::Address,
     output,
@@ -46,7 +47,6 @@ pub struct Settings {
 pub type MemberId = u64;
 
 /// A process of the computation.
-#[derive(Debug)]
 pub struct Member {
     /// The pid that the program knows itself by.
     pub pid: u32,
@@ -54,8 +54,8 @@ pub struct Member {
     pub command: String,
     pub restarted_from: Option<String>,
     pub pidfd: Rc<Pidfd>,
-    /// Encoded messages on their way to it.
-    pub outbox: mpsc::Sender<Vec<u8>>,
+    /// Messages on their way to it.
+    pub outbox: mpsc::Sender<Outgoing>,
     pub phase: Phase,
     pub phase_since: Instant,
     pub tracker: String,
@@ -77,8 +77,16 @@ impl Member {
     /// # Errors
     /// Why the message will never reach the process.
     pub fn send(&self, message: &ToProcess) -> Result<(), String> {
+        self.send_beside(message, None)
+    }
+
+    /// The same, with a descriptor.
+    ///
+    /// # Errors
+    /// As [`Member::send`].
+    pub fn send_beside(&self, message: &ToProcess, beside: Option<OwnedFd>) -> Result<(), String> {
         let frame = wire::frame(message).map_err(|error| error.to_string())?;
-        self.outbox.try_send(frame).map_err(|error| match error {
+        self.outbox.try_send(Outgoing { frame, beside }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => "it does not read its connection to the coordinator".into(),
             mpsc::error::TrySendError::Closed(_) => "it closed its connection to the coordinator".into(),
         })

@@ -20,7 +20,8 @@ use tokio::{
 use super::{
     checkpoint::{self, Order},
     computation::{Computation, Member, OUTBOX},
-    log, message,
+    log,
+    message::{self, Outgoing},
 };
 use crate::{process::Pidfd, store};
 
@@ -122,9 +123,9 @@ async fn hold_store(directory: PathBuf) {
 }
 
 /// Writes a process' messages. When it ends, so does the channel, which is how a sender is told.
-async fn deliver(mut messages: mpsc::Receiver<Vec<u8>>, mut writer: OwnedWriteHalf) {
-    while let Some(frame) = messages.recv().await {
-        if let Err(error) = message::write_frame(&mut writer, &frame).await {
+async fn deliver(mut messages: mpsc::Receiver<Outgoing>, mut writer: OwnedWriteHalf) {
+    while let Some(outgoing) = messages.recv().await {
+        if let Err(error) = message::deliver(&mut writer, outgoing).await {
             log::line(format_args!("a process cannot be written to: {error}"));
             return;
         }

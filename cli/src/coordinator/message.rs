@@ -1,11 +1,17 @@
 //! Messages on the coordinator's side of a connection, where any peer may be slow or hostile.
 
-use std::{io, time::Duration};
+use std::{
+    io::{self, IoSlice},
+    os::fd::{AsRawFd, OwnedFd},
+    time::Duration,
+};
 
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde::{Serialize, de::DeserializeOwned};
 use stasis_protocol::wire;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest},
+    net::unix::OwnedWriteHalf,
     time::timeout,
 };
 
@@ -73,6 +79,31 @@ pub async fn write_frame(stream: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -
         Ok(result) => result,
         Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the peer does not read")),
     }
+}
+
+/// A message on its way to a process.
+pub struct Outgoing {
+    pub frame: Vec<u8>,
+    /// A descriptor that travels beside it (SCM_RIGHTS, unix(7)).
+    pub beside: Option<OwnedFd>,
+}
+
+/// Writes an encoded message with its descriptor.
+///
+/// # Errors
+/// As [`write_frame`].
+pub async fn deliver(stream: &mut OwnedWriteHalf, outgoing: Outgoing) -> io::Result<()> {
+    let Some(descriptor) = outgoing.beside else { return write_frame(stream, &outgoing.frame).await };
+    let raw = [descriptor.as_raw_fd()];
+    let first = || {
+        let (parts, rights) = ([IoSlice::new(&outgoing.frame)], [ControlMessage::ScmRights(&raw)]);
+        let socket = stream.as_ref().as_raw_fd();
+        Ok(sendmsg::<()>(socket, &parts, &rights, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT, None)?)
+    };
+    let sent = timeout(WRITE_DEADLINE, stream.as_ref().async_io(Interest::WRITABLE, first));
+    let sent =
+        sent.await.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the peer does not read"))??;
+    write_frame(stream, &outgoing.frame[sent..]).await
 }
 
 #[cfg(test)]

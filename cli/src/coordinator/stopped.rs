@@ -5,7 +5,7 @@
 //! threads is queued to each of them first, and the kernel delivers pending signals before a continued
 //! thread returns to its program.
 
-use std::{io, mem, time::Duration};
+use std::{io, mem, os::fd::OwnedFd, time::Duration};
 
 use stasis_protocol::coordinator::ToProcess;
 use tokio::time::{Instant, sleep};
@@ -39,12 +39,12 @@ pub async fn settle(real_pid: u32) {
     }
 }
 
-/// Sends `message` to a process that stands stopped and continues it, in such a way that only its
-/// checkpoint thread runs.
+/// Sends `message`, and a descriptor, to a process that stands stopped and continues it, in such a way that only
+/// its checkpoint thread runs.
 ///
 /// # Errors
 /// Why it cannot be done; the process still stands stopped.
-pub fn wake(member: &Member, message: &ToProcess) -> Result<(), String> {
+pub fn wake(member: &Member, message: &ToProcess, beside: Option<OwnedFd>) -> Result<(), String> {
     let threads = process::threads(member.real_pid)
         .map_err(|error| format!("its threads cannot be listed: {error}"))?;
     if !threads.iter().any(|thread| thread.name == CHECKPOINT_THREAD) {
@@ -57,7 +57,7 @@ pub fn wake(member: &Member, message: &ToProcess) -> Result<(), String> {
             Ok(()) => {}
         }
     }
-    member.send(message)?;
+    member.send_beside(message, beside)?;
     member.pidfd.signal(libc::SIGCONT).map_err(|error| format!("it cannot be continued: {error}"))
 }
 

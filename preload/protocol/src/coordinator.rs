@@ -93,6 +93,9 @@ pub enum ToProcess {
         token: u64,
         /// The path of the store server's socket.
         store: String,
+        /// The process may not connect there: a connection of its own, which can only dump, comes beside this
+        /// message (SCM_RIGHTS).
+        store_passed: bool,
         /// Keep the threads stopped when the copy is made, until told [`ToProcess::Committed`] or
         /// [`ToProcess::Abandoned`].
         hold: bool,

@@ -102,6 +102,12 @@ pub enum Request {
     Usage,
     /// Ends the server once nothing is being written. Answered by [`Reply::Done`].
     Shutdown,
+    /// Makes a connection that can do nothing but dump one process for the checkpoint `token`, for a process of
+    /// another user: no hello, no base, no other request. It ends with its dump, when `token` is committed or
+    /// discarded by this connection, and with this connection. Answered by [`Reply::Restricted`].
+    Restrict {
+        token: u64,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,6 +147,8 @@ pub enum Reply {
         damage: Vec<String>,
     },
     Usage(Usage),
+    /// Answers `Restrict`; the other end of the new connection travels beside it.
+    Restricted,
     /// The request failed; the connection goes on. What it concerns, the reason and the remedy.
     Refused(String),
 }
@@ -174,7 +182,8 @@ pub struct DumpStats {
     pub pages: u64,
     /// Of those, handed over for this checkpoint (the rest came from the base).
     pub received: u64,
-    /// Of those, not known before, hence written.
+    /// Of those, not known before, hence written. A connection that is restricted is told 0, here and in `bytes`:
+    /// else it would learn what else the store holds. What is committed has the true numbers.
     pub written: u64,
     /// Of those handed over, all zero.
     pub zero: u64,

@@ -44,9 +44,9 @@ pub fn address() -> &'static [u8] {
 pub struct Coordinator(Fd);
 
 impl Coordinator {
-    /// Connects by the remembered address.
-    pub fn connect() -> Result<Self, Errno> {
-        Self::greet(socket::connect(address(), true)?, None)
+    /// Connects by the remembered address; to be followed by [`Coordinator::greet`].
+    pub fn connect() -> Result<Fd, Errno> {
+        socket::connect(address(), true)
     }
 
     /// Introduces this process on a connected socket, and waits for the answer.
@@ -69,6 +69,11 @@ impl Coordinator {
 
     pub fn receive(&self) -> Result<ToProcess, Errno> {
         super::receive(self.0)
+    }
+
+    /// The same, with the descriptor that came beside the message.
+    pub fn receive_beside(&self) -> Result<(ToProcess, Option<Fd>), Errno> {
+        super::receive_beside(self.0)
     }
 
     pub fn send(&self, message: &FromProcess) -> Result<(), Errno> {

@@ -30,15 +30,39 @@ impl Store {
     /// # Errors
     /// What the server could not be told, or said.
     pub fn connect(path: &str, len: usize) -> Result<Self, String> {
-        let failed = |what: &str, error: Errno| format!("{what}: {error}");
         let socket = socket::connect(path.as_bytes(), true)
             .map_err(|error| format!("the store server at {path} cannot be reached: {error}"))?;
-        let mut store = Self { socket, staging: 0, half: len / 2, outstanding: 0, next_half: 0 };
-        store.send(&Request::Hello { version: VERSION }, None)?;
-        match store.receive()? {
-            Reply::Welcome { version: VERSION, .. } => {}
-            other => return Err(store.unexpected(other)),
+        let store = Self { socket, staging: 0, half: len / 2, outstanding: 0, next_half: 0 };
+        store.ready(|store| {
+            store.send(&Request::Hello { version: VERSION }, None)?;
+            match store.receive()? {
+                Reply::Welcome { version: VERSION, .. } => store.give_staging(len),
+                other => Err(store.unexpected(other)),
+            }
+        })
+    }
+
+    /// Takes a connection that the coordinator passed, which is restricted to one dump and needs no hello.
+    ///
+    /// # Errors
+    /// As [`Store::connect`].
+    pub fn passed(socket: Fd, len: usize) -> Result<Self, String> {
+        let store = Self { socket, staging: 0, half: len / 2, outstanding: 0, next_half: 0 };
+        store.ready(|store| store.give_staging(len))
+    }
+
+    fn ready(mut self, make: impl FnOnce(&mut Self) -> Result<(), String>) -> Result<Self, String> {
+        match make(&mut self) {
+            Ok(()) => Ok(self),
+            Err(reason) => {
+                self.close();
+                Err(reason)
+            }
         }
+    }
+
+    fn give_staging(&mut self, len: usize) -> Result<(), String> {
+        let failed = |what: &str, error: Errno| format!("{what}: {error}");
         let fd = file::memfd(c"stasis-staging", libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING)
             .map_err(|error| failed("no staging buffer", error))?;
         let mapped = file::ftruncate(fd, len as u64)
@@ -53,13 +77,17 @@ impl Store {
             });
         let sent = match mapped {
             Ok(address) => {
-                store.staging = address;
-                store.send(&Request::Staging { len: len as u64 }, Some(fd))
+                self.staging = address;
+                self.send(&Request::Staging { len: len as u64 }, Some(fd))
             }
             Err(error) => Err(failed("no staging buffer", error)),
         };
         let _ = file::close(fd);
-        sent.map(|()| store)
+        sent
+    }
+
+    pub fn fd(&self) -> Fd {
+        self.socket
     }
 
     /// The staging buffer's address and length: not part of any image.

@@ -276,6 +276,10 @@ fn describe(
             found(mapping(Backing::File(identity), None), content)
         }
         None if !line.shared => found(mapping(Backing::Anonymous, None), Content::All),
+        None if procfs::stat(path.as_bytes()).is_err_and(|error| error.0 == libc::EACCES) => refuse(
+            "the file is mapped shared, and the program's user cannot reach it by its path",
+            "let that user search the directories above it",
+        ),
         None => {
             let source =
                 Source::Mapped { address: line.start, len: line.end - line.start, offset: line.offset };

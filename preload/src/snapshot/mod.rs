@@ -16,6 +16,7 @@ use stasis_protocol::{
 };
 
 pub use objects::{Objects, Source};
+pub use process::credentials;
 
 use crate::{arch, checkpoint, quiesce::Quiet, restart};
 

@@ -167,7 +167,8 @@ fn machine(mappings: &[Found]) -> Machine {
     }
 }
 
-fn credentials(status: &[u8]) -> Credentials {
+/// What a thread's /proc/PID/status says of it.
+pub fn credentials(status: &[u8]) -> Credentials {
     let ids = |key| {
         let mut ids = [0u32; 4];
         let words = procfs::field(status, key).unwrap_or_default();

@@ -2,7 +2,8 @@
 //!
 //! Only where the kernel cannot tell the stop handler what it must know: when a call with a time-out
 //! began ([`timed`], [`sleep`], [`sockets`], [`generic`]), and where a set of signals would hide the
-//! stop signal ([`masks`]). [`table`] has the reasons, call by call. The hot functions (malloc, open,
+//! stop signal ([`masks`]). And where the library's own thread must do what glibc does in its threads
+//! ([`identity`]). [`table`] has the reasons, call by call. The hot functions (malloc, open,
 //! stat, getpid, clock_gettime...) are not among them.
 //!
 //! A wrapper is a jump to [`arch::wrapped_call`] with two functions: one makes the system call's
@@ -14,6 +15,7 @@
 //! [`arch::wrapped_call`]: crate::arch::wrapped_call
 
 mod generic;
+mod identity;
 mod masks;
 mod next;
 mod sleep;
@@ -140,4 +142,6 @@ fn now() -> i64 {
 pub unsafe fn init() {
     // SAFETY: the caller's promise.
     unsafe { sockets::init() };
+    // SAFETY: as above.
+    unsafe { identity::init() };
 }

@@ -42,12 +42,6 @@ pub fn connect(path: &[u8], wait: bool) -> Result<Fd> {
 /// # Errors
 /// sendmsg(2)'s; EPIPE when the other side is gone.
 pub fn send_all(socket: Fd, mut bytes: &[u8], mut beside: Option<Fd>) -> Result<()> {
-    #[repr(C)]
-    struct Rights {
-        header: libc::cmsghdr,
-        fd: Fd,
-        padding: u32,
-    }
     while !bytes.is_empty() {
         let mut part = libc::iovec { iov_base: bytes.as_ptr() as *mut _, iov_len: bytes.len() };
         // SAFETY: msghdr is plain data.
@@ -56,7 +50,7 @@ pub fn send_all(socket: Fd, mut bytes: &[u8], mut beside: Option<Fd>) -> Result<
         message.msg_iovlen = 1;
         let mut rights = Rights {
             header: libc::cmsghdr {
-                cmsg_len: size_of::<libc::cmsghdr>() + size_of::<Fd>(),
+                cmsg_len: Rights::LEN,
                 cmsg_level: libc::SOL_SOCKET,
                 cmsg_type: libc::SCM_RIGHTS,
             },
@@ -83,6 +77,60 @@ pub fn send_all(socket: Fd, mut bytes: &[u8], mut beside: Option<Fd>) -> Result<
     Ok(())
 }
 
+/// Reads exactly `buffer.len()` bytes, and the one descriptor that may have come beside them (SCM_RIGHTS); of several
+/// the kernel closes all but the first, for which there is room (unix(7)).
+///
+/// # Errors
+/// ECONNRESET when the other side closed before that, else recvmsg(2)'s.
+pub fn read_exact_beside(socket: Fd, mut buffer: &mut [u8]) -> Result<Option<Fd>> {
+    let mut beside = None;
+    while !buffer.is_empty() {
+        let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        // SAFETY: msghdr and cmsghdr are plain data.
+        let (mut message, header): (libc::msghdr, libc::cmsghdr) = unsafe { core::mem::zeroed() };
+        let mut rights = Rights { header, fd: -1, padding: 0 };
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = (&raw mut rights).cast();
+        message.msg_controllen = Rights::LEN;
+        let flags = libc::MSG_CMSG_CLOEXEC as usize;
+        // SAFETY: the message's parts outlive the call.
+        let received =
+            unsafe { call(libc::SYS_recvmsg, [socket as usize, &raw mut message as usize, flags, 0, 0, 0]) };
+        match received {
+            Ok(0) => {
+                beside.map(crate::file::close);
+                return Err(Errno(libc::ECONNRESET));
+            }
+            Ok(got) => buffer = &mut buffer[got..],
+            Err(Errno(libc::EINTR)) => continue,
+            Err(error) => {
+                beside.map(crate::file::close);
+                return Err(error);
+            }
+        }
+        let came = message.msg_controllen >= Rights::LEN
+            && (rights.header.cmsg_level, rights.header.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS);
+        if came {
+            beside.replace(rights.fd).map(crate::file::close);
+        }
+    }
+    Ok(beside)
+}
+
+/// A control message with one descriptor.
+#[repr(C)]
+struct Rights {
+    header: libc::cmsghdr,
+    fd: Fd,
+    padding: u32,
+}
+
+impl Rights {
+    /// Without the padding (CMSG_LEN, cmsg(3)).
+    const LEN: usize = size_of::<libc::cmsghdr>() + size_of::<Fd>();
+}
+
 /// Reads exactly `buffer.len()` bytes.
 ///
 /// # Errors
@@ -104,6 +152,11 @@ pub fn socket(domain: i32, kind: i32, protocol: i32) -> Result<Fd> {
     // SAFETY: no memory is touched.
     unsafe { call(libc::SYS_socket, [domain as usize, kind as usize, protocol as usize, 0, 0, 0]) }
         .map(|fd| fd as Fd)
+}
+
+/// Ends a connection for everybody who has it open (shutdown(2)).
+pub fn shutdown(socket: Fd) {
+    let _ = crate::process::numbers(libc::SYS_shutdown, [socket as usize, libc::SHUT_RDWR as usize, 0, 0, 0]);
 }
 
 /// getsockopt(2); how many bytes of `value` were filled in.

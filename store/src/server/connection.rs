@@ -23,7 +23,10 @@ use stasis_protocol::{
     wire::WireError,
 };
 
-use super::Shared;
+use super::{
+    Shared,
+    restricted::{self, Restriction},
+};
 use crate::{
     dump::Dump,
     error::StoreError,
@@ -44,45 +47,79 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LAST_CHECKPOINTS: Duration = Duration::from_secs(600);
 
 struct Connection<'a> {
-    shared: &'a Shared,
+    shared: &'a Arc<Shared>,
     stream: Arc<UnixStream>,
     releases: Arc<Releases>,
     staging: Option<Arc<Staging>>,
     dump: Option<Dump>,
     /// What went wrong with the dump and has not been told.
     problem: Option<String>,
+    /// What may be asked, if not everything.
+    restriction: Option<&'a Restriction>,
+    /// The restricted connections that were asked for.
+    lent: Vec<Arc<Restriction>>,
 }
 
 /// Serves a connection until it ends.
-pub fn serve(shared: &Shared, stream: UnixStream) {
-    let stream = Arc::new(stream);
-    let mut connection = Connection {
-        shared,
-        stream: Arc::clone(&stream),
-        releases: Releases::new(stream),
-        staging: None,
-        dump: None,
-        problem: None,
-    };
-    if let Err(error) = connection.run() {
-        eprintln!("a connection ended: {error}");
-    }
-    connection.abort_dump();
+pub fn serve(shared: &Arc<Shared>, stream: UnixStream) {
+    Connection::new(shared, Arc::new(stream), None).serve();
 }
 
-impl Connection<'_> {
+/// Serves a restricted connection until it ends.
+pub fn serve_restricted(shared: &Arc<Shared>, restriction: &Restriction) {
+    Connection::new(shared, Arc::clone(restriction.stream()), Some(restriction)).serve();
+    // Whoever asked for it knows the stream as well.
+    restriction.end();
+}
+
+impl<'a> Connection<'a> {
+    fn new(shared: &'a Arc<Shared>, stream: Arc<UnixStream>, restriction: Option<&'a Restriction>) -> Self {
+        Self {
+            shared,
+            releases: Releases::new(Arc::clone(&stream)),
+            stream,
+            staging: None,
+            dump: None,
+            problem: None,
+            restriction,
+            lent: Vec::new(),
+        }
+    }
+
+    fn serve(mut self) {
+        if let Err(error) = self.run() {
+            eprintln!("a connection ended: {error}");
+        }
+        self.end_lent(None);
+        self.abort_dump();
+    }
+
     fn run(&mut self) -> Result<(), TransportError> {
         self.stream.set_nonblocking(false)?;
         self.stream.set_read_timeout(Some(HELLO))?;
         self.stream.set_write_timeout(Some(PATIENCE))?;
-        if !self.admit()? {
+        if self.restriction.is_none() && !self.admit()? {
             return Ok(());
         }
         self.stream.set_read_timeout(None)?;
         loop {
             match transport::receive::<Request>(&self.stream) {
                 Ok(None) => return Ok(()),
-                Ok(Some((request, descriptors))) => self.handle(request, descriptors)?,
+                Ok(Some((request, descriptors))) => {
+                    if let Some(restriction) = self.restriction {
+                        if restriction.is_over() {
+                            return Ok(());
+                        }
+                        if let Some(why) = restriction.refuses(&request) {
+                            return self.reply(&Reply::Refused(why));
+                        }
+                    }
+                    let was_last = self.restriction.is_some() && matches!(request, Request::EndDump { .. });
+                    self.handle(request, descriptors)?;
+                    if was_last {
+                        return Ok(());
+                    }
+                }
                 Err(TransportError::Wire(error)) => {
                     // What follows cannot be told from garbage.
                     self.reply(&Reply::Refused(format!("{error}; the connection is closed")))?;
@@ -154,6 +191,13 @@ impl Connection<'_> {
                     }
                 }
             }
+            Request::Restrict { token } => match Restriction::begin(self.shared, token) {
+                Err(problem) => self.reply(&Reply::Refused(problem))?,
+                Ok((restriction, theirs)) => {
+                    self.lent.push(restriction);
+                    self.reply_with(&Reply::Restricted, &theirs)?;
+                }
+            },
             other => {
                 let answer = self.answer(other);
                 let reply = answer.unwrap_or_else(|error| Reply::Refused(error.to_string()));
@@ -170,8 +214,12 @@ impl Connection<'_> {
         let store = &self.shared.store;
         Ok(match request {
             Request::EndDump { record } => self.end_dump(record)?,
-            Request::Commit { token, draft } => Reply::Committed(store.commit(token, draft)?),
+            Request::Commit { token, draft } => {
+                self.end_lent(Some(token));
+                Reply::Committed(store.commit(token, draft)?)
+            }
             Request::Discard { token } => {
+                self.end_lent(Some(token));
                 store.discard(token);
                 Reply::Done
             }
@@ -197,6 +245,7 @@ impl Connection<'_> {
             | Request::Pages { .. }
             | Request::Forget { .. }
             | Request::AbortDump
+            | Request::Restrict { .. }
             | Request::ReadProcess { .. } => {
                 return Err(StoreError::Refused("the request is not answered this way".into()));
             }
@@ -234,8 +283,20 @@ impl Connection<'_> {
 
     /// Answered when the last holder of `hold` lets go.
     fn take_pages(&mut self, runs: &[StagedRun]) {
+        let mut staging = self.staging.clone();
+        if self.restriction.is_some() {
+            // One copy at a time: what a connection can make the server hold has a limit.
+            self.releases.wait();
+            match staging.map(|staging| restricted::copy(&staging, runs)).transpose() {
+                Ok(copy) => staging = copy.map(Arc::new),
+                Err(problem) => {
+                    self.problem.get_or_insert(problem);
+                    staging = None;
+                }
+            }
+        }
         let hold = self.releases.begin();
-        let result = match (&self.problem, &mut self.dump, &self.staging) {
+        let result = match (&self.problem, &mut self.dump, &staging) {
             (Some(problem), ..) => Err(problem.clone()),
             (None, None, _) => Err("there are pages, but no dump was begun".into()),
             (None, _, None) => Err("there are pages, but no staging buffer".into()),
@@ -258,7 +319,16 @@ impl Connection<'_> {
             return Err(StoreError::Refused("the dump ends, but none was begun".into()));
         };
         let (manifest, stats) = dump.finish(&self.shared.store, record)?;
+        let stats = if self.restriction.is_some() { restricted::told(stats) } else { stats };
         Ok(Reply::Dumped { manifest, stats })
+    }
+
+    /// Ends the restricted connections for a checkpoint (`None`: for all).
+    fn end_lent(&mut self, token: Option<u64>) {
+        let over = |restriction: &Arc<Restriction>| token.is_none_or(|token| restriction.token() == token);
+        for restriction in self.lent.extract_if(.., |restriction| over(restriction)) {
+            restriction.end();
+        }
     }
 
     fn abort_dump(&mut self) {

@@ -6,7 +6,7 @@ use stasis_protocol::{
     coordinator::Refusal,
     image::{DescriptionKind, ObjectKind},
 };
-use stasis_sys::file;
+use stasis_sys::{Errno, file};
 
 use super::{CLOSE_IT, Open, Table, identity};
 use crate::{
@@ -16,10 +16,14 @@ use crate::{
 
 const DELETED: &str = " (deleted)";
 
-/// Whether the path that /proc shows leads to the file.
+/// Whether the path that /proc shows leads to the file. A program that has given up root may not see its own log's;
+/// then the kernel's word counts, and `stasis restart` looks.
 fn is_at_its_path(open: &Open) -> bool {
-    procfs::stat(open.link.as_bytes())
-        .is_ok_and(|stat| stat.st_ino == open.stat.st_ino && stat.st_dev == open.stat.st_dev)
+    match procfs::stat(open.link.as_bytes()) {
+        Ok(stat) => stat.st_ino == open.stat.st_ino && stat.st_dev == open.stat.st_dev,
+        Err(Errno(libc::EACCES)) => !open.link.ends_with(DELETED),
+        Err(_) => false,
+    }
 }
 
 /// A regular file: by its path, or with its content where it has none any more.
