@@ -21,6 +21,8 @@ pub struct Quiet {
     pub exited: Vec<i32>,
     /// CLOCK_MONOTONIC when the first stop signal was sent, in nanoseconds.
     pub since: u64,
+    /// The same when the last of them had stopped: from then on nobody ran.
+    pub complete: u64,
 }
 
 impl Quiet {
@@ -95,7 +97,7 @@ pub fn quiesce(continued: bool) -> Result<Quiet, Refusal> {
             present.iter().any(|tid| signalled.binary_search(tid).is_err() && !exited.contains(tid));
         if waiting.is_none() && !newborn {
             present.retain(|tid| !exited.contains(tid));
-            return Ok(Quiet { tids: present, exited, since });
+            return Ok(Quiet { tids: present, exited, since, complete: sync::monotonic_ns() });
         }
         if sync::monotonic_ns() - since > DEADLINE
             && let Some(tid) = waiting

@@ -88,6 +88,8 @@ pub extern "C" fn checkpoint_thread() -> ! {
     // SAFETY: every thread has left the restorer's code.
     let _ = unsafe { memory::unmap(info.area as usize, info.area_len as usize) };
     put_back(&kernel_state);
+    // Beside the timers, which go on from here with what they had left.
+    state::set_skipped((sync::monotonic_ns() as i64).saturating_sub(kernel_state.monotonic_ns as i64));
     credentials::set_thread(process::gettid());
     credentials::listen();
 

@@ -1,6 +1,6 @@
 //! What the checkpoint thread shares with the threads of the program.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 
 use stasis_sys::sync;
 
@@ -18,6 +18,20 @@ static RELEASED: AtomicU32 = AtomicU32::new(0);
 
 /// Counts arrivals in the stop handler; a futex that the checkpoint thread waits on.
 static ARRIVALS: AtomicU32 = AtomicU32::new(0);
+
+/// How far CLOCK_MONOTONIC went on between the stop for the checkpoint and the restart, in nanoseconds.
+static SKIPPED: AtomicI64 = AtomicI64::new(0);
+
+/// To be told before the threads of a restarted process are let go.
+pub fn set_skipped(ns: i64) {
+    SKIPPED.store(ns, Ordering::Release);
+}
+
+/// The same for every thread of a restarted process, so that what they wait for comes in the order and at the
+/// distances that it would have had: each thread's own look at the clock would differ by when it got to run.
+pub fn skipped() -> i64 {
+    SKIPPED.load(Ordering::Acquire)
+}
 
 pub fn is_stopping() -> bool {
     STOPPING.load(Ordering::Acquire) != 0

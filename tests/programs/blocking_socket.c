@@ -56,15 +56,51 @@ static void call_recv_all_timeout(void) {
     EXPECT(recv(ends[0], bytes, 6, MSG_WAITALL), 3);
 }
 
-// recvmmsg(2): the timeout is looked at after each datagram only, so it cannot be what ends the call.
-static void call_recvmmsg(void) {
-    struct iovec parts[2] = {{bytes, 10}, {bytes + 10, 10}};
-    struct mmsghdr messages[2] = {{.msg_hdr = {.msg_iov = &parts[0], .msg_iovlen = 1}},
-                                  {.msg_hdr = {.msg_iov = &parts[1], .msg_iovlen = 1}}};
-    struct timespec time = {1, 0};
+static struct iovec parts[2] = {{bytes, 10}, {bytes + 10, 10}};
+static struct mmsghdr messages[2] = {{.msg_hdr = {.msg_iov = &parts[0], .msg_iovlen = 1}},
+                                     {.msg_hdr = {.msg_iov = &parts[1], .msg_iovlen = 1}}};
+
+static void make_datagrams(void) {
     REQUIRE(socketpair(AF_UNIX, SOCK_DGRAM, 0, ends) == 0);
-    EXPECT(recvmmsg(ends[0], messages, 2, 0, &time), 1);
+}
+
+// recvmmsg(2): the timeout is looked at after each datagram only, so it cannot be what ends the call.
+static void recvmmsg_by(long (*receive)(struct timespec *), struct timespec time) {
+    make_datagrams();
+    EXPECT(receive(&time), 1);
     CHECK(messages[0].msg_len == 3, "recvmmsg gave %u bytes", messages[0].msg_len);
+    CHECK(time.tv_sec == 0 && time.tv_nsec == 0, "recvmmsg left %ld.%09ld s", (long)time.tv_sec, time.tv_nsec);
+}
+
+static long by_libc(struct timespec *time) { return recvmmsg(ends[0], messages, 2, 0, time); }
+static long by_number(struct timespec *time) { return syscall(SYS_recvmmsg, ends[0], messages, 2, 0, time); }
+
+// As a language without libc makes it.
+static long without_libc(struct timespec *time) {
+    register long r10 __asm__("r10") = 0, r8 __asm__("r8") = (long)time;
+    long result;
+    __asm__ volatile("syscall" : "=a"(result) : "a"((long)SYS_recvmmsg), "D"((long)ends[0]), "S"(messages), "d"(2L),
+                     "r"(r10), "r"(r8) : "rcx", "r11", "memory");
+    return result;
+}
+
+static void call_recvmmsg(void) { recvmmsg_by(by_libc, (struct timespec){1, 0}); }
+static void call_recvmmsg_by_number(void) { recvmmsg_by(by_number, (struct timespec){1, 0}); }
+
+// Its time counts from the first checkpoint that meets it.
+static void call_recvmmsg_without_libc(void) { recvmmsg_by(without_libc, (struct timespec){0, 500000000}); }
+
+// The first message is there, the second comes late: the signal between them is told neither now nor later.
+static void call_recvmmsg_in_parts(void) {
+    int error = 0;
+    socklen_t size = sizeof error;
+    make_datagrams();
+    REQUIRE(send(ends[1], "first", 5, 0) == 5);
+    EXPECT(recvmmsg(ends[0], messages, 2, 0, NULL), 2);
+    CHECK(messages[0].msg_len == 5 && memcmp(bytes, "first", 5) == 0, "the first message is another");
+    CHECK(messages[1].msg_len == 3 && memcmp(bytes + 10, "abc", 3) == 0, "the second message is another");
+    REQUIRE(getsockopt(ends[0], SOL_SOCKET, SO_ERROR, &error, &size) == 0);
+    CHECK(error == 0, "the next call is told error %d", error);
 }
 
 static void fill(void) {
@@ -79,6 +115,21 @@ static void empty(void) {
 }
 
 static void call_send(void) {
+    fill();
+    EXPECT(send(ends[0], "abc", 3, 0), 3);
+}
+
+// In pieces of many sizes, the first of which is read in part.
+static void call_send_uneven(void) {
+    for (unsigned i = 0; send(ends[0], bytes, i * 2711 % 5003 + 1, MSG_DONTWAIT) > 0; i++)
+        ;
+    REQUIRE(errno == EAGAIN && recv(ends[1], bytes, 2000, 0) == 2000);
+    fill();
+    EXPECT(send(ends[0], "abc", 3, 0), 3);
+}
+
+static void call_send_datagram(void) {
+    make_datagrams();
     fill();
     EXPECT(send(ends[0], "abc", 3, 0), 3);
 }
@@ -149,7 +200,12 @@ static const struct call calls[] = {
     {"recvmsg-timeout", 1500, call_recvmsg_timeout, NULL, false},
     {"recv-waitall-timeout", 1500, call_recv_all_timeout, NULL, false},
     {"recvmmsg", 1500, call_recvmmsg, send_abc, false},
+    {"recvmmsg-by-number", 1500, call_recvmmsg_by_number, send_abc, false},
+    {"recvmmsg-without-libc", 1500, call_recvmmsg_without_libc, send_abc, false},
+    {"recvmmsg-in-parts", 1500, call_recvmmsg_in_parts, send_abc, false},
     {"send", 1500, call_send, empty, false},
+    {"send-uneven", 1500, call_send_uneven, empty, false},
+    {"send-datagram", 1500, call_send_datagram, empty, false},
     {"send-timeout", 1500, call_send_timeout, NULL, false},
     {"sendmsg-timeout", 1500, call_sendmsg_timeout, NULL, false},
     {"accept", 1500, call_accept, connect_once, false},

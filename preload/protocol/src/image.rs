@@ -266,6 +266,8 @@ pub enum DescriptionKind {
         socket_type: i32,
         /// What this end has not read yet; one entry per datagram or packet, one in all for streams.
         received: Vec<Vec<u8>>,
+        /// How much of its send buffer what the other end has not read takes, in the kernel's own count (SIOCOUTQ).
+        charged: u32,
         shutdown_read: bool,
         shutdown_write: bool,
         options: Vec<SocketOption>,

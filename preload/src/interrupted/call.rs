@@ -21,6 +21,11 @@ pub struct Call {
     pub started: i64,
     /// When it must end, on the same clock; [`Call::UNKNOWN`] until a checkpoint had to find out.
     pub deadline: i64,
+    /// When the time-out of [`Entry::between`] is over, on the same clock; [`Call::UNKNOWN`] where there is none, or
+    /// nobody noted it.
+    ///
+    /// [`Entry::between`]: crate::wrappers::table::Entry::between
+    pub between: i64,
     /// The time-out as it was given when the call was made again.
     pub time: libc::timespec,
     /// What the system call of a wrapper gave.
@@ -57,6 +62,7 @@ impl Call {
             done: 0,
             started: 0,
             deadline: Self::UNKNOWN,
+            between: Self::UNKNOWN,
             time: libc::timespec { tv_sec: 0, tv_nsec: 0 },
             result: 0,
             finish: 0,
@@ -70,6 +76,24 @@ impl Call {
             mask: 0,
             sized_mask: [0; 2],
             vectors: MaybeUninit::uninit(),
+        }
+    }
+
+    /// Whether no wrapper made it.
+    pub fn is_pooled(&self) -> bool {
+        self.tid.load(Ordering::Relaxed) != 0
+    }
+
+    /// Moves all times by how far the clock went on while nobody ran.
+    pub const fn postpone(&mut self, ns: i64) {
+        if self.started != 0 {
+            self.started = self.started.saturating_add(ns);
+        }
+        if self.deadline != Self::UNKNOWN {
+            self.deadline = self.deadline.saturating_add(ns);
+        }
+        if self.between != Self::UNKNOWN {
+            self.between = self.between.saturating_add(ns);
         }
     }
 }

@@ -26,6 +26,7 @@ use self::{
 };
 use crate::{
     arch::{self, Frame, Stub},
+    state,
     threads::Slot,
     wrappers::table::{self, Entry, Outcome, Time},
 };
@@ -38,6 +39,8 @@ pub struct Interruption {
     /// CLOCK_MONOTONIC in nanoseconds.
     at: i64,
     observed: Option<i64>,
+    /// Whether it ended recvmmsg(2) after a first message.
+    between_messages: bool,
 }
 
 /// To be called before the thread parks: takes down what stands in the kernel for the call. `slot` is
@@ -47,47 +50,72 @@ pub fn suspend(frame: &mut Frame<'_>, slot: Option<&Slot>) -> Interruption {
         // SAFETY: there, RBX points to a wrapper's record, which only the interrupted thread uses.
         expiry::disarm(unsafe { &mut *(frame.rbx() as *mut Call) });
     }
-    Interruption {
-        at: slot.map_or_else(
-            || sync::monotonic_ns() as i64,
-            |slot| slot.stopped_at.load(Ordering::Relaxed) as i64,
-        ),
-        observed: slot.and_then(|slot| identify::observed(frame, slot)),
-    }
+    let at = slot
+        .map_or_else(|| sync::monotonic_ns() as i64, |slot| slot.stopped_at.load(Ordering::Relaxed) as i64);
+    let observed = slot.and_then(|slot| identify::observed(frame, slot));
+    let done = frame.result();
+    let between_messages = done > 0
+        && frame.behind_system_call()
+        && identify(frame, observed).is_some_and(|known| known.nr == libc::SYS_recvmmsg)
+        && partial::ended_between_messages(&frame.arguments(), done as u64);
+    Interruption { at, observed, between_messages }
 }
 
 /// Completes the interrupted call, or has it made again, as if no signal had come.
 pub fn resume(frame: &mut Frame<'_>, interruption: &Interruption, restarted: bool) {
     let at = interruption.at;
-    let skipped = if restarted { sync::monotonic_ns() as i64 - at } else { 0 };
+    let skipped = if restarted { state::skipped() } else { 0 };
     let (stopped, observed) = (Stopped { at, skipped }, interruption.observed);
     if arch::stub_at(frame.pc()) == Some(Stub::Tracked) {
         // SAFETY: as in `suspend`.
-        let call = unsafe { &mut *(frame.rbx() as *mut Call) };
-        if call.started != 0 {
-            call.started += stopped.skipped;
-        }
+        unsafe { &mut *(frame.rbx() as *mut Call) }.postpone(stopped.skipped);
     }
     let result = frame.result();
     if frame.behind_system_call() {
         if result == EINTR {
             interrupted(frame, observed, stopped);
         } else if result > 0 {
-            short(frame, observed, stopped);
+            short(frame, interruption, stopped);
         }
     } else if frame.at_system_call() && result == libc::SYS_restart_syscall {
         // The call was to go on after a stop (SIGSTOP): rt_sigreturn(2) makes the kernel forget how.
         frame.finish(EINTR);
         interrupted(frame, None, stopped);
-    } else if frame.at_system_call() && table::of(result).is_some() {
+    } else if frame.at_system_call()
+        && let Some(entry) = table::of(result)
+    {
         // A handler of the program without SA_RESTART that is due now has the call end (signal(7)).
         let due = signals::handled(frame.mask());
         if due.is_some_and(|action| action.flags & libc::SA_RESTART as u64 == 0)
             && can_be_interrupted(result, &frame.arguments())
         {
             frame.finish(EINTR);
+        } else if entry.between.is_some() {
+            let was_postponed = arch::stub_at(frame.pc()) == Some(Stub::Tracked);
+            let skipped = if was_postponed { 0 } else { skipped };
+            // As if it had given EINTR: where the thread goes on is behind the call.
+            frame.finish(EINTR);
+            let record = identify(frame, Some(result)).and_then(|known| known.record);
+            shorten_between(frame, result, &entry, record, Stopped { at, skipped });
+            frame.call_again(result);
         }
     }
+}
+
+/// Takes what is over off the time-out that is looked at between messages. The record of the call, which may be new.
+fn shorten_between<'a>(
+    frame: &mut Frame<'_>,
+    nr: i64,
+    entry: &Entry,
+    record: Option<&'a mut Call>,
+    stopped: Stopped,
+) -> Option<&'a mut Call> {
+    let Some(position) = entry.between.filter(|&position| frame.arguments()[position] != 0) else {
+        return record;
+    };
+    let record = record.or_else(|| inject(frame, nr))?;
+    remaining::shorten_between(&frame.arguments(), position, record, stopped);
+    Some(record)
 }
 
 /// Whether a handler without SA_RESTART ends the call: not those that give ERESTARTNOINTR.
@@ -112,6 +140,7 @@ fn interrupted(frame: &mut Frame<'_>, observed: Option<i64>, stopped: Stopped) {
     }
     let arguments = frame.arguments();
     let deadline = remaining::deadline(entry.time, &arguments, record.as_deref_mut(), stopped);
+    let record = shorten_between(frame, nr, &entry, record, stopped);
     make_again(frame, nr, &entry, record, deadline);
     // Last, because a signal that comes from here on, until the call is made, is handled before it.
     if signals::interrupts(&entry, &arguments, frame.mask()) {
@@ -144,8 +173,10 @@ fn make_again(
     if let Time::Socket { .. } = entry.time
         && let Some(record) = record
     {
-        // A time that is over is a timer that fires at once.
-        expiry::arm(record, deadline);
+        // A time that is over is a timer that fires at once. Only a wrapper can be told that it has.
+        if !record.is_pooled() {
+            expiry::arm(record, deadline);
+        }
         return frame.call_again(nr);
     }
     match record.or_else(|| take_over(frame, nr, entry)) {
@@ -159,16 +190,21 @@ fn make_again(
 }
 
 /// The call gave a count: perhaps less than asked for, because the signal came.
-fn short(frame: &mut Frame<'_>, observed: Option<i64>, stopped: Stopped) {
-    let Some(Known { nr, mut record }) = identify(frame, observed) else { return };
+fn short(frame: &mut Frame<'_>, interruption: &Interruption, stopped: Stopped) {
+    let Some(Known { nr, mut record }) = identify(frame, interruption.observed) else { return };
     let Some(entry) = table::of(nr).filter(|entry| entry.part != table::Part::None) else { return };
     let (done, arguments) = (frame.result() as u64, frame.arguments());
-    if !partial::was_cut_short(nr, &arguments) || signals::handled(frame.mask()).is_some() {
+    let was_cut_short = interruption.between_messages || partial::was_cut_short(nr, &arguments);
+    if !was_cut_short || signals::handled(frame.mask()).is_some() {
         return;
     }
     let Some(rest) = partial::rest(entry.part, &arguments, done) else { return };
     let deadline = match &mut record {
         Some(record) if record.started != 0 => {
+            if entry.between.is_some() {
+                // SO_RCVTIMEO counts anew for each message; nobody knows when the last one came.
+                (record.started, record.deadline) = (stopped.at, Call::UNKNOWN);
+            }
             remaining::deadline(entry.time, &arguments, Some(record), stopped)
         }
         _ => None,
@@ -176,7 +212,10 @@ fn short(frame: &mut Frame<'_>, observed: Option<i64>, stopped: Stopped) {
     if deadline.is_some_and(|deadline| remaining::left(deadline) == 0) {
         return;
     }
-    let Some(record) = record.or_else(|| inject(frame, nr)) else { return };
+    let Some(record) = shorten_between(frame, nr, &entry, record, stopped).or_else(|| inject(frame, nr))
+    else {
+        return;
+    };
     record.done += done;
     if let Some(deadline) = deadline {
         expiry::arm(record, deadline);

@@ -3,7 +3,7 @@
 //! A blocking write to a pipe, a socket or a terminal tells how much it wrote when a handler runs in the
 //! middle, SA_RESTART or not (write(2)). Programs take a short count for an error, or for the end.
 
-use stasis_sys::file;
+use stasis_sys::{file, socket};
 
 use super::call::Call;
 use crate::wrappers::table::Part;
@@ -13,7 +13,7 @@ use crate::wrappers::table::Part;
 pub fn was_cut_short(nr: i64, arguments: &[u64; 6]) -> bool {
     let fd = arguments[0] as i32;
     let kind = || file::fstat(fd).map_or((0, 0), |stat| (stat.st_mode & libc::S_IFMT, stat.st_rdev));
-    let blocks = || file::fcntl(fd, libc::F_GETFL, 0).is_ok_and(|flags| flags as i32 & libc::O_NONBLOCK == 0);
+    let blocks = || blocks(fd);
     let sleeps = || matches!(kind().0, libc::S_IFIFO | libc::S_IFSOCK | libc::S_IFCHR) && blocks();
     let flags = arguments[3] as i32;
     match nr {
@@ -32,6 +32,26 @@ pub fn was_cut_short(nr: i64, arguments: &[u64; 6]) -> bool {
         }
         _ => false,
     }
+}
+
+fn blocks(fd: i32) -> bool {
+    file::fcntl(fd, libc::F_GETFL, 0).is_ok_and(|flags| flags as i32 & libc::O_NONBLOCK == 0)
+}
+
+/// Whether a signal ended recvmmsg(2) after `done` messages.
+///
+/// What does is told to the next call on the socket (net/socket.c, `do_recvmmsg`): ours would be an error that no
+/// program knows, or EINTR where there is SO_RCVTIMEO. It is taken away here, and so before anybody looks into the
+/// socket for the checkpoint.
+pub fn ended_between_messages(arguments: &[u64; 6], done: u64) -> bool {
+    const ERESTARTSYS: i32 = 512;
+    let fd = arguments[0] as i32;
+    let never = libc::MSG_DONTWAIT | libc::MSG_WAITFORONE | libc::MSG_WAITALL;
+    arguments[3] as i32 & never == 0
+        && done < arguments[2]
+        && blocks(fd)
+        && socket::number_option(fd, libc::SOL_SOCKET, libc::SO_ERROR)
+            .is_ok_and(|error| matches!(error, ERESTARTSYS | libc::EINTR))
 }
 
 /// The rest of a call: its arguments, and its array of iovec if it has one.
@@ -62,6 +82,10 @@ pub fn rest(part: Part, arguments: &[u64; 6], done: u64) -> Option<Rest> {
         Part::Bytes { buffer, len } => {
             rest.arguments[len] = less(arguments[len])?;
             rest.arguments[buffer] += done;
+        }
+        Part::Messages { messages, count } => {
+            rest.arguments[count] = less(arguments[count])?;
+            rest.arguments[messages] += done * size_of::<libc::mmsghdr>() as u64;
         }
         Part::Count { len } => rest.arguments[len] = less(arguments[len])?,
         Part::Vectors { vectors, count } => {

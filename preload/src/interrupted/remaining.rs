@@ -10,7 +10,7 @@ use crate::{arch::Frame, wrappers::table::Time};
 #[derive(Clone, Copy)]
 pub struct Stopped {
     pub at: i64,
-    /// From the stop to now, after a restart; 0 after a mere checkpoint, whose time counts.
+    /// From when all had stopped to the restart; 0 after a mere checkpoint, whose time counts.
     pub skipped: i64,
 }
 
@@ -70,6 +70,18 @@ pub fn told(time: Time, arguments: &[u64; 6]) -> Option<i64> {
     }
 }
 
+/// Whether the kernel writes what is left over what was given.
+fn overwrites(time: Time, arguments: &[u64; 6]) -> bool {
+    match time {
+        Time::Written { .. } => true,
+        Time::Sleep { asked, left, .. } => {
+            arguments[left] != 0
+                && arguments[asked].abs_diff(arguments[left]) < size_of::<libc::timespec>() as u64
+        }
+        _ => false,
+    }
+}
+
 /// When the call must end; `None` when it has no time-out. Kept in the record, if there is one.
 pub fn deadline(
     time: Time,
@@ -82,9 +94,11 @@ pub fn deadline(
     let known = record.as_ref().map(|record| (record.deadline, record.started));
     let deadline = match known {
         Some((deadline, _)) if deadline != Call::UNKNOWN => deadline,
-        // Before the beginning: what the kernel writes back may have overwritten what was given.
+        Some((_, started)) if started != 0 && started <= stopped.at && !overwrites(time, &original) => {
+            started.saturating_add(given)
+        }
+        // What the kernel writes back has overwritten what was given; it knew that a moment before the stop.
         _ if let Some(left) = told(time, &original) => stopped.at.saturating_add(left),
-        Some((_, started)) if started != 0 && started <= stopped.at => started.saturating_add(given),
         _ => stopped.at.saturating_add(given),
     }
     .saturating_add(stopped.skipped);
@@ -97,6 +111,19 @@ pub fn deadline(
 /// What is left until `deadline`, in nanoseconds.
 pub fn left(deadline: i64) -> i64 {
     deadline.saturating_sub(sync::monotonic_ns() as i64).max(0)
+}
+
+/// Takes what is over off the time-out at `position`, [`Entry::between`].
+///
+/// [`Entry::between`]: crate::wrappers::table::Entry::between
+pub fn shorten_between(arguments: &[u64; 6], position: usize, call: &mut Call, stopped: Stopped) {
+    if call.between == Call::UNKNOWN {
+        let Some(given) = given(Time::Relative(position), arguments) else { return };
+        call.between = stopped.at.saturating_add(given);
+    }
+    call.between = call.between.saturating_add(stopped.skipped);
+    // A wrapper has given the kernel a copy; without one it is the program's own, where the kernel writes, too.
+    write_back(Time::Written { at: position, micros: false }, arguments, left(call.between));
 }
 
 /// Puts the time that is left into the program's own memory, where the kernel wrote what it knew.

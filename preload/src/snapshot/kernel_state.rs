@@ -8,10 +8,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering::Relaxed;
 
 use serde::{Deserialize, Serialize};
-use stasis_sys::{
-    process::{self, KernelSigaction, Siginfo},
-    sync,
-};
+use stasis_sys::process::{self, KernelSigaction, Siginfo};
 
 use crate::{procfs, quiesce::Quiet, stop, threads};
 
@@ -31,7 +28,7 @@ pub struct KernelState {
     pub pending: Vec<SiginfoBytes>,
     /// Signals pending for one thread.
     pub thread_pending: Vec<(i32, SiginfoBytes)>,
-    /// CLOCK_MONOTONIC at the checkpoint, in nanoseconds.
+    /// CLOCK_MONOTONIC when all threads had stopped, in nanoseconds.
     pub monotonic_ns: u64,
 }
 
@@ -52,7 +49,7 @@ pub struct PosixTimer {
 
 /// Asks the kernel; the result is encoded. `hold`: the process is to be ended.
 pub fn capture(quiet: &Quiet, hold: bool) -> Vec<u8> {
-    let mut state = KernelState { monotonic_ns: sync::monotonic_ns(), ..KernelState::default() };
+    let mut state = KernelState { monotonic_ns: quiet.complete, ..KernelState::default() };
     for signal in 1..=64 {
         // SAFETY: nothing is changed.
         let action = unsafe { process::sigaction(signal, None) }.unwrap_or_default();

@@ -64,6 +64,10 @@ unsafe extern "C" fn prepare(call: &mut MaybeUninit<Call>) {
             unsafe { masks::replace(call, 1) };
         }
         Some(table::Entry { time: table::Time::Written { .. }, .. }) => note_deadline(call),
+        Some(table::Entry { between: Some(_), .. }) => {
+            call.finish = sockets::finish_between as *const () as u64;
+            sockets::note_between(call);
+        }
         Some(entry) if !matches!(entry.time, table::Time::Socket { .. }) || sockets::have_timeouts() => {
             call.started = now();
         }

@@ -14,9 +14,13 @@ use core::{
 };
 
 use libc::{c_int, c_void, socklen_t};
+use stasis_sys::process;
 
-use super::{fill_cancellable, finish, given, next, now, returned};
-use crate::{arch, interrupted::call::Call};
+use super::{fill_cancellable, finish, given, next, now, returned, table::Time, wrap};
+use crate::{
+    arch,
+    interrupted::{call::Call, remaining},
+};
 
 /// Whether the program has set a time-out on a socket.
 static TIMEOUTS: AtomicBool = AtomicBool::new(false);
@@ -104,7 +108,6 @@ slots! {
     recv RECV = SYS_recvfrom, 4;
     recvfrom RECVFROM = SYS_recvfrom, 6;
     recvmsg RECVMSG = SYS_recvmsg, 3;
-    recvmmsg RECVMMSG = SYS_recvmmsg, 5;
     send SEND = SYS_sendto, 4;
     sendto SENDTO = SYS_sendto, 6;
     sendmsg SENDMSG = SYS_sendmsg, 3;
@@ -112,6 +115,49 @@ slots! {
     accept ACCEPT = SYS_accept, 3;
     accept4 ACCEPT4 = SYS_accept4, 4;
     connect CONNECT = SYS_connect, 3;
+}
+
+/// recvmmsg(2), which the kernel restarts with the whole of the time-out that is its argument.
+extern "C" fn prepare_recvmmsg(call: &mut MaybeUninit<Call>) {
+    let [fd, messages, count, flags, timeout, _] = given(call);
+    let call = fill_cancellable(call, libc::SYS_recvmmsg, [fd, messages, count, flags, timeout, 0]);
+    note_between(call);
+}
+
+wrap!(
+    /// recvmmsg(2).
+    recvmmsg, prepare_recvmmsg, finish_between
+);
+
+/// Notes when a call of recvmmsg(2) begins, and when its own time-out is over: that is given to the kernel in a
+/// copy, which can be changed.
+pub fn note_between(call: &mut Call) {
+    if have_timeouts() {
+        call.started = now();
+    }
+    // The system call takes five arguments: the sixth is where the program's time-out is.
+    let timeout = call.arguments[4];
+    call.arguments[5] = 0;
+    let mut bytes = [0u8; size_of::<libc::timespec>()];
+    // An address that cannot be read is the kernel's to refuse.
+    if timeout == 0 || process::read_memory(timeout as usize, &mut bytes) != Ok(bytes.len()) {
+        return;
+    }
+    let [seconds, part] = *bytes.as_chunks::<8>().0 else { return };
+    call.time = libc::timespec { tv_sec: i64::from_ne_bytes(seconds), tv_nsec: i64::from_ne_bytes(part) };
+    call.arguments[4] = &raw const call.time as u64;
+    call.arguments[5] = timeout;
+    if let Some(given) = remaining::given(Time::Relative(4), &call.arguments) {
+        call.between = now().saturating_add(given);
+    }
+}
+
+/// The kernel leaves what is left where a message has come.
+pub extern "C" fn finish_between(call: &mut Call) -> isize {
+    if call.arguments[5] != 0 && (call.result > 0 || call.done > 0) {
+        let _ = process::write_memory(call.arguments[5] as usize, &[call.time.tv_sec, call.time.tv_nsec]);
+    }
+    finish(call)
 }
 
 /// libc's functions where nobody else stands between: only these may be replaced by system calls.

@@ -15,6 +15,9 @@
 //! checkpoint before, which noted when the call must end; and else, for a raw system call that no
 //! wrapper sees, the whole time-out counts from the first checkpoint that met it.
 //!
+//! recvmmsg(2) is restarted by the kernel, but with the whole of the time-out that is its argument: see
+//! [`Entry::between`].
+//!
 //! A call that has done a part of its work ends with a short count: see [`Part`].
 //!
 //! Wrapped only for what they carry (the stop signal in a signal set, which glibc 2.36 takes out of
@@ -83,6 +86,8 @@ pub enum Part {
     Count { len: usize },
     /// An array of iovec, and its length.
     Vectors { vectors: usize, count: usize },
+    /// An array of struct mmsghdr to receive into, and its length.
+    Messages { messages: usize, count: usize },
 }
 
 /// What is known of a system call that sleeps.
@@ -92,10 +97,13 @@ pub struct Entry {
     pub time: Time,
     pub mask: Mask,
     pub part: Part,
+    /// The position of a time-out (null: none) that the kernel looks at after each message only; it leaves there
+    /// what is left once a message has come (recvmmsg(2), "BUGS").
+    pub between: Option<usize>,
 }
 
 const fn entry(outcome: Outcome, time: Time) -> Entry {
-    Entry { outcome, time, mask: Mask::Own, part: Part::None }
+    Entry { outcome, time, mask: Mask::Own, part: Part::None, between: None }
 }
 
 /// The entry of system call `nr`; `None` for those that the stop signal does not interrupt.
@@ -141,7 +149,11 @@ pub const fn of(nr: i64) -> Option<Entry> {
         SYS_writev => Entry { part: vectors, ..entry(Restarted, send) },
         SYS_recvfrom => Entry { part: bytes, ..entry(Restarted, receive) },
         SYS_sendto => Entry { part: bytes, ..entry(Restarted, send) },
-        SYS_recvmsg | SYS_recvmmsg | SYS_accept | SYS_accept4 => entry(Restarted, receive),
+        SYS_recvmsg | SYS_accept | SYS_accept4 => entry(Restarted, receive),
+        SYS_recvmmsg => {
+            let part = Part::Messages { messages: 1, count: 2 };
+            Entry { part, between: Some(4), ..entry(Restarted, receive) }
+        }
         SYS_sendmsg | SYS_sendmmsg | SYS_connect => entry(Restarted, send),
         SYS_sendfile => Entry { part: Part::Count { len: 3 }, ..entry(Restarted, Time::None) },
         SYS_getrandom => Entry { part: Part::Bytes { buffer: 0, len: 1 }, ..entry(Restarted, Time::None) },

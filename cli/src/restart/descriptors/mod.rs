@@ -25,6 +25,7 @@ mod sockets;
 mod terminals;
 #[cfg(test)]
 mod tests;
+mod unread;
 
 use std::{
     collections::BTreeMap,

@@ -3,7 +3,7 @@
 use std::{
     io,
     os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd},
+        fd::{FromRawFd, OwnedFd},
         unix::fs::{FileTypeExt, PermissionsExt},
     },
     path::{Path, PathBuf},
@@ -18,6 +18,7 @@ use super::{
     Maker, failed,
     kernel::{done, owned},
     name, raw, refuse,
+    unread::Unread,
 };
 
 /// A struct sockaddr, for messages.
@@ -189,13 +190,17 @@ fn make_pair(maker: &Maker<'_>, one: usize, other: Option<usize>) -> io::Result<
         _ => &no_name,
     };
     let ends = connected(*socket_type, local, other_local)?;
-    let both = [(&ends.0, &ends.1, Some(kinds.0)), (&ends.1, &ends.0, kinds.1)];
-    for (end, writer, kind) in both {
-        let Some(DescriptionKind::SocketPair { received, .. }) = kind else { continue };
-        send_all(writer, received)?;
-        let _ = end;
+    for (sender, sent_by, received_by) in
+        [(&ends.1, kinds.1, Some(kinds.0)), (&ends.0, Some(kinds.0), kinds.1)]
+    {
+        let Some(DescriptionKind::SocketPair { received, .. }) = received_by else { continue };
+        let (charged, options) = match sent_by {
+            Some(DescriptionKind::SocketPair { charged, options, .. }) => (*charged as usize, &options[..]),
+            _ => (0, &[][..]),
+        };
+        Unread { socket_type: *socket_type, messages: received, charged, options }.send(sender)?;
     }
-    for (end, _, kind) in both {
+    for (end, kind) in [(&ends.0, Some(kinds.0)), (&ends.1, kinds.1)] {
         let Some(DescriptionKind::SocketPair { shutdown_read, shutdown_write, options, .. }) = kind else {
             continue;
         };
@@ -212,7 +217,10 @@ fn make_pair(maker: &Maker<'_>, one: usize, other: Option<usize>) -> io::Result<
 }
 
 /// Two unix sockets that are connected to each other, with the names they had.
-fn connected(socket_type: i32, one: &[u8], two: &[u8]) -> io::Result<(OwnedFd, OwnedFd)> {
+///
+/// # Errors
+/// socketpair(2)'s; and for ends with names.
+pub fn connected(socket_type: i32, one: &[u8], two: &[u8]) -> io::Result<(OwnedFd, OwnedFd)> {
     if one.is_empty() && two.is_empty() {
         let mut ends = [0; 2];
         // SAFETY: writes two ints.
@@ -225,52 +233,4 @@ fn connected(socket_type: i32, one: &[u8], two: &[u8]) -> io::Result<(OwnedFd, O
     // Named ends have to be bound and connected, beside the listener of that name, which is not made yet or is
     // made again: names of unix connections may be the same as their listener's, but only bind(2) gives one.
     Err(io::Error::other("its ends have names, which is not supported yet"))
-}
-
-/// Sends messages from the other end, without waiting: with a send buffer large enough for all.
-fn send_all(writer: &OwnedFd, messages: &[Vec<u8>]) -> io::Result<()> {
-    if messages.is_empty() {
-        return Ok(());
-    }
-    let before = send_buffer(writer)?;
-    // The kernel counts its own bookkeeping of each message, up to a page, as part of what is queued.
-    let needed: usize = messages.iter().map(|message| message.len() * 2 + 4096).sum();
-    let enlarge = |size: usize| {
-        let value = i32::try_from(size).unwrap_or(i32::MAX).to_ne_bytes().to_vec();
-        set_options(writer, &[SocketOption { level: libc::SOL_SOCKET, name: libc::SO_SNDBUF, value }])
-    };
-    if needed > before {
-        enlarge(needed * 2)?;
-    }
-    for message in messages {
-        let mut sent = 0;
-        loop {
-            let rest = &message[sent..];
-            let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-            // SAFETY: reads the slice.
-            let count = unsafe { libc::send(raw(writer), rest.as_ptr().cast(), rest.len(), flags) };
-            let Ok(count) = usize::try_from(count) else { return Err(io::Error::last_os_error()) };
-            sent += count;
-            if sent >= message.len() {
-                break;
-            }
-        }
-    }
-    if needed > before { enlarge(before) } else { Ok(()) }
-}
-
-/// SO_SNDBUF, in bytes.
-fn send_buffer(socket: &OwnedFd) -> io::Result<usize> {
-    let (mut size, mut len) = (0i32, size_of::<i32>() as u32);
-    // SAFETY: writes an int and its length.
-    done(unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_SNDBUF,
-            (&raw mut size).cast(),
-            &raw mut len,
-        )
-    })?;
-    Ok(size.max(0) as usize)
 }

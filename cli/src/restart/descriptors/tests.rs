@@ -293,6 +293,7 @@ fn a_socket_pair_has_what_was_not_read() {
         local: vec![],
         socket_type: libc::SOCK_SEQPACKET,
         received: received.iter().map(|message| message.to_vec()).collect(),
+        charged: 0,
         shutdown_read,
         shutdown_write,
         options: vec![],

@@ -6,7 +6,11 @@ use stasis_protocol::{
     coordinator::Refusal,
     image::{DescriptionKind, SocketOption},
 };
-use stasis_sys::{Errno, file::Fd, socket, sync};
+use stasis_sys::{
+    Errno,
+    file::{self, Fd},
+    socket, sync,
+};
 
 use super::{CLOSE_IT, Duplicate, Open, Table, bytes, inherited, refusal, sock_diag};
 use crate::procfs;
@@ -84,6 +88,7 @@ fn unix(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<DescriptionKind
             local,
             socket_type: asked.kind,
             received: if table.stopped() { received(open, asked)? } else { Vec::new() },
+            charged: charged(asked),
             shutdown_read: found.shutdown & 1 != 0,
             shutdown_write: found.shutdown & 2 != 0,
             options: options(asked),
@@ -177,6 +182,15 @@ fn received(open: &Open, asked: &Asked) -> Result<Vec<Vec<u8>>, Refusal> {
             "take the checkpoint when the program has read it",
         )),
     }
+}
+
+/// How much of the send buffer is taken; 0 where the kernel does not tell.
+fn charged(asked: &Asked) -> u32 {
+    const SIOCOUTQ: u64 = 0x5411;
+    let mut bytes = 0i32;
+    // SAFETY: SIOCOUTQ writes an int.
+    let told = unsafe { file::ioctl(asked.socket.0, SIOCOUTQ, &mut bytes) };
+    told.map_or(0, |_| bytes.max(0) as u32)
 }
 
 /// The largest message that a socket accepts is bounded by its send buffer; twice net.core.wmem_max's default
