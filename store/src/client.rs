@@ -22,7 +22,7 @@ use stasis_protocol::{
     store::{CheckpointDraft, CheckpointRecord, DumpStats, Hash, Reply, Request, Space, StagedRun, Usage},
 };
 
-pub use crate::stored::StoredProcess;
+pub use crate::stored::{PageNames, StoredProcess};
 use crate::{
     location::{announced_socket, socket_path},
     transport::{self, TransportError},

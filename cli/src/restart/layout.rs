@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     fs::{File, OpenOptions},
     os::{
-        fd::{OwnedFd, RawFd},
+        fd::{AsFd, OwnedFd, RawFd},
         unix::fs::OpenOptionsExt,
     },
     path::PathBuf,
@@ -18,6 +18,7 @@ use stasis_protocol::{
     plan::{Fill, KernelMapping, Mapping},
     store::{Extent, MEMORY, kind},
 };
+use stasis_store::client::PageNames;
 
 use super::{
     numbers::Numbers,
@@ -238,7 +239,7 @@ fn advise(mapping: &stasis_protocol::image::Mapping, plan: &mut Plan) {
 /// The pages of a process: extents and their hashes, in the same order.
 pub struct Pages {
     pub extents: Vec<Extent>,
-    pub hashes: Vec<[u8; 32]>,
+    pub hashes: PageNames,
     /// The store's directory.
     pub directory: PathBuf,
 }
@@ -293,7 +294,8 @@ fn fills(
     let page = PAGE_SIZE as u64;
     let mut packs: BTreeMap<u64, (RawFd, RawFd)> = BTreeMap::new();
     let mut zeros: Option<RawFd> = None;
-    plan.hashes = pages.hashes.clone();
+    plan.header.hashes = pages.hashes.len() as u64;
+    plan.header.hashes_fd = numbers.place(pages.hashes.as_fd().try_clone_to_owned()?)? as u64;
     for (extent, first_hash) in pages.of(MEMORY) {
         let (start, len) = (extent.first_page * page, extent.pages * page);
         let (fd, direct) = match extent.kind {

@@ -39,8 +39,11 @@ pub struct Header {
     pub huge: Array,
     /// Of [`Fill`].
     pub fills: Array,
-    /// Of 32-byte hashes: of each page that fills name, in their order.
-    pub hashes: Array,
+    /// A file that begins with the hashes of the pages that fills name, 32 bytes each: the list that the store
+    /// server made, not copied into the plan.
+    pub hashes_fd: u64,
+    /// How many.
+    pub hashes: u64,
     /// The key of the hashes.
     pub key: [u8; 32],
     /// Of [`Call`]: made in this order once memory is whole, before any thread is made.
