@@ -193,11 +193,10 @@ pub fn plan(
         });
         advise(mapping, plan);
     }
-    fills(pages, &modified, numbers, plan)?;
     if !image.settings.thp_disable {
         plan.huge = huge(image, pages);
     }
-    Ok(())
+    fills(pages, &modified, numbers, plan)
 }
 
 /// The calls that give a mapping its advice, guards, name and lock.
@@ -327,6 +326,7 @@ fn fills(
         let mut at = 0;
         while at < len {
             let part = CHUNK.min(len - at);
+            let end = start + at + part;
             plan.fills.push(Fill {
                 address: start + at,
                 len: part,
@@ -334,6 +334,7 @@ fn fills(
                 direct,
                 offset: extent.offset + at,
                 hash: first_hash as u64 + at / page,
+                huge: plan.huge.partition_point(|&[piece, _]| piece < end) as u64,
             });
             at += part;
         }
@@ -344,8 +345,8 @@ fn fills(
 /// Memory that will be full in runs of 2 MiB: private, anonymous, not advised against huge pages.
 fn huge(image: &ProcessImage, pages: &Pages) -> Vec<[u64; 2]> {
     const HUGE: u64 = 2 << 20;
-    /// One call for so much: fewer calls, and work for several threads.
-    const PIECE: u64 = 256 << 20;
+    /// One call for so much: it drains the page caches of all processors, and what is read into a piece waits for it.
+    const PIECE: u64 = 16 << 20;
     let page = PAGE_SIZE as u64;
     let mut full: Vec<(u64, u64)> = Vec::new();
     for (extent, _) in pages.of(MEMORY).filter(|(extent, _)| extent.kind != kind::ZERO) {

@@ -35,7 +35,7 @@ pub struct Header {
     /// Of [`Mapping`], in address order.
     pub mappings: Array,
     /// Of pairs of words: address and length of memory to be given huge pages before it is filled
-    /// (madvise(2), MADV_COLLAPSE); 2 MiB aligned.
+    /// (madvise(2), MADV_COLLAPSE); 2 MiB aligned, in address order.
     pub huge: Array,
     /// Of [`Fill`].
     pub fills: Array,
@@ -107,6 +107,8 @@ pub struct Fill {
     pub offset: u64,
     /// The index of the first page's hash.
     pub hash: u64,
+    /// How many pieces of [`Header::huge`] must have their huge pages first.
+    pub huge: u64,
 }
 
 /// One system call.
