@@ -25,7 +25,7 @@ use stasis_protocol::{
     },
 };
 
-pub use crate::stored::StoredProcess;
+pub use crate::stored::{PageNames, StoredProcess};
 use crate::{
     location::{announced_socket, socket_path},
     transport::{self, TransportError},

@@ -43,10 +43,6 @@ impl NodeNames {
         Self { key: blake3::derive_key("Stasis 2026 names of manifest nodes", key) }
     }
 
-    pub(crate) fn hasher(&self) -> blake3::Hasher {
-        blake3::Hasher::new_keyed(&self.key)
-    }
-
     fn name(&self, bytes: &[u8]) -> Hash {
         *blake3::keyed_hash(&self.key, bytes).as_bytes()
     }

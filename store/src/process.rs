@@ -3,7 +3,11 @@
 //! The places come from the leaves; the index of pages is not asked. Whoever reads the pages checks
 //! them against their names.
 
-use std::{fs::File, io::Write, os::fd::OwnedFd};
+use std::{
+    fs::File,
+    io::{BufWriter, Write},
+    os::fd::OwnedFd,
+};
 
 use nix::{
     fcntl::{FcntlArg, SealFlag, fcntl},
@@ -24,7 +28,7 @@ pub const EXTENT: usize = size_of::<Extent>();
 /// What a process is restored from.
 pub struct Listing {
     pub record: Vec<u8>,
-    /// A sealed memfd: `extents` extents, then `pages` names.
+    /// A sealed memfd: `pages` names, then `extents` extents.
     pub memfd: OwnedFd,
     pub extents: u64,
     pub pages: u64,
@@ -37,7 +41,8 @@ pub struct Listing {
 pub fn list(store: &Store, manifest: &Hash) -> Result<Listing, StoreError> {
     let manifest = Manifest::load(store.index(), store.node_names(), manifest)?;
     let mut extents: Vec<Extent> = Vec::new();
-    let mut names: Vec<u8> = Vec::new();
+    let not_written = |error| StoreError::io("cannot make a memfd for", store.directory().path())(error);
+    let mut names = Names::new().map_err(not_written)?;
     let mut reader = Reader::new(store.index(), store.node_names(), store.hasher().zero());
     for root in &manifest.roots {
         reader.each_leaf(root.name, &mut |_| true, &mut |first, _, leaf| {
@@ -49,7 +54,7 @@ pub fn list(store: &Store, manifest: &Hash) -> Result<Listing, StoreError> {
                 other => other,
             })?;
             for run in leaf.runs() {
-                names.extend_from_slice(leaf.names(run.first, run.pages).as_flattened());
+                names.add(leaf.names(run.first, run.pages)).map_err(not_written)?;
                 let extent = Extent {
                     space: root.space,
                     kind: if run.place == Place::ZERO { kind::ZERO } else { kind::RAW },
@@ -66,9 +71,8 @@ pub fn list(store: &Store, manifest: &Hash) -> Result<Listing, StoreError> {
             Ok(())
         })?;
     }
-    let pages = (names.len() / 32) as u64;
-    let memfd = sealed(&extents, &names)
-        .map_err(StoreError::io("cannot make a memfd for", store.directory().path()))?;
+    let pages = names.pages;
+    let memfd = names.seal(&extents).map_err(not_written)?;
     Ok(Listing { record: manifest.record, memfd, extents: extents.len() as u64, pages })
 }
 
@@ -81,16 +85,35 @@ fn continues(last: &Extent, next: &Extent) -> bool {
             || last.pack == next.pack && last.offset + last.pages * PAGE == next.offset)
 }
 
-fn sealed(extents: &[Extent], names: &[u8]) -> std::io::Result<OwnedFd> {
-    let memfd = memfd_create("stasis-process", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
-    let mut file = File::from(memfd);
-    let table: Vec<u8> = extents.iter().flat_map(encode).collect();
-    file.write_all(&table)?;
-    file.write_all(names)?;
-    let seals =
-        SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-    fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
-    Ok(file.into())
+/// The memfd in the making: names go there as they are found, without being collected first.
+struct Names {
+    file: BufWriter<File>,
+    pages: u64,
+}
+
+impl Names {
+    /// Bytes that are written at once: those of a few leaves.
+    const BUFFER: usize = 128 << 10;
+
+    fn new() -> std::io::Result<Self> {
+        let memfd = memfd_create("stasis-process", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+        Ok(Self { file: BufWriter::with_capacity(Self::BUFFER, memfd.into()), pages: 0 })
+    }
+
+    fn add(&mut self, names: &[Hash]) -> std::io::Result<()> {
+        self.pages += names.len() as u64;
+        self.file.write_all(names.as_flattened())
+    }
+
+    fn seal(mut self, extents: &[Extent]) -> std::io::Result<OwnedFd> {
+        let table: Vec<u8> = extents.iter().flat_map(encode).collect();
+        self.file.write_all(&table)?;
+        let file = self.file.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+        let seals =
+            SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+        Ok(file.into())
+    }
 }
 
 /// An extent as `repr(C)` lays it out: it has no padding.

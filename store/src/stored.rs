@@ -5,10 +5,21 @@
 use std::{
     fs::File,
     io,
-    os::{fd::OwnedFd, unix::fs::FileExt},
+    num::NonZero,
+    ops::Deref,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::FileExt,
+    },
     path::PathBuf,
+    ptr::NonNull,
+    slice,
 };
 
+use nix::{
+    fcntl::{FcntlArg, SealFlag, fcntl},
+    sys::mman::{MapFlags, ProtFlags, mmap, munmap},
+};
 use stasis_protocol::store::{Extent, Hash};
 
 /// A dumped process, as [`crate::client::Client::read_process`] hands it out.
@@ -20,7 +31,7 @@ pub struct StoredProcess {
     pub key: [u8; 32],
     /// The store's directory; pack N is `packs/{N:08x}.pack` in it.
     pub directory: PathBuf,
-    /// Sealed; first the extents, then the names of the pages.
+    /// Sealed; first the names of the pages, then the extents.
     pub memfd: OwnedFd,
     pub extents: u64,
     pub pages: u64,
@@ -30,8 +41,8 @@ impl StoredProcess {
     /// The extents, sorted by space and first page, and the names of their pages, in the same order.
     ///
     /// # Errors
-    /// The memfd is not as long as the reply says.
-    pub fn pages(&self) -> io::Result<(Vec<Extent>, Vec<Hash>)> {
+    /// The memfd is not as long as the reply says, or may still change.
+    pub fn pages(&self) -> io::Result<(Vec<Extent>, PageNames)> {
         const EXTENT: usize = size_of::<Extent>();
         let file = File::from(self.memfd.try_clone()?);
         let table_len = self.extents.checked_mul(EXTENT as u64);
@@ -43,10 +54,63 @@ impl StoredProcess {
             return Err(io::ErrorKind::InvalidData.into());
         }
         let mut table = vec![0; table_len as usize];
-        file.read_exact_at(&mut table, 0)?;
-        let mut names = vec![[0; 32]; self.pages as usize];
-        file.read_exact_at(names.as_flattened_mut(), table_len)?;
+        file.read_exact_at(&mut table, names_len)?;
+        let names = PageNames::map(file.into(), self.pages as usize)?;
         Ok((table.as_chunks::<EXTENT>().0.iter().map(extent).collect(), names))
+    }
+}
+
+/// The names of a process' pages, where the server wrote them: a copy of what is 8 MiB for each GiB of the
+/// process would take longer than making them.
+#[derive(Debug)]
+pub struct PageNames {
+    memfd: OwnedFd,
+    pages: usize,
+    mapping: NonNull<u8>,
+    len: NonZero<usize>,
+}
+
+// SAFETY: sealed memory that nobody writes.
+unsafe impl Send for PageNames {}
+// SAFETY: as above.
+unsafe impl Sync for PageNames {}
+
+impl PageNames {
+    /// `memfd` begins with `pages` names.
+    fn map(memfd: OwnedFd, pages: usize) -> io::Result<Self> {
+        let seals = SealFlag::from_bits_retain(fcntl(&memfd, FcntlArg::F_GET_SEALS)?);
+        if !seals.contains(SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the list of pages is not sealed"));
+        }
+        // A mapping of no bytes cannot be had; one beyond the end is not touched.
+        let len = NonZero::new(pages * size_of::<Hash>()).unwrap_or(NonZero::<usize>::MIN);
+        // SAFETY: a new mapping, where the kernel finds room.
+        let mapping = unsafe { mmap(None, len, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, &memfd, 0) }?;
+        Ok(Self { memfd, pages, mapping: mapping.cast(), len })
+    }
+}
+
+/// The memfd that they are the first bytes of.
+impl AsFd for PageNames {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.memfd.as_fd()
+    }
+}
+
+impl Deref for PageNames {
+    type Target = [Hash];
+
+    fn deref(&self) -> &[Hash] {
+        // SAFETY: mapped as long as `self` lives, inside the memfd's length (`pages` checked it, and the seals
+        // keep it), and any bytes are valid names.
+        unsafe { slice::from_raw_parts(self.mapping.cast().as_ptr(), self.pages) }
+    }
+}
+
+impl Drop for PageNames {
+    fn drop(&mut self) {
+        // SAFETY: nobody borrows from it any more.
+        let _ = unsafe { munmap(self.mapping.cast(), self.len.get()) };
     }
 }
 

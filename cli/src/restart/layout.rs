@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     fs::{File, OpenOptions},
     os::{
-        fd::{OwnedFd, RawFd},
+        fd::{AsFd, OwnedFd, RawFd},
         unix::fs::OpenOptionsExt,
     },
     path::PathBuf,
@@ -18,6 +18,7 @@ use stasis_protocol::{
     plan::{Fill, KernelMapping, Mapping},
     store::{Extent, MEMORY, kind},
 };
+use stasis_store::client::PageNames;
 
 use super::{
     numbers::Numbers,
@@ -192,11 +193,10 @@ pub fn plan(
         });
         advise(mapping, plan);
     }
-    fills(pages, &modified, numbers, plan)?;
     if !image.settings.thp_disable {
         plan.huge = huge(image, pages);
     }
-    Ok(())
+    fills(pages, &modified, numbers, plan)
 }
 
 /// The calls that give a mapping its advice, guards, name and lock.
@@ -238,7 +238,7 @@ fn advise(mapping: &stasis_protocol::image::Mapping, plan: &mut Plan) {
 /// The pages of a process: extents and their hashes, in the same order.
 pub struct Pages {
     pub extents: Vec<Extent>,
-    pub hashes: Vec<[u8; 32]>,
+    pub hashes: PageNames,
     /// The store's directory.
     pub directory: PathBuf,
 }
@@ -293,7 +293,8 @@ fn fills(
     let page = PAGE_SIZE as u64;
     let mut packs: BTreeMap<u64, (RawFd, RawFd)> = BTreeMap::new();
     let mut zeros: Option<RawFd> = None;
-    plan.hashes = pages.hashes.clone();
+    plan.header.hashes = pages.hashes.len() as u64;
+    plan.header.hashes_fd = numbers.place(pages.hashes.as_fd().try_clone_to_owned()?)? as u64;
     for (extent, first_hash) in pages.of(MEMORY) {
         let (start, len) = (extent.first_page * page, extent.pages * page);
         let (fd, direct) = match extent.kind {
@@ -325,6 +326,7 @@ fn fills(
         let mut at = 0;
         while at < len {
             let part = CHUNK.min(len - at);
+            let end = start + at + part;
             plan.fills.push(Fill {
                 address: start + at,
                 len: part,
@@ -332,6 +334,7 @@ fn fills(
                 direct,
                 offset: extent.offset + at,
                 hash: first_hash as u64 + at / page,
+                huge: plan.huge.partition_point(|&[piece, _]| piece < end) as u64,
             });
             at += part;
         }
@@ -342,8 +345,8 @@ fn fills(
 /// Memory that will be full in runs of 2 MiB: private, anonymous, not advised against huge pages.
 fn huge(image: &ProcessImage, pages: &Pages) -> Vec<[u64; 2]> {
     const HUGE: u64 = 2 << 20;
-    /// One call for so much: fewer calls, and work for several threads.
-    const PIECE: u64 = 256 << 20;
+    /// One call for so much: it drains the page caches of all processors, and what is read into a piece waits for it.
+    const PIECE: u64 = 16 << 20;
     let page = PAGE_SIZE as u64;
     let mut full: Vec<(u64, u64)> = Vec::new();
     for (extent, _) in pages.of(MEMORY).filter(|(extent, _)| extent.kind != kind::ZERO) {

@@ -22,7 +22,6 @@ pub struct Plan {
     /// Address and length of memory to be given huge pages before it is filled.
     pub huge: Vec<[u64; 2]>,
     pub fills: Vec<Fill>,
-    pub hashes: Vec<[u8; 32]>,
     pub calls: Vec<Call>,
     pub last_calls: Vec<Call>,
     pub thread_calls: Vec<Call>,
@@ -70,7 +69,6 @@ impl Plan {
             + size_of_val(&*self.mappings)
             + size_of_val(&*self.huge)
             + size_of_val(&*self.fills)
-            + size_of_val(&*self.hashes)
             + calls * size_of::<Call>()
             + self.threads.len() * size_of::<Thread>()
             + self.data.len()
@@ -87,7 +85,6 @@ impl Plan {
         self.header.mappings = append(&mut bytes, &self.mappings);
         self.header.huge = append(&mut bytes, &self.huge);
         self.header.fills = append(&mut bytes, &self.fills);
-        self.header.hashes = append(&mut bytes, &self.hashes);
         self.header.calls = append(&mut bytes, &self.calls);
         self.header.last_calls = append(&mut bytes, &self.last_calls);
         self.header.thread_calls = append(&mut bytes, &self.thread_calls);

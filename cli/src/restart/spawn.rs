@@ -18,6 +18,7 @@ use nix::{
     unistd::Pid,
 };
 use stasis_protocol::{
+    PAGE_SIZE,
     image::{Credentials, ProcessImage},
     plan::{RestartInfo, Thread},
 };
@@ -267,6 +268,7 @@ fn fit(image: &ProcessImage, restorer: &Path, plan: &mut Plan) -> anyhow::Result
     let program = restorer.metadata().map_or(0, |metadata| metadata.len()) + (1 << 20);
     let len = program
         + plan.len() as u64
+        + (plan.header.hashes * 32).next_multiple_of(PAGE_SIZE as u64)
         + PARKING
         + STACK * (1 + plan.header.fillers)
         + THREAD_STACK * (plan.threads.len() as u64 + 2);

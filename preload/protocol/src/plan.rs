@@ -35,12 +35,15 @@ pub struct Header {
     /// Of [`Mapping`], in address order.
     pub mappings: Array,
     /// Of pairs of words: address and length of memory to be given huge pages before it is filled
-    /// (madvise(2), MADV_COLLAPSE); 2 MiB aligned.
+    /// (madvise(2), MADV_COLLAPSE); 2 MiB aligned, in address order.
     pub huge: Array,
     /// Of [`Fill`].
     pub fills: Array,
-    /// Of 32-byte hashes: of each page that fills name, in their order.
-    pub hashes: Array,
+    /// A file that begins with the hashes of the pages that fills name, 32 bytes each: the list that the store
+    /// server made, not copied into the plan.
+    pub hashes_fd: u64,
+    /// How many.
+    pub hashes: u64,
     /// The key of the hashes.
     pub key: [u8; 32],
     /// Of [`Call`]: made in this order once memory is whole, before any thread is made.
@@ -104,6 +107,8 @@ pub struct Fill {
     pub offset: u64,
     /// The index of the first page's hash.
     pub hash: u64,
+    /// How many pieces of [`Header::huge`] must have their huge pages first.
+    pub huge: u64,
 }
 
 /// One system call.

@@ -129,9 +129,9 @@ pub enum Reply {
     Done,
     Checkpoints(Vec<CheckpointRecord>),
     Checkpoint(CheckpointRecord),
-    /// Answers `ReadProcess`; a read-only memfd with the extents and hashes travels beside it: first
-    /// `extents` values of [`Extent`], as laid out by `repr(C)`, then `pages` hashes of 32 bytes, in
-    /// the order of the extents. Extents are sorted by space and first page and do not overlap.
+    /// Answers `ReadProcess`; a read-only memfd with the hashes and extents travels beside it: first
+    /// `pages` hashes of 32 bytes, in the order of the extents, then `extents` values of [`Extent`], as laid
+    /// out by `repr(C)`. Extents are sorted by space and first page and do not overlap.
     Process {
         record: Vec<u8>,
         /// The key that page hashes are made with.

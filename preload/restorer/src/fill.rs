@@ -1,6 +1,10 @@
 //! Filling memory from packs: several threads, each page compared with its hash.
+//!
+//! One thread gives huge pages to memory that will be full, piece by piece; the others follow it, reading, and it
+//! reads with them when it is through. More of them would not give huge pages sooner: the kernel holds the address
+//! space's lock (mmap_lock) meanwhile. Reading into pages that are there takes no lock.
 
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use stasis_protocol::plan::{Fill, step};
 use stasis_sys::{Errno, file};
@@ -13,8 +17,14 @@ use crate::{
     report,
 };
 
-/// The next piece of work to be taken.
+/// The next fill to be taken.
 static NEXT: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether a thread is giving huge pages already, or has.
+static COLLAPSING: AtomicBool = AtomicBool::new(false);
+
+/// How many pieces have their huge pages: a futex.
+static COLLAPSED: AtomicU32 = AtomicU32::new(0);
 
 /// Threads that have not ended: the kernel writes zero to each's word (CLONE_CHILD_CLEARTID).
 static RUNNING: [AtomicU32; MOST] = [const { AtomicU32::new(0) }; MOST];
@@ -24,22 +34,6 @@ const MOST: usize = 16;
 
 /// Fills all memory; returns when it is whole and the threads that helped are gone.
 pub fn fill(plan: &Plan) {
-    if !plan.huge().is_empty() {
-        in_parallel(plan, collapse);
-    }
-    in_parallel(plan, read_all);
-}
-
-/// What a thread is to do.
-struct Task {
-    plan: *const Plan,
-    work: fn(&Plan),
-}
-
-/// Has every filling thread, this one included, do `work`; returns when all are done and the others gone.
-fn in_parallel(plan: &Plan, work: fn(&Plan)) {
-    let task = Task { plan, work };
-    NEXT.store(0, Ordering::Release);
     let fillers = (plan.header().fillers as usize).min(MOST);
     let stacks = relocate::area(plan).stacks + STACK;
     let flags = libc::CLONE_VM
@@ -58,8 +52,9 @@ fn in_parallel(plan: &Plan, work: fn(&Plan)) {
             ..CloneArguments::default()
         };
         running.store(1, Ordering::Release);
-        // SAFETY: each has a stack of its own in the area, and the task outlives it.
-        let tid = unsafe { arch::clone3(&arguments, filler as *const () as usize, &raw const task as usize) };
+        let (entry, plan) = (filler as *const () as usize, &raw const *plan as usize);
+        // SAFETY: each has a stack of its own in the area, and the plan outlives it.
+        let tid = unsafe { arch::clone3(&arguments, entry, plan) };
         if tid < 0 {
             // The others, and this thread, do its part.
             running.store(0, Ordering::Release);
@@ -69,16 +64,26 @@ fn in_parallel(plan: &Plan, work: fn(&Plan)) {
     for running in &RUNNING {
         while running.load(Ordering::Acquire) != 0 {
             // The kernel's wake-up at the thread's end is not FUTEX_PRIVATE.
-            let arguments = [running.as_ptr() as usize, libc::FUTEX_WAIT as usize, 1, 0, 0, 0];
-            // SAFETY: waits on a word that lives for ever.
-            unsafe { stasis_sys::raw(libc::SYS_futex, arguments) };
+            futex(running, libc::FUTEX_WAIT, 1);
         }
     }
 }
 
-extern "C" fn filler(task: &Task) -> ! {
-    // SAFETY: the plan outlives its fillers.
-    (task.work)(unsafe { &*task.plan });
+fn work(plan: &Plan) {
+    if !COLLAPSING.swap(true, Ordering::Relaxed) {
+        collapse(plan);
+    }
+    read_all(plan);
+}
+
+fn futex(word: &'static AtomicU32, operation: i32, value: u32) {
+    let arguments = [word.as_ptr() as usize, operation as usize, value as usize, 0, 0, 0];
+    // SAFETY: a word that lives for ever.
+    unsafe { stasis_sys::raw(libc::SYS_futex, arguments) };
+}
+
+extern "C" fn filler(plan: &Plan) -> ! {
+    work(plan);
     loop {
         // SAFETY: ends this thread.
         unsafe { stasis_sys::raw(libc::SYS_exit, [0; 6]) };
@@ -92,9 +97,7 @@ extern "C" fn filler(task: &Task) -> ! {
 fn collapse(plan: &Plan) {
     const HUGE: usize = 2 << 20;
     const MADV_COLLAPSE: i32 = 25;
-    loop {
-        let index = NEXT.fetch_add(1, Ordering::Relaxed);
-        let Some(&[start, len]) = plan.huge().get(index) else { return };
+    for &[start, len] in plan.huge() {
         let (start, len) = (start as usize, len as usize);
         for page in (start..start + len).step_by(HUGE) {
             // SAFETY: the plan maps it writable, and it is zero there already.
@@ -102,6 +105,19 @@ fn collapse(plan: &Plan) {
         }
         // SAFETY: content stays what it is.
         let _ = unsafe { stasis_sys::memory::advise(start, len, MADV_COLLAPSE) };
+        COLLAPSED.fetch_add(1, Ordering::Release);
+        futex(&COLLAPSED, libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, MOST as u32);
+    }
+}
+
+/// Waits until `pieces` have their huge pages.
+fn await_collapsed(pieces: u64) {
+    loop {
+        let collapsed = COLLAPSED.load(Ordering::Acquire);
+        if u64::from(collapsed) >= pieces {
+            return;
+        }
+        futex(&COLLAPSED, libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG, collapsed);
     }
 }
 
@@ -110,49 +126,59 @@ fn read_all(plan: &Plan) {
     loop {
         let index = NEXT.fetch_add(1, Ordering::Relaxed);
         let Some(fill) = plan.fills().get(index) else { return };
-        read(fill, index);
-        verify(plan, &hasher, fill, index);
-    }
-}
-
-/// Reads what the page cache holds from there, and the rest from the disk, past it: gigabytes that are read once
-/// need neither a second copy in memory nor the room of what others have in the cache.
-fn read(fill: &Fill, index: usize) {
-    let (mut at, mut offset) = (fill.address as usize, fill.offset);
-    let end = at + fill.len as usize;
-    let mut direct = fill.direct >= 0;
-    while at < end {
-        // SAFETY: the plan maps what it fills.
-        let read = unsafe {
-            match if direct { file::pread_cached(fill.fd, at, end - at, offset) } else { Ok(0) } {
-                Ok(read) if read >= PAGE_SIZE => Ok(read / PAGE_SIZE * PAGE_SIZE),
-                _ => {
-                    let fd = if direct { fill.direct } else { fill.fd };
-                    file::pread_to(fd, at, end - at, offset)
-                }
-            }
-        };
-        match read {
-            Ok(read) if read > 0 && (!direct || read.is_multiple_of(PAGE_SIZE)) => {
-                at += read;
-                offset += read as u64;
-            }
-            Err(Errno(libc::EINTR)) => {}
-            // A file system without O_DIRECT, or an end that is not aligned.
-            _ if direct => direct = false,
-            Ok(_) => report::fail(step::FILL, index, libc::ENODATA, at as u64),
-            Err(Errno(errno)) => report::fail(step::FILL, index, errno, at as u64),
+        await_collapsed(fill.huge);
+        let mut done = 0;
+        while done < fill.len as usize {
+            let read = read(fill, index, done);
+            verify(plan, &hasher, fill, index, done, read);
+            done += read;
         }
     }
 }
 
-fn verify(plan: &Plan, hasher: &PageHasher, fill: &Fill, index: usize) {
-    let pages = fill.len as usize / PAGE_SIZE;
+/// So much is read from the page cache and then checked, in bytes: it is still in the processor's own cache then.
+const STEP: usize = 256 << 10;
+
+/// Reads the next bytes of a fill, of which `done` are there; how many.
+///
+/// What the page cache holds is read from there, and the rest from the disk, past it: gigabytes that are read once
+/// need neither a second copy in memory nor the room of what others have in the cache.
+fn read(fill: &Fill, index: usize, done: usize) -> usize {
+    let rest = fill.len as usize - done;
+    let (address, offset) = (fill.address as usize + done, fill.offset + done as u64);
+    let mut direct = fill.direct >= 0;
+    if direct {
+        // SAFETY: the plan maps what it fills.
+        let cached = unsafe { file::pread_cached(fill.fd, address, rest.min(STEP), offset) };
+        if let Ok(read @ PAGE_SIZE..) = cached {
+            return read / PAGE_SIZE * PAGE_SIZE;
+        }
+    }
+    let mut at = 0;
+    while at < rest {
+        let fd = if direct { fill.direct } else { fill.fd };
+        // SAFETY: as above.
+        match unsafe { file::pread_to(fd, address + at, rest - at, offset + at as u64) } {
+            Ok(read) if read > 0 && (!direct || read.is_multiple_of(PAGE_SIZE)) => at += read,
+            Err(Errno(libc::EINTR)) => {}
+            // A file system without O_DIRECT, or an end that is not aligned.
+            _ if direct => direct = false,
+            Ok(_) => report::fail(step::FILL, index, libc::ENODATA, (address + at) as u64),
+            Err(Errno(errno)) => report::fail(step::FILL, index, errno, (address + at) as u64),
+        }
+    }
+    rest
+}
+
+/// Checks `len` bytes of a fill, behind the first `done`.
+fn verify(plan: &Plan, hasher: &PageHasher, fill: &Fill, index: usize, done: usize, len: usize) {
+    let pages = len / PAGE_SIZE;
+    let address = fill.address + done as u64;
     // SAFETY: just filled, and nobody else's.
-    let memory = unsafe { core::slice::from_raw_parts(fill.address as *const Page, pages) };
-    let first = fill.hash as usize;
+    let memory = unsafe { core::slice::from_raw_parts(address as *const Page, pages) };
+    let first = fill.hash as usize + done / PAGE_SIZE;
     let Some(expected) = plan.hashes().get(first..first + pages) else {
-        report::fail(step::PLAN, index, libc::EINVAL, fill.address)
+        report::fail(step::PLAN, index, libc::EINVAL, address)
     };
     for (batch, (memory, expected)) in memory.chunks(BATCH).zip(expected.chunks(BATCH)).enumerate() {
         let mut pages: [&Page; BATCH] = [&memory[0]; BATCH];
@@ -163,7 +189,7 @@ fn verify(plan: &Plan, hasher: &PageHasher, fill: &Fill, index: usize) {
         hasher.name_pages(&pages[..memory.len()], &mut names[..memory.len()]);
         for (page, (name, expected)) in names.iter().zip(expected).enumerate() {
             if name != expected {
-                let address = fill.address + ((batch * BATCH + page) * PAGE_SIZE) as u64;
+                let address = address + ((batch * BATCH + page) * PAGE_SIZE) as u64;
                 report::fail(step::CORRUPT, index, libc::EIO, address);
             }
         }

@@ -6,7 +6,7 @@ use stasis_protocol::{
 };
 use stasis_sys::{Errno, file, memory, raw};
 
-use crate::report;
+use crate::{hash::Hash, relocate, report};
 
 /// A mapped plan.
 #[derive(Clone, Copy)]
@@ -85,8 +85,11 @@ impl Plan {
         self.array(self.header().fills)
     }
 
-    pub fn hashes(&self) -> &[[u8; 32]] {
-        self.array(self.header().hashes)
+    /// Those that are mapped in the area: once this is there.
+    pub fn hashes(&self) -> &[Hash] {
+        let start = relocate::area(self).hashes;
+        // SAFETY: mapped from a file that is sealed at this length or a greater one.
+        unsafe { core::slice::from_raw_parts(start as *const Hash, self.header().hashes as usize) }
     }
 
     pub fn calls(&self) -> &[Call] {

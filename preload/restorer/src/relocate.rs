@@ -3,7 +3,7 @@
 use stasis_protocol::plan::step;
 use stasis_sys::memory;
 
-use crate::{arch, plan::Plan, report};
+use crate::{arch, hash::Hash, plan::Plan, report};
 
 /// Elf64_Dyn.
 #[repr(C)]
@@ -80,11 +80,14 @@ pub const STACK: usize = 64 << 10;
 /// Stack of a thread on its way into restored memory: it makes a few system calls.
 pub const THREAD_STACK: usize = PAGE;
 
-/// The parts of the area: this program, the plan, room to park the kernel's mappings, stacks.
+/// The parts of the area: this program, the plan, the hashes, room to park the kernel's mappings, stacks.
 pub struct Area {
     pub start: usize,
     pub len: usize,
     pub plan: usize,
+    pub hashes: usize,
+    /// Their bytes.
+    pub hashes_len: usize,
     pub parking: usize,
     pub stacks: usize,
 }
@@ -97,8 +100,11 @@ pub fn area(plan: &Plan) -> Area {
     let (_, image_len) = image();
     let start = header.area as usize;
     let plan_at = start + image_len.next_multiple_of(PAGE);
-    let parking = plan_at + (header.len as usize).next_multiple_of(PAGE);
-    Area { start, len: header.area_len as usize, plan: plan_at, parking, stacks: parking + PARKING }
+    let hashes = plan_at + (header.len as usize).next_multiple_of(PAGE);
+    let hashes_len = header.hashes as usize * size_of::<Hash>();
+    let parking = hashes + hashes_len.next_multiple_of(PAGE);
+    let (len, stacks) = (header.area_len as usize, parking + PARKING);
+    Area { start, len, plan: plan_at, hashes, hashes_len, parking, stacks }
 }
 
 /// Copies the program and the plan into the area and goes on there, in [`crate::second`].
@@ -115,6 +121,12 @@ pub fn go_on_in_area(plan: &Plan) -> ! {
     let mapped = unsafe { memory::map(area.start, area.len, protection, flags, -1, 0) };
     if report::expect(mapped, step::AREA, 0, area.start as u64) != area.start {
         report::fail(step::AREA, 0, libc::EEXIST, area.start as u64);
+    }
+    if area.hashes_len > 0 {
+        let (flags, fd) = (libc::MAP_SHARED | libc::MAP_FIXED, plan.header().hashes_fd as i32);
+        // SAFETY: this part of the area is not used yet.
+        let mapped = unsafe { memory::map(area.hashes, area.hashes_len, libc::PROT_READ, flags, fd, 0) };
+        report::expect(mapped, step::AREA, 1, area.hashes as u64);
     }
     let (image_start, image_len) = image();
     let second = crate::second as *const () as usize - image_start + area.start;
