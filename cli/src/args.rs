@@ -78,6 +78,8 @@ pub enum Command {
     Show(ShowArgs),
     /// Read every page against its hash, and say what is damaged
     Verify(VerifyArgs),
+    /// Delete checkpoints: those named, or all that a rule does not keep
+    Prune(PruneArgs),
     /// End every process of the computation (SIGKILL)
     Kill,
     /// Start the coordinator of a computation, in the background
@@ -183,6 +185,31 @@ pub struct VerifyArgs {
     /// An id, the beginning of one, a label, latest, each with an optional ~N [default: all]
     #[arg(value_name = "REF")]
     pub reference: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct PruneArgs {
+    /// The checkpoints to delete, labelled or not: ids, beginnings of one, labels, latest, each with an optional ~N
+    #[arg(value_name = "REF", conflicts_with_all = ["keep_last", "keep_hourly", "keep_daily", "labels", "computation"])]
+    pub references: Vec<String>,
+    /// Keep the last N of each computation
+    #[arg(long, value_name = "N")]
+    pub keep_last: Option<usize>,
+    /// Keep the last of each of the last N hours (of UTC) in which a computation has any
+    #[arg(long, value_name = "N")]
+    pub keep_hourly: Option<usize>,
+    /// Keep the last of each of the last N days (of UTC) in which a computation has any
+    #[arg(long, value_name = "N")]
+    pub keep_daily: Option<usize>,
+    /// Delete checkpoints with a label, too, where nothing else keeps them
+    #[arg(long)]
+    pub labels: bool,
+    /// Look at this computation only
+    #[arg(long, value_name = "ID")]
+    pub computation: Option<String>,
+    /// Delete nothing; print what would be
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 #[derive(Debug, Args)]

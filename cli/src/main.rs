@@ -73,6 +73,7 @@ fn run(context: &Context, command: &Command) -> anyhow::Result<ExitCode> {
         Command::Log(args) => commands::log::run(context, args),
         Command::Show(args) => commands::show::run(context, args),
         Command::Verify(args) => commands::verify::run(context, args),
+        Command::Prune(args) => commands::prune::run(context, args),
         Command::Kill => commands::kill::run(context),
         Command::Coordinator(args) => coordinator::run(context, args),
         Command::Store(args) => commands::store::run(context, args),

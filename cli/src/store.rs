@@ -80,6 +80,14 @@ impl Store {
         self.client.verify(id).map_err(|error| self.failure(&error))
     }
 
+    /// Deletes the checkpoints with these ids; returns those that there were.
+    ///
+    /// # Errors
+    /// [`Failure::Store`].
+    pub fn prune(&mut self, ids: Vec<String>) -> Result<Vec<CheckpointRecord>, Failure> {
+        self.client.prune(ids).map_err(|error| self.failure(&error))
+    }
+
     /// A process of a checkpoint, by its manifest.
     ///
     /// # Errors

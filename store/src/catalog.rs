@@ -118,7 +118,7 @@ impl Catalog {
         grown: &[PackGrowth],
     ) -> Result<CheckpointRecord, StoreError> {
         let mut records = self.records();
-        let sequence = self.index.last_checkpoint()?.map_or(0, |record| record.sequence) + 1;
+        let sequence = self.index.last_sequence()? + 1;
         let taken = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let record =
             CheckpointRecord { id: self.new_id()?, sequence, taken_us: taken.as_micros() as u64, draft };
@@ -130,7 +130,7 @@ impl Catalog {
                 (growth.number, PackRecord { committed: growth.to, pages: old.pages + growth.pages, ..old })
             })
             .collect();
-        let changes = Changes { nodes, packs, checkpoint: Some(record.clone()) };
+        let changes = Changes { nodes, packs, checkpoint: Some(record.clone()), ..Changes::default() };
         FailPoint::BatchBuilt.hit();
         if let Err(error) = self.index.write(&changes) {
             // The log may have kept the batch although its sync failed. The index has been opened
@@ -142,6 +142,34 @@ impl Catalog {
         FailPoint::BatchWritten.hit();
         records.extend(changes.packs);
         Ok(record)
+    }
+
+    /// Deletes the checkpoints with these ids, durably and all at once; returns those that there were,
+    /// oldest first. A label goes back to the last checkpoint left that was given it.
+    ///
+    /// # Errors
+    /// It could not be written; then they are all still there.
+    pub fn prune(&self, ids: &[String]) -> Result<Vec<CheckpointRecord>, StoreError> {
+        let _commits = self.records();
+        let (gone, kept): (Vec<_>, Vec<_>) =
+            self.index.checkpoints()?.into_iter().partition(|record| ids.contains(&record.id));
+        if gone.is_empty() {
+            return Ok(gone);
+        }
+        let mut labels: BTreeMap<&str, Option<u64>> = BTreeMap::new();
+        for label in gone.iter().filter_map(|record| record.draft.label.as_deref()) {
+            let bearer = kept.iter().rev().find(|record| record.draft.label.as_deref() == Some(label));
+            labels.insert(label, bearer.map(|record| record.sequence));
+        }
+        let changes = Changes {
+            deleted: gone.iter().map(|record| (record.sequence, record.id.clone())).collect(),
+            labels: labels.into_iter().map(|(label, bearer)| (label.to_owned(), bearer)).collect(),
+            sequence: Some(self.index.last_sequence()?),
+            ..Changes::default()
+        };
+        self.index.write(&changes)?;
+        FailPoint::Pruned.hit();
+        Ok(gone)
     }
 
     fn new_id(&self) -> Result<String, StoreError> {

@@ -328,6 +328,17 @@ impl Client {
         }
     }
 
+    /// Deletes the checkpoints with these ids, all at once; returns those that there were.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    pub fn prune(&mut self, ids: Vec<String>) -> Result<Vec<CheckpointRecord>, ClientError> {
+        match self.ask(&Request::Prune { ids })? {
+            Reply::Pruned(records) => Ok(records),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     /// Ends the server, once no checkpoint is being taken.
     ///
     /// # Errors

@@ -8,6 +8,7 @@
 //! | | `i` id | its sequence |
 //! | | `l` label | the sequence of its last checkpoint |
 //! | | `p` pack u32 BE | pack record |
+//! | | `s` | the highest sequence ever given, where its checkpoint is deleted |
 //!
 //! `pages` may lag behind the packs but never names bytes that are not durable in a pack that has a
 //! record. Its entries do not go through the write-ahead log, where each synced commit would have to
@@ -40,6 +41,7 @@ const CHECKPOINT: u8 = b'c';
 const ID: u8 = b'i';
 const LABEL: u8 = b'l';
 const PACK: u8 = b'p';
+const SEQUENCE: u8 = b's';
 
 /// Bits per key of the bloom filters: 1 % of look-ups of unknown names touch a table.
 const BLOOM_BITS: f64 = 10.0;
@@ -68,6 +70,12 @@ pub struct Changes {
     pub nodes: Vec<Node>,
     pub packs: Vec<(u32, PackRecord)>,
     pub checkpoint: Option<CheckpointRecord>,
+    /// Checkpoints to delete, by sequence and id.
+    pub deleted: Vec<(u64, String)>,
+    /// Labels and the sequence that they mean from now on, if any.
+    pub labels: Vec<(String, Option<u64>)>,
+    /// No sequence up to this is given again.
+    pub sequence: Option<u64>,
 }
 
 impl Index {
@@ -142,6 +150,20 @@ impl Index {
                     put(&mut batch, &key(LABEL, label.as_bytes()), &record.sequence);
                 }
             }
+            for (sequence, id) in &changes.deleted {
+                batch.delete(key(CHECKPOINT, &sequence.to_be_bytes()));
+                batch.delete(key(ID, id.as_bytes()));
+            }
+            for (label, sequence) in &changes.labels {
+                let key = key(LABEL, label.as_bytes());
+                match sequence {
+                    Some(sequence) => put(&mut batch, &key, sequence),
+                    None => batch.delete(key),
+                }
+            }
+            if let Some(sequence) = &changes.sequence {
+                put(&mut batch, &[SEQUENCE], sequence);
+            }
             let mut options = WriteOptions::default();
             options.set_sync(true);
             Ok(db.write_opt(batch, &options)?)
@@ -210,6 +232,18 @@ impl Index {
                 decode(&value, "a checkpoint record").map(Some)
             }
             _ => Ok(None),
+        }
+    }
+
+    /// The highest sequence that was ever given to a checkpoint.
+    ///
+    /// # Errors
+    /// As [`Index::checkpoints`].
+    pub fn last_sequence(&self) -> Result<u64, StoreError> {
+        let last = self.last_checkpoint()?.map_or(0, |record| record.sequence);
+        match self.read(|db| Ok(db.get([SEQUENCE])?))? {
+            Some(value) => Ok(last.max(decode(&value, "the last sequence")?)),
+            None => Ok(last),
         }
     }
 

@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod kill;
 pub mod list;
 pub mod log;
+pub mod prune;
 pub mod show;
 pub mod status;
 pub mod store;

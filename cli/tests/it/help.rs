@@ -16,6 +16,8 @@ fn help_is_what_the_snapshots_say() {
         "list",
         "log",
         "show",
+        "verify",
+        "prune",
         "kill",
         "coordinator",
         "store",

@@ -95,6 +95,11 @@ pub enum Request {
     Usage,
     /// Ends the server once nothing is being written. Answered by [`Reply::Done`].
     Shutdown,
+    /// Deletes the checkpoints with these ids, all at once; ids that are not there are passed over:
+    /// [`Reply::Pruned`].
+    Prune {
+        ids: Vec<String>,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,6 +137,8 @@ pub enum Reply {
     Usage(Usage),
     /// The request failed; the connection goes on. What it concerns, the reason and the remedy.
     Refused(String),
+    /// The checkpoints that are deleted, oldest first.
+    Pruned(Vec<CheckpointRecord>),
 }
 
 /// How a page lies in its pack.

@@ -184,6 +184,7 @@ impl Connection<'_> {
                 Reply::Verified { pages: report.pages, damage: report.damage }
             }
             Request::Usage => Reply::Usage(store.usage()?),
+            Request::Prune { ids } => Reply::Pruned(store.catalog().prune(&ids)?),
             Request::Shutdown => {
                 // No checkpoint begins any more; those under way may end.
                 self.shared.stopping.store(true, Ordering::Release);

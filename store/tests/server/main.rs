@@ -8,3 +8,4 @@ mod full_disk;
 mod hostile;
 mod lifecycle;
 mod names;
+mod prune;
