@@ -80,6 +80,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Delete checkpoints: those named, or all that a rule does not keep
     Prune(PruneArgs),
+    /// Give back the room of what no checkpoint needs; checkpoints and restarts go on meanwhile
+    Gc,
     /// End every process of the computation (SIGKILL)
     Kill,
     /// Start the coordinator of a computation, in the background
@@ -210,6 +212,9 @@ pub struct PruneArgs {
     /// Delete nothing; print what would be
     #[arg(long)]
     pub dry_run: bool,
+    /// Leave it to `stasis gc` to give the room back
+    #[arg(long)]
+    pub no_gc: bool,
 }
 
 #[derive(Debug, Args)]

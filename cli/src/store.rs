@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use stasis_protocol::store::{CheckpointRecord, Hash};
+use stasis_protocol::store::{CheckpointRecord, Collected, Hash};
 pub use stasis_store::client::Client;
 use stasis_store::client::{ClientError, StoredProcess, Verification};
 
@@ -86,6 +86,14 @@ impl Store {
     /// [`Failure::Store`].
     pub fn prune(&mut self, ids: Vec<String>) -> Result<Vec<CheckpointRecord>, Failure> {
         self.client.prune(ids).map_err(|error| self.failure(&error))
+    }
+
+    /// Gives back the room of what no checkpoint needs.
+    ///
+    /// # Errors
+    /// [`Failure::Store`].
+    pub fn collect(&mut self) -> Result<Collected, Failure> {
+        self.client.collect().map_err(|error| self.failure(&error))
     }
 
     /// A process of a checkpoint, by its manifest.

@@ -19,7 +19,10 @@ use std::{
 use nix::{sys::socket::MsgFlags, unistd::geteuid};
 use stasis_protocol::{
     VERSION,
-    store::{CheckpointDraft, CheckpointRecord, DumpStats, Hash, Reply, Request, Space, StagedRun, Usage},
+    store::{
+        CheckpointDraft, CheckpointRecord, Collected, DumpStats, Hash, Reply, Request, Space, StagedRun,
+        Usage,
+    },
 };
 
 pub use crate::stored::StoredProcess;
@@ -335,6 +338,17 @@ impl Client {
     pub fn prune(&mut self, ids: Vec<String>) -> Result<Vec<CheckpointRecord>, ClientError> {
         match self.ask(&Request::Prune { ids })? {
             Reply::Pruned(records) => Ok(records),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Gives back the room of what no checkpoint needs.
+    ///
+    /// # Errors
+    /// A checkpoint is damaged, or the store cannot be written; nothing that is needed is touched.
+    pub fn collect(&mut self) -> Result<Collected, ClientError> {
+        match self.ask(&Request::Collect)? {
+            Reply::Collected(collected) => Ok(collected),
             other => Err(unexpected(&other)),
         }
     }

@@ -40,6 +40,18 @@ pub enum FailPoint {
     IndexWritten,
     /// The batch that deletes checkpoints is durable, nobody has been told.
     Pruned,
+    /// Pages that move are durable in their new pack, whose record does not say so.
+    PagesCopied,
+    /// The record says so, the index does not.
+    PackGrown,
+    /// The index says where all pages lie, leaves do not.
+    PagesMoved,
+    /// Some leaves say so, some garbage is gone.
+    NodesPartial,
+    /// The records of packs are gone, their files are not.
+    PacksForgotten,
+    /// Some of the files are gone.
+    PacksRemoved,
 }
 
 impl FailPoint {
@@ -57,7 +69,15 @@ impl FailPoint {
     ];
 
     /// The steps of giving room back.
-    pub const COLLECT: [Self; 1] = [Self::Pruned];
+    pub const COLLECT: [Self; 7] = [
+        Self::Pruned,
+        Self::PagesCopied,
+        Self::PackGrown,
+        Self::PagesMoved,
+        Self::NodesPartial,
+        Self::PacksForgotten,
+        Self::PacksRemoved,
+    ];
 
     /// The name to put into [`VARIABLE`].
     #[must_use]
@@ -73,6 +93,12 @@ impl FailPoint {
             Self::IndexPartial => "index-partial",
             Self::IndexWritten => "index-written",
             Self::Pruned => "pruned",
+            Self::PagesCopied => "pages-copied",
+            Self::PackGrown => "pack-grown",
+            Self::PagesMoved => "pages-moved",
+            Self::NodesPartial => "nodes-partial",
+            Self::PacksForgotten => "packs-forgotten",
+            Self::PacksRemoved => "packs-removed",
         }
     }
 

@@ -28,7 +28,11 @@ pub mod error;
 #[cfg(feature = "server")]
 pub mod failpoint;
 #[cfg(feature = "server")]
+mod gc;
+#[cfg(feature = "server")]
 mod index;
+#[cfg(feature = "server")]
+mod lease;
 #[cfg(feature = "server")]
 mod manifest;
 #[cfg(feature = "server")]

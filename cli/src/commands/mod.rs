@@ -1,6 +1,7 @@
 //! The commands that ask a coordinator or a store one thing and print the answer.
 
 pub mod checkpoint;
+pub mod gc;
 pub mod kill;
 pub mod list;
 pub mod log;

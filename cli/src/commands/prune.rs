@@ -1,4 +1,4 @@
-//! `stasis prune`: deletes checkpoints, by name or all that a rule does not keep.
+//! `stasis prune`: deletes checkpoints, by name or all that a rule does not keep, and gives their room back.
 
 use std::collections::{HashMap, HashSet};
 
@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::{
     args::PruneArgs,
+    commands::gc,
     context::Context,
     failure::{ExitCode, Failure},
     output, report,
@@ -18,6 +19,8 @@ struct Report {
     /// Oldest first.
     removed: Vec<report::Checkpoint>,
     kept: usize,
+    /// `null` where it was not asked for, or there was nothing to do.
+    gc: Option<report::Collected>,
 }
 
 pub fn run(context: &Context, args: &PruneArgs) -> anyhow::Result<ExitCode> {
@@ -45,13 +48,23 @@ pub fn run(context: &Context, args: &PruneArgs) -> anyhow::Result<ExitCode> {
         let ids = removed.iter().map(|checkpoint| checkpoint.id.clone()).collect();
         removed = store.prune(ids)?.into_iter().map(report::Checkpoint::from).collect();
     }
-    let report = Report { dry_run: args.dry_run, kept: total.saturating_sub(removed.len()), removed };
-    if context.json {
-        output::json(&report)?;
-    } else {
+    let report =
+        Report { dry_run: args.dry_run, kept: total.saturating_sub(removed.len()), removed, gc: None };
+    if !context.json {
         output::print(&render(&report, context.quiet))?;
     }
-    Ok(ExitCode::SUCCESS)
+    let collected = if args.dry_run || args.no_gc || report.removed.is_empty() {
+        None
+    } else {
+        // They are deleted, whatever comes of this.
+        Some(store.collect()?)
+    };
+    if context.json {
+        output::json(&Report { gc: collected.as_ref().map(report::Collected::from), ..report })?;
+    } else if let Some(collected) = collected.as_ref().filter(|_| !context.quiet) {
+        output::print(&gc::render(collected))?;
+    }
+    collected.map_or(Ok(ExitCode::SUCCESS), |collected| gc::complete(context, &collected))
 }
 
 /// Which checkpoints are kept. It goes for each computation by itself.

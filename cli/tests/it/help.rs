@@ -18,6 +18,7 @@ fn help_is_what_the_snapshots_say() {
         "show",
         "verify",
         "prune",
+        "gc",
         "kill",
         "coordinator",
         "store",

@@ -83,7 +83,8 @@ pub enum Request {
     Resolve {
         reference: String,
     },
-    /// A dumped process, by its manifest: [`Reply::Process`].
+    /// A dumped process, by its manifest: [`Reply::Process`]. The packs that it tells of stay where they are
+    /// until the connection ends, or asks for something that is not another process.
     ReadProcess {
         manifest: Hash,
     },
@@ -100,6 +101,8 @@ pub enum Request {
     Prune {
         ids: Vec<String>,
     },
+    /// Gives back the room of what no checkpoint needs: [`Reply::Collected`].
+    Collect,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,6 +142,25 @@ pub enum Reply {
     Refused(String),
     /// The checkpoints that are deleted, oldest first.
     Pruned(Vec<CheckpointRecord>),
+    Collected(Collected),
+}
+
+/// What a collection of garbage has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Collected {
+    /// Packs without a page that was needed.
+    pub packs_removed: u64,
+    /// Packs whose needed pages were copied elsewhere.
+    pub packs_compacted: u64,
+    pub pages_moved: u64,
+    /// Nodes of manifests.
+    pub nodes_removed: u64,
+    /// Bytes of packs that were given back, less what was copied.
+    pub freed: u64,
+    /// Some files go only when a restart under way has opened them.
+    pub waiting: bool,
+    /// Packs that should have been compacted and were not: which, why, the remedy.
+    pub left: Vec<String>,
 }
 
 /// How a page lies in its pack.

@@ -200,6 +200,11 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
+    /// The names of the nodes above the leaves that were read.
+    pub fn inner_names(&self) -> impl Iterator<Item = &Hash> {
+        self.inner.keys()
+    }
+
     fn decode_leaf(&self, name: &Hash, bytes: Option<Vec<u8>>) -> Result<Leaf, StoreError> {
         let bytes = bytes.ok_or_else(|| missing(name))?;
         Leaf::decode(&bytes, name, self.names, self.zero)

@@ -27,6 +27,8 @@ use super::Shared;
 use crate::{
     dump::Dump,
     error::StoreError,
+    gc,
+    lease::Lease,
     process, reference,
     release::Releases,
     staging::Staging,
@@ -51,6 +53,8 @@ struct Connection<'a> {
     dump: Option<Dump>,
     /// What went wrong with the dump and has not been told.
     problem: Option<String>,
+    /// Once it was told where pages lie, until it asks for something else.
+    lease: Option<Lease>,
 }
 
 /// Serves a connection until it ends.
@@ -63,6 +67,7 @@ pub fn serve(shared: &Shared, stream: UnixStream) {
         staging: None,
         dump: None,
         problem: None,
+        lease: None,
     };
     if let Err(error) = connection.run() {
         eprintln!("a connection ended: {error}");
@@ -140,6 +145,7 @@ impl Connection<'_> {
             Request::AbortDump => self.abort_dump(),
             Request::ReadProcess { manifest } => {
                 let store = &self.shared.store;
+                self.lease.get_or_insert_with(|| store.leases().take());
                 match process::list(store, &manifest) {
                     Err(error) => self.reply(&Reply::Refused(error.to_string()))?,
                     Ok(listing) => {
@@ -167,6 +173,7 @@ impl Connection<'_> {
     fn answer(&mut self, request: Request) -> Result<Reply, StoreError> {
         // What was asked before is answered before.
         self.releases.wait();
+        self.lease = None;
         let store = &self.shared.store;
         Ok(match request {
             Request::EndDump { record } => self.end_dump(record)?,
@@ -184,11 +191,13 @@ impl Connection<'_> {
                 Reply::Verified { pages: report.pages, damage: report.damage }
             }
             Request::Usage => Reply::Usage(store.usage()?),
+            Request::Collect => Reply::Collected(gc::collect(store)?),
             Request::Prune { ids } => Reply::Pruned(store.catalog().prune(&ids)?),
             Request::Shutdown => {
                 // No checkpoint begins any more; those under way may end.
                 self.shared.stopping.store(true, Ordering::Release);
                 store.wait_for_sessions(LAST_CHECKPOINTS);
+                drop(store.collection());
                 self.shared.end();
                 Reply::Done
             }

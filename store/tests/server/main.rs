@@ -5,6 +5,7 @@ mod damage;
 mod dump;
 mod fixture;
 mod full_disk;
+mod gc;
 mod hostile;
 mod lifecycle;
 mod names;
