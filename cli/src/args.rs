@@ -76,6 +76,10 @@ pub enum Command {
     Log(LogArgs),
     /// What is in a checkpoint
     Show(ShowArgs),
+    /// Which mappings changed between two checkpoints, and by how much
+    Diff(DiffArgs),
+    /// How much room checkpoints take, and what deleting one would give back
+    Du(DuArgs),
     /// Read every page against its hash, and say what is damaged
     Verify(VerifyArgs),
     /// Delete checkpoints: those named, or all that a rule does not keep
@@ -184,6 +188,23 @@ pub struct ShowArgs {
 
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
+    /// An id, the beginning of one, a label, latest, each with an optional ~N [default: all]
+    #[arg(value_name = "REF")]
+    pub reference: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// An id, the beginning of one, a label, latest, each with an optional ~N
+    #[arg(value_name = "A")]
+    pub from: String,
+    /// The same
+    #[arg(value_name = "B", default_value = "latest")]
+    pub to: String,
+}
+
+#[derive(Debug, Args)]
+pub struct DuArgs {
     /// An id, the beginning of one, a label, latest, each with an optional ~N [default: all]
     #[arg(value_name = "REF")]
     pub reference: Option<String>,

@@ -74,6 +74,8 @@ fn run(context: &Context, command: &Command) -> anyhow::Result<ExitCode> {
         Command::Show(args) => commands::show::run(context, args),
         Command::Verify(args) => commands::verify::run(context, args),
         Command::Prune(args) => commands::prune::run(context, args),
+        Command::Du(args) => commands::du::run(context, args),
+        Command::Diff(args) => commands::diff::run(context, args),
         Command::Gc => commands::gc::run(context),
         Command::Kill => commands::kill::run(context),
         Command::Coordinator(args) => coordinator::run(context, args),

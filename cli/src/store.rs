@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use stasis_protocol::store::{CheckpointRecord, Collected, Hash};
+use stasis_protocol::store::{CheckpointRecord, Collected, DiskUsage, Hash, PageRange};
 pub use stasis_store::client::Client;
 use stasis_store::client::{ClientError, StoredProcess, Verification};
 
@@ -94,6 +94,30 @@ impl Store {
     /// [`Failure::Store`].
     pub fn collect(&mut self) -> Result<Collected, Failure> {
         self.client.collect().map_err(|error| self.failure(&error))
+    }
+
+    /// How much room each checkpoint takes.
+    ///
+    /// # Errors
+    /// [`Failure::Store`].
+    pub fn disk_usage(&mut self) -> Result<DiskUsage, Failure> {
+        self.client.disk_usage().map_err(|error| self.failure(&error))
+    }
+
+    /// What differs between two processes, by their manifests.
+    ///
+    /// # Errors
+    /// [`Failure::Store`].
+    pub fn diff(&mut self, from: &Hash, to: &Hash) -> Result<Vec<PageRange>, Failure> {
+        self.client.diff(from, to).map_err(|error| self.failure(&error))
+    }
+
+    /// The record of a process, by its manifest.
+    ///
+    /// # Errors
+    /// [`Failure::Store`].
+    pub fn read_record(&mut self, manifest: &Hash) -> Result<Vec<u8>, Failure> {
+        self.client.read_record(manifest).map_err(|error| self.failure(&error))
     }
 
     /// A process of a checkpoint, by its manifest.

@@ -20,8 +20,8 @@ use nix::{sys::socket::MsgFlags, unistd::geteuid};
 use stasis_protocol::{
     VERSION,
     store::{
-        CheckpointDraft, CheckpointRecord, Collected, DumpStats, Hash, Reply, Request, Space, StagedRun,
-        Usage,
+        CheckpointDraft, CheckpointRecord, Collected, DiskUsage, DumpStats, Hash, PageRange, Reply, Request,
+        Space, StagedRun, Usage,
     },
 };
 
@@ -349,6 +349,39 @@ impl Client {
     pub fn collect(&mut self) -> Result<Collected, ClientError> {
         match self.ask(&Request::Collect)? {
             Reply::Collected(collected) => Ok(collected),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// How much room each checkpoint takes.
+    ///
+    /// # Errors
+    /// A manifest is damaged, or the store cannot be read.
+    pub fn disk_usage(&mut self) -> Result<DiskUsage, ClientError> {
+        match self.ask(&Request::DiskUsage)? {
+            Reply::DiskUsage(usage) => Ok(usage),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// What differs between two dumped processes, by their manifests.
+    ///
+    /// # Errors
+    /// One is not in the store, or is damaged.
+    pub fn diff(&mut self, from: &Hash, to: &Hash) -> Result<Vec<PageRange>, ClientError> {
+        match self.ask(&Request::Diff { from: *from, to: *to })? {
+            Reply::Differences(ranges) => Ok(ranges),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The record of a dumped process, by its manifest.
+    ///
+    /// # Errors
+    /// It is not in the store, or is damaged.
+    pub fn read_record(&mut self, manifest: &Hash) -> Result<Vec<u8>, ClientError> {
+        match self.ask(&Request::ReadRecord { manifest: *manifest })? {
+            Reply::Record(record) => Ok(record),
             other => Err(unexpected(&other)),
         }
     }

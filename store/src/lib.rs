@@ -20,7 +20,11 @@ pub mod transport;
 #[cfg(feature = "server")]
 mod catalog;
 #[cfg(feature = "server")]
+mod difference;
+#[cfg(feature = "server")]
 mod directory;
+#[cfg(feature = "server")]
+mod du;
 #[cfg(feature = "server")]
 mod dump;
 #[cfg(feature = "server")]

@@ -11,9 +11,11 @@
 //!
 //! Not here: where nodes are kept (`index`), and how a dump fills leaves (`dump`).
 
+mod difference;
 mod leaf;
 mod tree;
 
+pub use difference::spaces;
 pub use leaf::{LEAF_PAGES, Leaf};
 pub use tree::{MAX_PAGE, NodeSource, Reader, rebuild};
 

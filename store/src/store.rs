@@ -300,8 +300,24 @@ impl Store {
             checkpoints: checkpoints.len() as u64,
             logical: pages * PAGE_SIZE as u64,
             unique: distinct * PAGE_SIZE as u64,
-            on_disk: disk_usage(&self.directory.packs())? + disk_usage(&self.directory.index())?,
+            on_disk: self.packs_on_disk()? + self.index_on_disk()?,
         })
+    }
+
+    /// Bytes of the packs, as the disk counts them.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn packs_on_disk(&self) -> Result<u64, StoreError> {
+        disk_usage(&self.directory.packs())
+    }
+
+    /// Bytes of the index, as the disk counts them.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn index_on_disk(&self) -> Result<u64, StoreError> {
+        disk_usage(&self.directory.index())
     }
 
     /// The nodes of the draft's processes that the index does not have. `own` are the packs that were

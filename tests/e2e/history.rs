@@ -77,6 +77,15 @@ fn what_prune_and_gc_leave_restarts() {
     assert_eq!((would["removed"].as_array().unwrap().len(), would["kept"].as_u64()), (4, Some(1)));
     let kept = lab.json(["prune", "--keep-last", "1"]);
     assert!(kept["removed"].as_array().unwrap().is_empty(), "all others have a label: {kept:#}");
+    let same = lab.json(["diff", &ids[0], "at-1"]);
+    assert!(same["processes"][0]["mappings"].as_array().unwrap().is_empty(), "{same:#}");
+    let diff = lab.json(["diff", "at-1", "at-2"]);
+    let changed = diff["processes"][0]["mappings"].as_array().unwrap().iter();
+    let changed: u64 = changed.map(|mapping| mapping["changed_bytes"].as_u64().unwrap()).sum();
+    assert!(changed > 6 << 20, "six of eight MiB have changed: {diff:#}");
+    let du = lab.json(["du"]);
+    let own = |at: usize| du["checkpoints"][at]["own_bytes"].as_u64().unwrap();
+    assert!((0..5).all(|at| own(at) > 1 << 20 && own(at) < 16 << 20), "{du:#}");
     let pruned = lab.json(["prune", "at-2", &ids[3]]);
     assert_eq!(pruned["removed"].as_array().unwrap().len(), 2, "{pruned:#}");
     assert!(pruned["gc"]["nodes_removed"].as_u64().unwrap() > 0, "{pruned:#}");

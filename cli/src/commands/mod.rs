@@ -1,6 +1,8 @@
 //! The commands that ask a coordinator or a store one thing and print the answer.
 
 pub mod checkpoint;
+pub mod diff;
+pub mod du;
 pub mod gc;
 pub mod kill;
 pub mod list;

@@ -17,6 +17,8 @@ fn help_is_what_the_snapshots_say() {
         "log",
         "show",
         "verify",
+        "diff",
+        "du",
         "prune",
         "gc",
         "kill",

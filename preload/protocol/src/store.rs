@@ -103,6 +103,17 @@ pub enum Request {
     },
     /// Gives back the room of what no checkpoint needs: [`Reply::Collected`].
     Collect,
+    /// How much room each checkpoint takes: [`Reply::DiskUsage`].
+    DiskUsage,
+    /// What differs between two dumped processes, by their manifests: [`Reply::Differences`].
+    Diff {
+        from: Hash,
+        to: Hash,
+    },
+    /// The record of a dumped process alone: [`Reply::Record`].
+    ReadRecord {
+        manifest: Hash,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,6 +154,56 @@ pub enum Reply {
     /// The checkpoints that are deleted, oldest first.
     Pruned(Vec<CheckpointRecord>),
     Collected(Collected),
+    DiskUsage(DiskUsage),
+    /// By space and first page.
+    Differences(Vec<PageRange>),
+    /// The encoded [`crate::image::ProcessImage`].
+    Record(Vec<u8>),
+}
+
+/// All in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskUsage {
+    /// Pages of all checkpoints, counted as often as they are named.
+    pub logical: u64,
+    /// Of those, once each and without pages of zeros.
+    pub distinct: u64,
+    /// Pages in packs, needed or not.
+    pub stored: u64,
+    /// On disk.
+    pub packs: u64,
+    /// On disk.
+    pub index: u64,
+    /// Oldest first.
+    pub checkpoints: Vec<CheckpointUsage>,
+}
+
+/// As in [`DiskUsage`], for one checkpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointUsage {
+    pub id: String,
+    pub logical: u64,
+    pub distinct: u64,
+    /// Pages that no other checkpoint needs.
+    pub own: u64,
+}
+
+/// Pages one after the other that differ between two dumped processes in the same way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageRange {
+    pub space: Space,
+    pub first_page: u64,
+    pub pages: u64,
+    pub change: Change,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    /// Only in the second.
+    Added,
+    /// Only in the first.
+    Removed,
+    Changed,
 }
 
 /// What a collection of garbage has done.

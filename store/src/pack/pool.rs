@@ -48,7 +48,11 @@ impl PackPool {
     /// As [`PackPool::lease`].
     pub fn prepare(&self) -> Result<(), StoreError> {
         let _opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.lock().open.is_empty() {
+        let needed = {
+            let state = self.lock();
+            state.open.is_empty() && state.lent.is_empty()
+        };
+        if needed {
             let pack = self.open()?;
             self.give_back(pack);
         }

@@ -48,14 +48,45 @@ impl PlaceSet {
         }
     }
 
+    /// Adds what both `a` and `b` have.
+    pub fn extend_common(&mut self, a: &Self, b: &Self) {
+        for (pack, a) in &a.packs {
+            let Some(b) = b.packs.get(pack) else { continue };
+            let ours = self.packs.entry(*pack).or_default();
+            if ours.len() < a.len().min(b.len()) {
+                ours.resize(a.len().min(b.len()), 0);
+            }
+            for ((ours, a), b) in ours.iter_mut().zip(a).zip(b) {
+                *ours |= a & b;
+            }
+        }
+    }
+
+    /// How many places there are.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.packs.values().map(|words| ones(words)).sum()
+    }
+
+    /// How many of them `other` does not have.
+    #[must_use]
+    pub fn count_without(&self, other: &Self) -> u64 {
+        let mut len = self.count();
+        for (pack, ours) in &self.packs {
+            let common = other.packs.get(pack).into_iter().flat_map(|theirs| ours.iter().zip(theirs));
+            len -= common.map(|(ours, theirs)| u64::from((ours & theirs).count_ones())).sum::<u64>();
+        }
+        len
+    }
+
     /// How many places of a pack there are.
     #[must_use]
     pub fn in_pack(&self, pack: u32) -> u64 {
-        self.packs.get(&pack).map_or(0, |words| count(words))
+        self.packs.get(&pack).map_or(0, |words| ones(words))
     }
 }
 
-fn count(words: &[u64]) -> u64 {
+fn ones(words: &[u64]) -> u64 {
     words.iter().map(|word| u64::from(word.count_ones())).sum()
 }
 
@@ -76,6 +107,12 @@ mod tests {
         let mut other = PlaceSet::default();
         other.insert(Place { pack: 3, slot: 1000 }, 1);
         other.extend(&set);
-        assert_eq!(other.in_pack(3), 11);
+        assert_eq!((other.in_pack(3), other.count(), other.count_without(&set)), (11, 12, 1));
+        let mut common = PlaceSet::default();
+        common.extend_common(&set, &other);
+        assert_eq!(
+            (common.count(), set.count_without(&common), common.contains(Place { pack: 3, slot: 69 })),
+            (11, 0, true)
+        );
     }
 }

@@ -25,10 +25,12 @@ use stasis_protocol::{
 
 use super::Shared;
 use crate::{
+    difference, du,
     dump::Dump,
     error::StoreError,
     gc,
     lease::Lease,
+    manifest::Manifest,
     process, reference,
     release::Releases,
     staging::Staging,
@@ -191,6 +193,11 @@ impl Connection<'_> {
                 Reply::Verified { pages: report.pages, damage: report.damage }
             }
             Request::Usage => Reply::Usage(store.usage()?),
+            Request::DiskUsage => Reply::DiskUsage(du::usage(store)?),
+            Request::Diff { from, to } => Reply::Differences(difference::between(store, &from, &to)?),
+            Request::ReadRecord { manifest } => {
+                Reply::Record(Manifest::load(store.index(), store.node_names(), &manifest)?.record)
+            }
             Request::Collect => Reply::Collected(gc::collect(store)?),
             Request::Prune { ids } => Reply::Pruned(store.catalog().prune(&ids)?),
             Request::Shutdown => {

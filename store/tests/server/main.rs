@@ -7,6 +7,7 @@ mod fixture;
 mod full_disk;
 mod gc;
 mod hostile;
+mod inspect;
 mod lifecycle;
 mod names;
 mod prune;
