@@ -86,6 +86,10 @@ pub enum Command {
     Prune(PruneArgs),
     /// Give back the room of what no checkpoint needs; checkpoints and restarts go on meanwhile
     Gc,
+    /// Write checkpoints to standard output, for `stasis import`
+    Export(ExportArgs),
+    /// Read checkpoints from standard input: all of them, or none
+    Import,
     /// End every process of the computation (SIGKILL)
     Kill,
     /// Start the coordinator of a computation, in the background
@@ -99,7 +103,11 @@ pub enum Command {
 impl Command {
     /// Whether another program takes the place of `stasis`, and with it its signal actions.
     pub fn becomes_a_program(&self) -> bool {
-        matches!(self, Self::Launch(_) | Self::Restart(_) | Self::Store(_))
+        match self {
+            Self::Launch(_) | Self::Restart(_) => true,
+            Self::Store(args) => !args.stop,
+            _ => false,
+        }
     }
 }
 
@@ -211,6 +219,13 @@ pub struct DuArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// Ids, beginnings of one, labels, latest, each with an optional ~N
+    #[arg(value_name = "REF", required = true)]
+    pub references: Vec<String>,
+}
+
+#[derive(Debug, Args)]
 pub struct PruneArgs {
     /// The checkpoints to delete, labelled or not: ids, beginnings of one, labels, latest, each with an optional ~N
     #[arg(value_name = "REF", conflicts_with_all = ["keep_last", "keep_hourly", "keep_daily", "labels", "computation"])]
@@ -262,6 +277,9 @@ pub struct CoordinatorArgs {
 
 #[derive(Debug, Args)]
 pub struct StoreArgs {
+    /// End the store's server, once no checkpoint is being taken
+    #[arg(long)]
+    pub stop: bool,
     /// Options of stasis-store
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTION")]
     pub options: Vec<OsString>,

@@ -76,6 +76,8 @@ fn run(context: &Context, command: &Command) -> anyhow::Result<ExitCode> {
         Command::Prune(args) => commands::prune::run(context, args),
         Command::Du(args) => commands::du::run(context, args),
         Command::Diff(args) => commands::diff::run(context, args),
+        Command::Export(args) => commands::transfer::export(context, args),
+        Command::Import => commands::transfer::import(context),
         Command::Gc => commands::gc::run(context),
         Command::Kill => commands::kill::run(context),
         Command::Coordinator(args) => coordinator::run(context, args),

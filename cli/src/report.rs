@@ -230,6 +230,45 @@ impl From<&wire_store::Collected> for Collected {
     }
 }
 
+/// `stasis export`.
+#[derive(Debug, Serialize)]
+pub struct Exported {
+    pub checkpoints: u64,
+    pub memory_bytes: u64,
+    pub stream_bytes: u64,
+}
+
+impl From<&wire_store::Exported> for Exported {
+    fn from(exported: &wire_store::Exported) -> Self {
+        Self {
+            checkpoints: exported.checkpoints,
+            memory_bytes: exported.pages.saturating_mul(PAGE_SIZE as u64),
+            stream_bytes: exported.bytes,
+        }
+    }
+}
+
+/// `stasis import`.
+#[derive(Debug, Serialize)]
+pub struct Imported {
+    /// Those that were not there.
+    pub checkpoints: Vec<Checkpoint>,
+    pub known: u64,
+    pub memory_bytes: u64,
+    pub written_bytes: u64,
+}
+
+impl From<wire_store::Imported> for Imported {
+    fn from(imported: wire_store::Imported) -> Self {
+        Self {
+            checkpoints: imported.checkpoints.into_iter().map(Checkpoint::from).collect(),
+            known: imported.known,
+            memory_bytes: imported.pages.saturating_mul(PAGE_SIZE as u64),
+            written_bytes: imported.written.saturating_mul(PAGE_SIZE as u64),
+        }
+    }
+}
+
 /// `stasis show`.
 #[derive(Debug, Serialize)]
 pub struct Shown {

@@ -3,11 +3,12 @@
 
 use std::{
     io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use stasis_protocol::store::{CheckpointRecord, Collected, DiskUsage, Hash, PageRange};
+use stasis_protocol::store::{CheckpointRecord, Collected, DiskUsage, Exported, Hash, Imported, PageRange};
 pub use stasis_store::client::Client;
 use stasis_store::client::{ClientError, StoredProcess, Verification};
 
@@ -50,6 +51,32 @@ impl Store {
         }
         let client = connect_or_start(directory).map_err(|error| failure(format!("{error:#}")))?;
         Ok(Self { client, directory: directory.to_owned() })
+    }
+
+    /// As [`Store::open`]; makes the store where there is none.
+    ///
+    /// # Errors
+    /// [`Failure::Store`].
+    pub fn open_or_make(directory: &Path) -> Result<Self, Failure> {
+        let failure = |message: String| Failure::Store { directory: directory.to_owned(), message };
+        let client = connect_or_start(directory).map_err(|error| failure(format!("{error:#}")))?;
+        Ok(Self { client, directory: directory.to_owned() })
+    }
+
+    /// Writes checkpoints to `out`.
+    ///
+    /// # Errors
+    /// [`Failure::Store`].
+    pub fn export(&mut self, ids: Vec<String>, out: OwnedFd) -> Result<Exported, Failure> {
+        self.client.export(ids, out).map_err(|error| self.failure(&error))
+    }
+
+    /// Imports the checkpoints that `source` holds.
+    ///
+    /// # Errors
+    /// [`Failure::Store`]; then there is none of them.
+    pub fn import(&mut self, source: OwnedFd) -> Result<Imported, Failure> {
+        self.client.import(source).map_err(|error| self.failure(&error))
     }
 
     /// All checkpoints, oldest first.

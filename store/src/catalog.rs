@@ -9,7 +9,7 @@
 mod moves;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard, mpsc},
     thread::{self, JoinHandle},
@@ -147,25 +147,59 @@ impl Catalog {
         nodes: Vec<Node>,
         grown: &[PackGrowth],
     ) -> Result<CheckpointRecord, StoreError> {
+        let taken = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut records = self.records();
         let sequence = self.index.last_sequence()? + 1;
-        let taken = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let record =
             CheckpointRecord { id: self.new_id()?, sequence, taken_us: taken.as_micros() as u64, draft };
-        let packs = grown_records(&records, grown);
-        let changes = Changes { nodes, packs, checkpoint: Some(record.clone()), ..Changes::default() };
+        self.write(&mut records, vec![record.clone()], nodes, grown)?;
+        Ok(record)
+    }
+
+    /// Makes the checkpoints that are not there by their ids, all at once; returns them.
+    ///
+    /// # Errors
+    /// They could not be written; then there is none of them.
+    fn import(
+        &self,
+        mut checkpoints: Vec<CheckpointRecord>,
+        nodes: Vec<Node>,
+        grown: &[PackGrowth],
+    ) -> Result<Vec<CheckpointRecord>, StoreError> {
+        let mut records = self.records();
+        let known: HashSet<String> = self.index.checkpoints()?.into_iter().map(|record| record.id).collect();
+        checkpoints.retain(|record| !known.contains(&record.id));
+        for (record, sequence) in checkpoints.iter_mut().zip(self.index.last_sequence()? + 1..) {
+            record.sequence = sequence;
+        }
+        if !checkpoints.is_empty() {
+            self.write(&mut records, checkpoints.clone(), nodes, grown)?;
+        }
+        Ok(checkpoints)
+    }
+
+    fn write(
+        &self,
+        records: &mut BTreeMap<u32, PackRecord>,
+        checkpoints: Vec<CheckpointRecord>,
+        nodes: Vec<Node>,
+        grown: &[PackGrowth],
+    ) -> Result<(), StoreError> {
+        let packs = grown_records(records, grown);
+        let changes = Changes { nodes, packs, checkpoints, ..Changes::default() };
         FailPoint::BatchBuilt.hit();
         if let Err(error) = self.index.write(&changes) {
             // The log may have kept the batch although its sync failed. The index has been opened
             // again since, which makes durable what it found there.
-            if !matches!(self.index.by_id(&record.id), Ok(Some(_))) {
+            let first = changes.checkpoints.first().map(|record| &record.id[..]).unwrap_or_default();
+            if !matches!(self.index.by_id(first), Ok(Some(_))) {
                 return Err(error);
             }
         }
         FailPoint::BatchWritten.hit();
         self.states_mut().add(changes.packs.iter().map(|(number, _)| *number));
         records.extend(changes.packs);
-        Ok(record)
+        Ok(())
     }
 
     /// Deletes the checkpoints with these ids, durably and all at once; returns those that there were,
@@ -342,13 +376,35 @@ impl Indexer {
         grown: Vec<PackGrowth>,
     ) -> Result<CheckpointRecord, StoreError> {
         let record = self.catalog.commit(draft, nodes, &grown)?;
+        self.publish(names, grown);
+        Ok(record)
+    }
+
+    /// Makes those checkpoints that are not there, all at once; durable when this returns.
+    ///
+    /// # Errors
+    /// They could not be written; then there is none of them.
+    pub fn import(
+        &self,
+        checkpoints: Vec<CheckpointRecord>,
+        nodes: Vec<Node>,
+        names: Arc<NameMap>,
+        grown: Vec<PackGrowth>,
+    ) -> Result<Vec<CheckpointRecord>, StoreError> {
+        let new = self.catalog.import(checkpoints, nodes, &grown)?;
+        if !new.is_empty() {
+            self.publish(names, grown);
+        }
+        Ok(new)
+    }
+
+    fn publish(&self, names: Arc<NameMap>, grown: Vec<PackGrowth>) {
         if !names.is_empty() {
             self.catalog.recent.write().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&names));
             if let Some(queue) = &*self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
                 let _ = queue.send(Task::Committed { names, grown });
             }
         }
-        Ok(record)
     }
 
     /// Takes no more, and waits until all is durable.

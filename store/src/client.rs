@@ -2,11 +2,13 @@
 //!
 //! Not here: the checkpoint threads, which cannot use std and speak the protocol themselves.
 
+mod stop;
+
 use std::{
     fs::{DirBuilder, File, OpenOptions},
     io,
     os::{
-        fd::{BorrowedFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::{
             fs::{DirBuilderExt, OpenOptionsExt},
             net::UnixStream,
@@ -20,8 +22,8 @@ use nix::{sys::socket::MsgFlags, unistd::geteuid};
 use stasis_protocol::{
     VERSION,
     store::{
-        CheckpointDraft, CheckpointRecord, Collected, DiskUsage, DumpStats, Hash, PageRange, Reply, Request,
-        Space, StagedRun, Usage,
+        CheckpointDraft, CheckpointRecord, Collected, DiskUsage, DumpStats, Exported, Hash, Imported,
+        PageRange, Reply, Request, Space, StagedRun, Usage,
     },
 };
 
@@ -382,6 +384,34 @@ impl Client {
     pub fn read_record(&mut self, manifest: &Hash) -> Result<Vec<u8>, ClientError> {
         match self.ask(&Request::ReadRecord { manifest: *manifest })? {
             Reply::Record(record) => Ok(record),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Writes the checkpoints that `references` name to `out`.
+    ///
+    /// # Errors
+    /// A reference names none, something is damaged, or `out` cannot be written.
+    pub fn export(&mut self, references: Vec<String>, out: OwnedFd) -> Result<Exported, ClientError> {
+        let request = Request::Export { references };
+        transport::send(&self.stream, &request, &[out.as_fd()], MsgFlags::empty())?;
+        // What is written to a pipe ends with its last writer.
+        drop(out);
+        match self.receive()?.0 {
+            Reply::Exported(exported) => Ok(exported),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Imports the checkpoints that `source` holds; all of them or none.
+    ///
+    /// # Errors
+    /// It is not a whole stream, or the store cannot be written.
+    pub fn import(&mut self, source: OwnedFd) -> Result<Imported, ClientError> {
+        transport::send(&self.stream, &Request::Import, &[source.as_fd()], MsgFlags::empty())?;
+        drop(source);
+        match self.receive()?.0 {
+            Reply::Imported(imported) => Ok(imported),
             other => Err(unexpected(&other)),
         }
     }

@@ -71,7 +71,7 @@ pub struct Index {
 pub struct Changes {
     pub nodes: Vec<Node>,
     pub packs: Vec<(u32, PackRecord)>,
-    pub checkpoint: Option<CheckpointRecord>,
+    pub checkpoints: Vec<CheckpointRecord>,
     /// Checkpoints to delete, by sequence and id.
     pub deleted: Vec<(u64, String)>,
     /// Labels and the sequence that they mean from now on, if any.
@@ -205,7 +205,7 @@ impl Index {
             for (number, record) in &changes.packs {
                 put(&mut batch, &key(PACK, &number.to_be_bytes()), record);
             }
-            if let Some(record) = &changes.checkpoint {
+            for record in &changes.checkpoints {
                 put(&mut batch, &key(CHECKPOINT, &record.sequence.to_be_bytes()), record);
                 put(&mut batch, &key(ID, record.id.as_bytes()), &record.sequence);
                 if let Some(label) = &record.draft.label {

@@ -30,9 +30,13 @@ mod dump;
 #[cfg(feature = "server")]
 pub mod error;
 #[cfg(feature = "server")]
+mod export;
+#[cfg(feature = "server")]
 pub mod failpoint;
 #[cfg(feature = "server")]
 mod gc;
+#[cfg(feature = "server")]
+mod import;
 #[cfg(feature = "server")]
 mod index;
 #[cfg(feature = "server")]
@@ -59,5 +63,7 @@ mod session;
 mod staging;
 #[cfg(feature = "server")]
 mod store;
+#[cfg(feature = "server")]
+pub mod stream;
 #[cfg(feature = "server")]
 mod verify;

@@ -2,10 +2,11 @@
 //!
 //! Not here: connections (`server`); collecting garbage (`gc`).
 
+mod importing;
 mod sharing;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs, io,
     path::Path,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -224,7 +225,8 @@ impl Store {
         let _gate = self.sharing.shared();
         let prepared = session.outcome().and_then(|outcome| {
             let own: Vec<u32> = outcome.grown.iter().map(|growth| growth.number).collect();
-            let nodes = self.new_nodes(&draft, &outcome.finished, &own)?;
+            let manifests = draft.processes.iter().map(|process| process.manifest).collect();
+            let nodes = self.new_nodes(&manifests, &outcome.finished, &own)?;
             Ok((outcome, nodes))
         });
         let (outcome, nodes) = match prepared {
@@ -320,17 +322,17 @@ impl Store {
         disk_usage(&self.directory.index())
     }
 
-    /// The nodes of the draft's processes that the index does not have. `own` are the packs that were
+    /// The nodes of these processes that the index does not have. `own` are the packs that were
     /// written to for them, of which nobody else knows yet.
     fn new_nodes(
         &self,
-        draft: &CheckpointDraft,
+        manifests: &BTreeSet<Hash>,
         finished: &[FinishedDump],
         own: &[u32],
     ) -> Result<Vec<Node>, StoreError> {
         let mut nodes: BTreeMap<Hash, &Vec<u8>> = BTreeMap::new();
         for dump in finished {
-            if draft.processes.iter().any(|process| process.manifest == dump.manifest) {
+            if manifests.contains(&dump.manifest) {
                 nodes.extend(dump.nodes.iter().map(|(name, bytes)| (*name, bytes)));
             }
         }

@@ -118,3 +118,28 @@ fn a_program_goes_on_when_all_its_checkpoints_are_deleted() {
     let id = lab.checkpoint_kill(running);
     restarts(&lab, &id, &stdout, &expected);
 }
+
+#[test]
+fn checkpoints_restart_from_another_store() {
+    let lab = Lab::new();
+    let Some(program) = program(&lab) else { return };
+    let expected = undisturbed(&lab, &program);
+    let (ids, stdout) = five(&lab, &program);
+    let other = lab.with_store(&lab.work().join("other-store"));
+    let stream = lab.work().join("stream");
+    let mut export = lab.stasis();
+    export.args(["export", "at-1", &ids[4], "--quiet"]).stdout(fs::File::create(&stream).unwrap());
+    assert!(export.status().unwrap().success());
+    let mut import = other.stasis();
+    let output = import.arg("import").stdin(fs::File::open(&stream).unwrap()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{}\n{}\n", ids[0], ids[4]));
+    // The first store is not needed any more.
+    let stopped = lab.json(["store", "--stop"]);
+    assert!(stopped["server_pid"].as_u64().is_some(), "{stopped:#}");
+    fs::remove_dir_all(lab.store()).unwrap();
+    let other = other.with_coordinator("other");
+    for reference in ["at-1", "latest"] {
+        restarts(&other, reference, &stdout, &expected);
+    }
+}

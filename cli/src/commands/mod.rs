@@ -11,4 +11,5 @@ pub mod prune;
 pub mod show;
 pub mod status;
 pub mod store;
+pub mod transfer;
 pub mod verify;

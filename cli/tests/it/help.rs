@@ -20,6 +20,8 @@ fn help_is_what_the_snapshots_say() {
         "diff",
         "du",
         "prune",
+        "export",
+        "import",
         "gc",
         "kill",
         "coordinator",

@@ -114,6 +114,12 @@ pub enum Request {
     ReadRecord {
         manifest: Hash,
     },
+    /// Writes checkpoints to the file or pipe that travels beside this message: [`Reply::Exported`].
+    Export {
+        references: Vec<String>,
+    },
+    /// Reads checkpoints from the file or pipe that travels beside this message: [`Reply::Imported`].
+    Import,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,6 +165,30 @@ pub enum Reply {
     Differences(Vec<PageRange>),
     /// The encoded [`crate::image::ProcessImage`].
     Record(Vec<u8>),
+    Exported(Exported),
+    Imported(Imported),
+}
+
+/// What was written to a stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exported {
+    pub checkpoints: u64,
+    pub pages: u64,
+    /// The length of the stream.
+    pub bytes: u64,
+}
+
+/// What was read from a stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imported {
+    /// Those that were not there, in the order of the stream.
+    pub checkpoints: Vec<CheckpointRecord>,
+    /// How many were there already.
+    pub known: u64,
+    /// Pages in the stream.
+    pub pages: u64,
+    /// Of those, not there before, hence written.
+    pub written: u64,
 }
 
 /// All in bytes.

@@ -4,7 +4,8 @@
 //! one that is. Not here: the work itself.
 
 use std::{
-    io,
+    fs::File,
+    io::{self, BufReader, BufWriter},
     os::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
@@ -28,7 +29,9 @@ use crate::{
     difference, du,
     dump::Dump,
     error::StoreError,
+    export::export,
     gc,
+    import::import,
     lease::Lease,
     manifest::Manifest,
     process, reference,
@@ -162,6 +165,11 @@ impl Connection<'_> {
                     }
                 }
             }
+            Request::Export { .. } | Request::Import => {
+                let answer = self.stream(request, descriptors);
+                let reply = answer.unwrap_or_else(|error| Reply::Refused(error.to_string()));
+                self.reply(&reply)?;
+            }
             other => {
                 let answer = self.answer(other);
                 let reply = answer.unwrap_or_else(|error| Reply::Refused(error.to_string()));
@@ -214,10 +222,28 @@ impl Connection<'_> {
             | Request::Pages { .. }
             | Request::Forget { .. }
             | Request::AbortDump
+            | Request::Export { .. }
+            | Request::Import
             | Request::ReadProcess { .. } => {
                 return Err(StoreError::Refused("the request is not answered this way".into()));
             }
         })
+    }
+
+    /// The requests that come with a file or a pipe, which is closed when they are answered.
+    fn stream(&mut self, request: Request, mut descriptors: Vec<OwnedFd>) -> Result<Reply, StoreError> {
+        let store = &self.shared.store;
+        let missing = || StoreError::Refused("no file came beside the message".into());
+        let file = File::from(descriptors.pop().ok_or_else(missing)?);
+        match request {
+            Request::Export { references } => {
+                Ok(Reply::Exported(export(store, &references, BufWriter::new(file))?))
+            }
+            _ if self.shared.stopping.load(Ordering::Acquire) => {
+                Err(StoreError::Refused("the store server is ending; import again".into()))
+            }
+            _ => Ok(Reply::Imported(import(store, BufReader::with_capacity(1 << 20, file))?)),
+        }
     }
 
     fn begin_dump(&mut self, token: u64, base: Option<[u8; 32]>) {

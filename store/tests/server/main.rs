@@ -11,3 +11,4 @@ mod inspect;
 mod lifecycle;
 mod names;
 mod prune;
+mod transfer;
