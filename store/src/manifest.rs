@@ -12,6 +12,8 @@
 //! Not here: where nodes are kept (`index`), and how a dump fills leaves (`dump`).
 
 mod difference;
+#[cfg(test)]
+mod hostile;
 mod leaf;
 mod tree;
 
