@@ -421,7 +421,11 @@ impl Client {
     /// # Errors
     /// The connection failed.
     pub fn shutdown(&mut self) -> Result<(), ClientError> {
-        self.done(&Request::Shutdown)
+        match self.done(&Request::Shutdown) {
+            // It may be gone before its answer is out.
+            Err(ClientError::Lost(_)) => Ok(()),
+            other => other,
+        }
     }
 
     fn done(&mut self, request: &Request) -> Result<(), ClientError> {
