@@ -76,8 +76,20 @@ pub enum Command {
     Log(LogArgs),
     /// What is in a checkpoint
     Show(ShowArgs),
+    /// Which mappings changed between two checkpoints, and by how much
+    Diff(DiffArgs),
+    /// How much room checkpoints take, and what deleting one would give back
+    Du(DuArgs),
     /// Read every page against its hash, and say what is damaged
     Verify(VerifyArgs),
+    /// Delete checkpoints: those named, or all that a rule does not keep
+    Prune(PruneArgs),
+    /// Give back the room of what no checkpoint needs; checkpoints and restarts go on meanwhile
+    Gc,
+    /// Write checkpoints to standard output, for `stasis import`
+    Export(ExportArgs),
+    /// Read checkpoints from standard input: all of them, or none
+    Import,
     /// End every process of the computation (SIGKILL)
     Kill,
     /// Start the coordinator of a computation, in the background
@@ -91,7 +103,11 @@ pub enum Command {
 impl Command {
     /// Whether another program takes the place of `stasis`, and with it its signal actions.
     pub fn becomes_a_program(&self) -> bool {
-        matches!(self, Self::Launch(_) | Self::Restart(_) | Self::Store(_))
+        match self {
+            Self::Launch(_) | Self::Restart(_) => true,
+            Self::Store(args) => !args.stop,
+            _ => false,
+        }
     }
 }
 
@@ -186,6 +202,58 @@ pub struct VerifyArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// An id, the beginning of one, a label, latest, each with an optional ~N
+    #[arg(value_name = "A")]
+    pub from: String,
+    /// The same
+    #[arg(value_name = "B", default_value = "latest")]
+    pub to: String,
+}
+
+#[derive(Debug, Args)]
+pub struct DuArgs {
+    /// An id, the beginning of one, a label, latest, each with an optional ~N [default: all]
+    #[arg(value_name = "REF")]
+    pub reference: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// Ids, beginnings of one, labels, latest, each with an optional ~N
+    #[arg(value_name = "REF", required = true)]
+    pub references: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct PruneArgs {
+    /// The checkpoints to delete, labelled or not: ids, beginnings of one, labels, latest, each with an optional ~N
+    #[arg(value_name = "REF", conflicts_with_all = ["keep_last", "keep_hourly", "keep_daily", "labels", "computation"])]
+    pub references: Vec<String>,
+    /// Keep the last N of each computation
+    #[arg(long, value_name = "N")]
+    pub keep_last: Option<usize>,
+    /// Keep the last of each of the last N hours (of UTC) in which a computation has any
+    #[arg(long, value_name = "N")]
+    pub keep_hourly: Option<usize>,
+    /// Keep the last of each of the last N days (of UTC) in which a computation has any
+    #[arg(long, value_name = "N")]
+    pub keep_daily: Option<usize>,
+    /// Delete checkpoints with a label, too, where nothing else keeps them
+    #[arg(long)]
+    pub labels: bool,
+    /// Look at this computation only
+    #[arg(long, value_name = "ID")]
+    pub computation: Option<String>,
+    /// Delete nothing; print what would be
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Leave it to `stasis gc` to give the room back
+    #[arg(long)]
+    pub no_gc: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct CoordinatorArgs {
     /// Stay in the foreground and log to standard error
     #[arg(long)]
@@ -209,6 +277,9 @@ pub struct CoordinatorArgs {
 
 #[derive(Debug, Args)]
 pub struct StoreArgs {
+    /// End the store's server, once no checkpoint is being taken
+    #[arg(long)]
+    pub stop: bool,
     /// Options of stasis-store
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTION")]
     pub options: Vec<OsString>,

@@ -201,6 +201,74 @@ impl From<wire_store::ProcessEntry> for CheckpointProcess {
     }
 }
 
+/// `stasis gc`.
+#[derive(Debug, Serialize)]
+pub struct Collected {
+    /// Of packs; less what was copied.
+    pub freed_bytes: u64,
+    /// Some of it goes only when a restart under way has opened it.
+    pub waiting: bool,
+    pub packs_removed: u64,
+    pub packs_compacted: u64,
+    pub moved_bytes: u64,
+    pub nodes_removed: u64,
+    /// Packs that should have been compacted and were not, and why.
+    pub left: Vec<String>,
+}
+
+impl From<&wire_store::Collected> for Collected {
+    fn from(collected: &wire_store::Collected) -> Self {
+        Self {
+            freed_bytes: collected.freed,
+            waiting: collected.waiting,
+            packs_removed: collected.packs_removed,
+            packs_compacted: collected.packs_compacted,
+            moved_bytes: collected.pages_moved.saturating_mul(PAGE_SIZE as u64),
+            nodes_removed: collected.nodes_removed,
+            left: collected.left.clone(),
+        }
+    }
+}
+
+/// `stasis export`.
+#[derive(Debug, Serialize)]
+pub struct Exported {
+    pub checkpoints: u64,
+    pub memory_bytes: u64,
+    pub stream_bytes: u64,
+}
+
+impl From<&wire_store::Exported> for Exported {
+    fn from(exported: &wire_store::Exported) -> Self {
+        Self {
+            checkpoints: exported.checkpoints,
+            memory_bytes: exported.pages.saturating_mul(PAGE_SIZE as u64),
+            stream_bytes: exported.bytes,
+        }
+    }
+}
+
+/// `stasis import`.
+#[derive(Debug, Serialize)]
+pub struct Imported {
+    /// Those that were not there.
+    pub checkpoints: Vec<Checkpoint>,
+    pub known: u64,
+    pub memory_bytes: u64,
+    pub written_bytes: u64,
+}
+
+impl From<wire_store::Imported> for Imported {
+    fn from(imported: wire_store::Imported) -> Self {
+        Self {
+            checkpoints: imported.checkpoints.into_iter().map(Checkpoint::from).collect(),
+            known: imported.known,
+            memory_bytes: imported.pages.saturating_mul(PAGE_SIZE as u64),
+            written_bytes: imported.written.saturating_mul(PAGE_SIZE as u64),
+        }
+    }
+}
+
 /// `stasis show`.
 #[derive(Debug, Serialize)]
 pub struct Shown {

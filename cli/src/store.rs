@@ -3,11 +3,12 @@
 
 use std::{
     io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use stasis_protocol::store::{CheckpointRecord, Hash};
+use stasis_protocol::store::{CheckpointRecord, Collected, Difference, DiskUsage, Exported, Hash, Imported};
 pub use stasis_store::client::Client;
 use stasis_store::client::{ClientError, StoredProcess, Verification};
 
@@ -52,6 +53,32 @@ impl Store {
         Ok(Self { client, directory: directory.to_owned() })
     }
 
+    /// As [`Store::open`]; makes the store where there is none.
+    ///
+    /// # Errors
+    /// [`Failure::Store`].
+    pub fn open_or_make(directory: &Path) -> Result<Self, Failure> {
+        let failure = |message: String| Failure::Store { directory: directory.to_owned(), message };
+        let client = connect_or_start(directory).map_err(|error| failure(format!("{error:#}")))?;
+        Ok(Self { client, directory: directory.to_owned() })
+    }
+
+    /// Writes checkpoints to `out`.
+    ///
+    /// # Errors
+    /// [`Failure::Store`].
+    pub fn export(&mut self, ids: Vec<String>, out: OwnedFd) -> Result<Exported, Failure> {
+        self.client.export(ids, out).map_err(|error| self.failure(&error))
+    }
+
+    /// Imports the checkpoints that `source` holds.
+    ///
+    /// # Errors
+    /// [`Failure::Store`]; then there is none of them.
+    pub fn import(&mut self, source: OwnedFd) -> Result<Imported, Failure> {
+        self.client.import(source).map_err(|error| self.failure(&error))
+    }
+
     /// All checkpoints, oldest first.
     ///
     /// # Errors
@@ -78,6 +105,46 @@ impl Store {
     /// [`Failure::Store`] when that cannot be done; damage is no error.
     pub fn verify(&mut self, id: Option<&str>) -> Result<Verification, Failure> {
         self.client.verify(id).map_err(|error| self.failure(&error))
+    }
+
+    /// Deletes the checkpoints with these ids; returns those that there were.
+    ///
+    /// # Errors
+    /// [`Failure::Store`].
+    pub fn prune(&mut self, ids: Vec<String>) -> Result<Vec<CheckpointRecord>, Failure> {
+        self.client.prune(ids).map_err(|error| self.failure(&error))
+    }
+
+    /// Gives back the room of what no checkpoint needs.
+    ///
+    /// # Errors
+    /// [`Failure::Store`].
+    pub fn collect(&mut self) -> Result<Collected, Failure> {
+        self.client.collect().map_err(|error| self.failure(&error))
+    }
+
+    /// How much room each checkpoint takes.
+    ///
+    /// # Errors
+    /// [`Failure::Store`].
+    pub fn disk_usage(&mut self) -> Result<DiskUsage, Failure> {
+        self.client.disk_usage().map_err(|error| self.failure(&error))
+    }
+
+    /// What differs between two processes, by their manifests.
+    ///
+    /// # Errors
+    /// [`Failure::Store`].
+    pub fn diff(&mut self, from: &Hash, to: &Hash) -> Result<Vec<Difference>, Failure> {
+        self.client.diff(from, to).map_err(|error| self.failure(&error))
+    }
+
+    /// The record of a process, by its manifest.
+    ///
+    /// # Errors
+    /// [`Failure::Store`].
+    pub fn read_record(&mut self, manifest: &Hash) -> Result<Vec<u8>, Failure> {
+        self.client.read_record(manifest).map_err(|error| self.failure(&error))
     }
 
     /// A process of a checkpoint, by its manifest.

@@ -4,12 +4,14 @@
 //! are at once known from memory ([`Catalog::places`]) and are put into the index afterwards, by a
 //! thread of its own; what a crash leaves out is read back from the footers of the packs.
 //!
-//! Not here: how pages get into packs (`session`).
+//! Not here: how pages get into packs (`session`); pages that move (`moves`).
+
+mod moves;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, mpsc},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard, mpsc},
     thread::{self, JoinHandle},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -23,8 +25,10 @@ use crate::{
     index::{Changes, Index, PackRecord},
     manifest::Node,
     names::NameMap,
-    pack::{PAGE, Place, footer::Footer, reader::PackReader},
+    pack::{PAGE, Place, footer::Footer, reader::PackReader, state::PackStates},
 };
+
+pub use moves::Moves;
 
 /// Index entries per batch: small enough that commits need not wait for long.
 const ENTRIES_AT_ONCE: usize = 4096;
@@ -46,6 +50,8 @@ pub struct Catalog {
     index: Index,
     /// Also taken for the whole of a commit.
     records: Mutex<BTreeMap<u32, PackRecord>>,
+    /// The same packs, for those who must not wait for a commit.
+    states: RwLock<PackStates>,
     /// Names of committed pages that are not in the index yet.
     recent: RwLock<Vec<Arc<NameMap>>>,
 }
@@ -56,6 +62,8 @@ enum Task {
     Committed { names: Arc<NameMap>, grown: Vec<PackGrowth> },
     /// The pages of packs whose entries a crash has left out.
     Recover { grown: Vec<PackGrowth>, reader: PackReader },
+    /// Pages that have moved. Answered when that, and all before, is durable.
+    Moved { moves: Moves, done: mpsc::SyncSender<Result<(), StoreError>> },
 }
 
 /// What is in the index and may be lost in a crash.
@@ -76,8 +84,11 @@ impl Catalog {
     /// # Errors
     /// The index cannot be read.
     pub fn new(index: Index) -> Result<Self, StoreError> {
-        let records = Mutex::new(index.packs()?.into_iter().collect());
-        Ok(Self { index, records, recent: RwLock::default() })
+        let records: BTreeMap<u32, PackRecord> = index.packs()?.into_iter().collect();
+        let mut states = PackStates::default();
+        states.add(records.keys().copied());
+        let (records, states) = (Mutex::new(records), RwLock::new(states));
+        Ok(Self { index, records, states, recent: RwLock::default() })
     }
 
     #[must_use]
@@ -91,15 +102,34 @@ impl Catalog {
         self.records().clone()
     }
 
-    /// The places of the pages called `names`, which must be sorted.
+    /// The places of the pages called `names`, which must be sorted, for who is going to refer to them.
     ///
     /// # Errors
     /// The index cannot be read.
     pub fn places(&self, names: &[Hash]) -> Result<Vec<Option<Place>>, StoreError> {
+        self.places_in(names, PackStates::is_usable)
+    }
+
+    /// The same for who reads them now.
+    ///
+    /// # Errors
+    /// The index cannot be read.
+    pub fn places_to_read(&self, names: &[Hash]) -> Result<Vec<Option<Place>>, StoreError> {
+        self.places_in(names, PackStates::is_known)
+    }
+
+    /// The index may name packs that are gone: a crash may have brought such entries back.
+    fn places_in(
+        &self,
+        names: &[Hash],
+        accept: fn(&PackStates, u32) -> bool,
+    ) -> Result<Vec<Option<Place>>, StoreError> {
         // Recent names first: they leave the table only after they are in the index.
         let recent = self.recent.read().unwrap_or_else(PoisonError::into_inner).clone();
         let mut places = self.index.places(names)?;
+        let states = self.states();
         for (name, place) in names.iter().zip(&mut places) {
+            *place = place.filter(|place| accept(&states, place.pack));
             if place.is_none() {
                 *place = recent.iter().find_map(|table| table.get(name).copied());
             }
@@ -117,31 +147,87 @@ impl Catalog {
         nodes: Vec<Node>,
         grown: &[PackGrowth],
     ) -> Result<CheckpointRecord, StoreError> {
-        let mut records = self.records();
-        let sequence = self.index.last_checkpoint()?.map_or(0, |record| record.sequence) + 1;
         let taken = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut records = self.records();
+        let sequence = self.index.last_sequence()? + 1;
         let record =
             CheckpointRecord { id: self.new_id()?, sequence, taken_us: taken.as_micros() as u64, draft };
-        let packs: Vec<(u32, PackRecord)> = grown
-            .iter()
-            .map(|growth| {
-                let old = records.get(&growth.number).copied();
-                let old = old.unwrap_or(PackRecord { committed: PAGE, indexed: PAGE, pages: 0 });
-                (growth.number, PackRecord { committed: growth.to, pages: old.pages + growth.pages, ..old })
-            })
-            .collect();
-        let changes = Changes { nodes, packs, checkpoint: Some(record.clone()) };
+        self.write(&mut records, vec![record.clone()], nodes, grown)?;
+        Ok(record)
+    }
+
+    /// Makes the checkpoints that are not there by their ids, all at once; returns them.
+    ///
+    /// # Errors
+    /// They could not be written; then there is none of them.
+    fn import(
+        &self,
+        mut checkpoints: Vec<CheckpointRecord>,
+        nodes: Vec<Node>,
+        grown: &[PackGrowth],
+    ) -> Result<Vec<CheckpointRecord>, StoreError> {
+        let mut records = self.records();
+        let known: HashSet<String> = self.index.checkpoints()?.into_iter().map(|record| record.id).collect();
+        checkpoints.retain(|record| !known.contains(&record.id));
+        for (record, sequence) in checkpoints.iter_mut().zip(self.index.last_sequence()? + 1..) {
+            record.sequence = sequence;
+        }
+        if !checkpoints.is_empty() {
+            self.write(&mut records, checkpoints.clone(), nodes, grown)?;
+        }
+        Ok(checkpoints)
+    }
+
+    fn write(
+        &self,
+        records: &mut BTreeMap<u32, PackRecord>,
+        checkpoints: Vec<CheckpointRecord>,
+        nodes: Vec<Node>,
+        grown: &[PackGrowth],
+    ) -> Result<(), StoreError> {
+        let packs = grown_records(records, grown);
+        let changes = Changes { nodes, packs, checkpoints, ..Changes::default() };
         FailPoint::BatchBuilt.hit();
         if let Err(error) = self.index.write(&changes) {
             // The log may have kept the batch although its sync failed. The index has been opened
             // again since, which makes durable what it found there.
-            if !matches!(self.index.by_id(&record.id), Ok(Some(_))) {
+            let first = changes.checkpoints.first().map(|record| &record.id[..]).unwrap_or_default();
+            if !matches!(self.index.by_id(first), Ok(Some(_))) {
                 return Err(error);
             }
         }
         FailPoint::BatchWritten.hit();
+        self.states_mut().add(changes.packs.iter().map(|(number, _)| *number));
         records.extend(changes.packs);
-        Ok(record)
+        Ok(())
+    }
+
+    /// Deletes the checkpoints with these ids, durably and all at once; returns those that there were,
+    /// oldest first. A label goes back to the last checkpoint left that was given it.
+    ///
+    /// # Errors
+    /// It could not be written; then they are all still there.
+    pub fn prune(&self, ids: &[String]) -> Result<Vec<CheckpointRecord>, StoreError> {
+        let _commits = self.records();
+        let (gone, kept): (Vec<_>, Vec<_>) =
+            self.index.checkpoints()?.into_iter().partition(|record| ids.contains(&record.id));
+        if gone.is_empty() {
+            return Ok(gone);
+        }
+        let mut labels: BTreeMap<&str, Option<u64>> = BTreeMap::new();
+        for label in gone.iter().filter_map(|record| record.draft.label.as_deref()) {
+            let bearer = kept.iter().rev().find(|record| record.draft.label.as_deref() == Some(label));
+            labels.insert(label, bearer.map(|record| record.sequence));
+        }
+        let changes = Changes {
+            deleted: gone.iter().map(|record| (record.sequence, record.id.clone())).collect(),
+            labels: labels.into_iter().map(|(label, bearer)| (label.to_owned(), bearer)).collect(),
+            sequence: Some(self.index.last_sequence()?),
+            ..Changes::default()
+        };
+        self.index.write(&changes)?;
+        FailPoint::Pruned.hit();
+        Ok(gone)
     }
 
     fn new_id(&self) -> Result<String, StoreError> {
@@ -168,22 +254,35 @@ impl Catalog {
                 result
             }
             Task::Recover { grown, mut reader } => {
+                let mut result = Ok(());
                 for growth in grown {
-                    for footer in reader.footers(growth.number, growth.from, growth.to)? {
-                        self.insert(entries(growth.number, &footer))?;
-                        added.entries += footer.names.len();
+                    match reader.footers(growth.number, growth.from, growth.to) {
+                        Ok(footers) => {
+                            for footer in footers {
+                                self.insert(entries(growth.number, &footer))?;
+                                added.entries += footer.names.len();
+                            }
+                            added.grown.push(growth);
+                        }
+                        // The other packs are not damaged for that.
+                        Err(error) => result = Err(error),
                     }
-                    added.grown.push(growth);
                 }
-                Ok(())
+                result
+            }
+            Task::Moved { moves, done } => {
+                let result = self.move_pages(moves, added).and_then(|()| self.flush(added));
+                let told = result.as_ref().map_err(|error| StoreError::Refused(error.to_string())).copied();
+                let _ = done.send(result);
+                told
             }
         }
     }
 
     /// Makes durable what has been added to the index, and notes that it is.
     fn flush(&self, added: &mut Added) -> Result<(), StoreError> {
-        let Added { grown, .. } = std::mem::take(added);
-        if grown.is_empty() {
+        let Added { entries, grown } = std::mem::take(added);
+        if grown.is_empty() && entries == 0 {
             return Ok(());
         }
         self.index.flush_pages()?;
@@ -216,6 +315,10 @@ impl Catalog {
         self.index.write(&changes)?;
         records.extend(changes.packs);
         Ok(())
+    }
+
+    fn states_mut(&self) -> RwLockWriteGuard<'_, PackStates> {
+        self.states.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn records(&self) -> MutexGuard<'_, BTreeMap<u32, PackRecord>> {
@@ -273,13 +376,35 @@ impl Indexer {
         grown: Vec<PackGrowth>,
     ) -> Result<CheckpointRecord, StoreError> {
         let record = self.catalog.commit(draft, nodes, &grown)?;
+        self.publish(names, grown);
+        Ok(record)
+    }
+
+    /// Makes those checkpoints that are not there, all at once; durable when this returns.
+    ///
+    /// # Errors
+    /// They could not be written; then there is none of them.
+    pub fn import(
+        &self,
+        checkpoints: Vec<CheckpointRecord>,
+        nodes: Vec<Node>,
+        names: Arc<NameMap>,
+        grown: Vec<PackGrowth>,
+    ) -> Result<Vec<CheckpointRecord>, StoreError> {
+        let new = self.catalog.import(checkpoints, nodes, &grown)?;
+        if !new.is_empty() {
+            self.publish(names, grown);
+        }
+        Ok(new)
+    }
+
+    fn publish(&self, names: Arc<NameMap>, grown: Vec<PackGrowth>) {
         if !names.is_empty() {
             self.catalog.recent.write().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&names));
             if let Some(queue) = &*self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
                 let _ = queue.send(Task::Committed { names, grown });
             }
         }
-        Ok(record)
     }
 
     /// Takes no more, and waits until all is durable.
@@ -298,8 +423,20 @@ impl Drop for Indexer {
     }
 }
 
+/// The records of packs that have grown.
+fn grown_records(records: &BTreeMap<u32, PackRecord>, grown: &[PackGrowth]) -> Vec<(u32, PackRecord)> {
+    grown
+        .iter()
+        .map(|growth| {
+            let old = records.get(&growth.number).copied();
+            let old = old.unwrap_or(PackRecord { committed: PAGE, indexed: PAGE, pages: 0 });
+            (growth.number, PackRecord { committed: growth.to, pages: old.pages + growth.pages, ..old })
+        })
+        .collect()
+}
+
 /// The pages that a footer names.
-fn entries(pack: u32, footer: &Footer) -> impl Iterator<Item = (Hash, Place)> {
+pub fn entries(pack: u32, footer: &Footer) -> impl Iterator<Item = (Hash, Place)> {
     let runs = footer.runs.iter();
     let places = runs.flat_map(move |run| {
         (0..u64::from(run.pages)).map(move |at| {

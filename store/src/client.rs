@@ -2,11 +2,13 @@
 //!
 //! Not here: the checkpoint threads, which cannot use std and speak the protocol themselves.
 
+mod stop;
+
 use std::{
     fs::{DirBuilder, File, OpenOptions},
     io,
     os::{
-        fd::{BorrowedFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::{
             fs::{DirBuilderExt, OpenOptionsExt},
             net::UnixStream,
@@ -20,8 +22,8 @@ use nix::{sys::socket::MsgFlags, unistd::geteuid};
 use stasis_protocol::{
     VERSION,
     store::{
-        CheckpointDraft, CheckpointRecord, DumpStats, Hash, PageRange, Reply, Request, Space, StagedRun,
-        Usage,
+        CheckpointDraft, CheckpointRecord, Collected, Difference, DiskUsage, DumpStats, Exported, Hash,
+        Imported, PageRange, Reply, Request, Space, StagedRun, Usage,
     },
 };
 
@@ -353,12 +355,99 @@ impl Client {
         }
     }
 
+    /// Deletes the checkpoints with these ids, all at once; returns those that there were.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    pub fn prune(&mut self, ids: Vec<String>) -> Result<Vec<CheckpointRecord>, ClientError> {
+        match self.ask(&Request::Prune { ids })? {
+            Reply::Pruned(records) => Ok(records),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Gives back the room of what no checkpoint needs.
+    ///
+    /// # Errors
+    /// A checkpoint is damaged, or the store cannot be written; nothing that is needed is touched.
+    pub fn collect(&mut self) -> Result<Collected, ClientError> {
+        match self.ask(&Request::Collect)? {
+            Reply::Collected(collected) => Ok(collected),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// How much room each checkpoint takes.
+    ///
+    /// # Errors
+    /// A manifest is damaged, or the store cannot be read.
+    pub fn disk_usage(&mut self) -> Result<DiskUsage, ClientError> {
+        match self.ask(&Request::DiskUsage)? {
+            Reply::DiskUsage(usage) => Ok(usage),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// What differs between two dumped processes, by their manifests.
+    ///
+    /// # Errors
+    /// One is not in the store, or is damaged.
+    pub fn diff(&mut self, from: &Hash, to: &Hash) -> Result<Vec<Difference>, ClientError> {
+        match self.ask(&Request::Diff { from: *from, to: *to })? {
+            Reply::Differences(ranges) => Ok(ranges),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The record of a dumped process, by its manifest.
+    ///
+    /// # Errors
+    /// It is not in the store, or is damaged.
+    pub fn read_record(&mut self, manifest: &Hash) -> Result<Vec<u8>, ClientError> {
+        match self.ask(&Request::ReadRecord { manifest: *manifest })? {
+            Reply::Record(record) => Ok(record),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Writes the checkpoints that `references` name to `out`.
+    ///
+    /// # Errors
+    /// A reference names none, something is damaged, or `out` cannot be written.
+    pub fn export(&mut self, references: Vec<String>, out: OwnedFd) -> Result<Exported, ClientError> {
+        let request = Request::Export { references };
+        transport::send(&self.stream, &request, &[out.as_fd()], MsgFlags::empty())?;
+        // What is written to a pipe ends with its last writer.
+        drop(out);
+        match self.receive()?.0 {
+            Reply::Exported(exported) => Ok(exported),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Imports the checkpoints that `source` holds; all of them or none.
+    ///
+    /// # Errors
+    /// It is not a whole stream, or the store cannot be written.
+    pub fn import(&mut self, source: OwnedFd) -> Result<Imported, ClientError> {
+        transport::send(&self.stream, &Request::Import, &[source.as_fd()], MsgFlags::empty())?;
+        drop(source);
+        match self.receive()?.0 {
+            Reply::Imported(imported) => Ok(imported),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     /// Ends the server, once no checkpoint is being taken.
     ///
     /// # Errors
     /// The connection failed.
     pub fn shutdown(&mut self) -> Result<(), ClientError> {
-        self.done(&Request::Shutdown)
+        match self.done(&Request::Shutdown) {
+            // It may be gone before its answer is out.
+            Err(ClientError::Lost(_)) => Ok(()),
+            other => other,
+        }
     }
 
     fn done(&mut self, request: &Request) -> Result<(), ClientError> {

@@ -125,6 +125,13 @@ impl Directory {
         StoreError::Full { directory: self.path.clone(), free, reserve }
     }
 
+    /// How much room there is, for a message.
+    #[must_use]
+    pub fn full_in_numbers(&self) -> String {
+        let (free, reserve) = self.room().unwrap_or_default();
+        format!("{} MiB free, {} MiB kept in reserve", free >> 20, reserve >> 20)
+    }
+
     /// Bytes free for this user, and bytes to leave alone: a 32nd of the file system, but at least
     /// 4 MiB and at most 64.
     fn room(&self) -> Result<(u64, u64), StoreError> {

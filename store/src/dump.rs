@@ -74,9 +74,12 @@ impl Dump {
     ///
     /// # Errors
     /// The base is not in the store; the session takes no more.
-    pub fn begin(store: &Store, session: Arc<Session>, base: Option<Hash>) -> Result<Self, StoreError> {
-        let base = base.map(|name| Manifest::load(store.index(), store.node_names(), &name)).transpose()?;
+    pub fn begin(store: &Store, session: Arc<Session>, name: Option<Hash>) -> Result<Self, StoreError> {
+        let base = name.map(|name| Manifest::load(store.index(), store.node_names(), &name)).transpose()?;
         session.join()?;
+        if let Some(base) = name {
+            session.use_base(base);
+        }
         Ok(Self {
             session,
             base,
@@ -151,7 +154,7 @@ impl Dump {
                 candidates.push(Candidate { name, staged: staged.at, place });
             }
         }
-        look_up(store, &mut candidates)?;
+        store.look_up(&self.session, &mut candidates)?;
         let written = self.session.place(store, &mut candidates, staging, hold)?;
         self.stats.written += written;
         self.stats.bytes += written * PAGE_SIZE as u64;
@@ -283,16 +286,4 @@ impl Dump {
             }
         }
     }
-}
-
-/// Looks up the candidates that have no place yet among all that was ever committed.
-fn look_up(store: &Store, candidates: &mut [Candidate]) -> Result<(), StoreError> {
-    let mut unknown: Vec<&mut Candidate> =
-        candidates.iter_mut().filter(|candidate| candidate.place.is_none()).collect();
-    unknown.sort_unstable_by_key(|candidate| candidate.name);
-    let names: Vec<Hash> = unknown.iter().map(|candidate| candidate.name).collect();
-    for (candidate, place) in unknown.into_iter().zip(store.catalog().places(&names)?) {
-        candidate.place = place;
-    }
-    Ok(())
 }

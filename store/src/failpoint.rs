@@ -1,7 +1,7 @@
 //! Places where the server can be made to die, one behind each durable step.
 //!
 //! `STASIS_FAILPOINT=pack-synced` kills the server (SIGKILL, as a crash would) when it first comes
-//! there; `pack-synced:3` the third time. The tests kill it at each of [`FailPoint::ALL`] and look
+//! there; `pack-synced:3` the third time. The tests kill it at each of [`FailPoint::DUMP`] and [`FailPoint::COLLECT`] and look
 //! at what the next server finds.
 
 use std::sync::{
@@ -38,10 +38,25 @@ pub enum FailPoint {
     IndexPartial,
     /// All index entries are durable, the packs' records do not say so yet.
     IndexWritten,
+    /// The batch that deletes checkpoints is durable, nobody has been told.
+    Pruned,
+    /// Pages that move are durable in their new pack, whose record does not say so.
+    PagesCopied,
+    /// The record says so, the index does not.
+    PackGrown,
+    /// The index says where all pages lie, leaves do not.
+    PagesMoved,
+    /// Some leaves say so, some garbage is gone.
+    NodesPartial,
+    /// The records of packs are gone, their files are not.
+    PacksForgotten,
+    /// Some of the files are gone.
+    PacksRemoved,
 }
 
 impl FailPoint {
-    pub const ALL: [Self; 9] = [
+    /// The steps of taking checkpoints.
+    pub const DUMP: [Self; 9] = [
         Self::KeyWritten,
         Self::PackCreated,
         Self::PagesWritten,
@@ -51,6 +66,17 @@ impl FailPoint {
         Self::BatchWritten,
         Self::IndexPartial,
         Self::IndexWritten,
+    ];
+
+    /// The steps of giving room back.
+    pub const COLLECT: [Self; 7] = [
+        Self::Pruned,
+        Self::PagesCopied,
+        Self::PackGrown,
+        Self::PagesMoved,
+        Self::NodesPartial,
+        Self::PacksForgotten,
+        Self::PacksRemoved,
     ];
 
     /// The name to put into [`VARIABLE`].
@@ -66,6 +92,13 @@ impl FailPoint {
             Self::BatchWritten => "batch-written",
             Self::IndexPartial => "index-partial",
             Self::IndexWritten => "index-written",
+            Self::Pruned => "pruned",
+            Self::PagesCopied => "pages-copied",
+            Self::PackGrown => "pack-grown",
+            Self::PagesMoved => "pages-moved",
+            Self::NodesPartial => "nodes-partial",
+            Self::PacksForgotten => "packs-forgotten",
+            Self::PacksRemoved => "packs-removed",
         }
     }
 
@@ -84,6 +117,6 @@ impl FailPoint {
 
 fn parse(text: &str) -> Option<(FailPoint, AtomicU64)> {
     let (name, count) = text.split_once(':').unwrap_or((text, "1"));
-    let point = FailPoint::ALL.into_iter().find(|point| point.name() == name)?;
+    let point = FailPoint::DUMP.into_iter().chain(FailPoint::COLLECT).find(|point| point.name() == name)?;
     Some((point, AtomicU64::new(count.parse().ok()?)))
 }

@@ -8,6 +8,8 @@
 //! | | `i` id | its sequence |
 //! | | `l` label | the sequence of its last checkpoint |
 //! | | `p` pack u32 BE | pack record |
+//! | | `n` | the highest number of a pack that is gone |
+//! | | `s` | the highest sequence ever given, where its checkpoint is deleted |
 //!
 //! `pages` may lag behind the packs but never names bytes that are not durable in a pack that has a
 //! record. Its entries do not go through the write-ahead log, where each synced commit would have to
@@ -23,7 +25,7 @@ use std::{
 
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, Direction, IteratorMode, Options,
-    WriteBatch, WriteOptions,
+    ReadOptions, WriteBatch, WriteOptions,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use stasis_protocol::{
@@ -40,6 +42,8 @@ const CHECKPOINT: u8 = b'c';
 const ID: u8 = b'i';
 const LABEL: u8 = b'l';
 const PACK: u8 = b'p';
+const SEQUENCE: u8 = b's';
+const REMOVED_PACK: u8 = b'n';
 
 /// Bits per key of the bloom filters: 1 % of look-ups of unknown names touch a table.
 const BLOOM_BITS: f64 = 10.0;
@@ -67,7 +71,16 @@ pub struct Index {
 pub struct Changes {
     pub nodes: Vec<Node>,
     pub packs: Vec<(u32, PackRecord)>,
-    pub checkpoint: Option<CheckpointRecord>,
+    pub checkpoints: Vec<CheckpointRecord>,
+    /// Checkpoints to delete, by sequence and id.
+    pub deleted: Vec<(u64, String)>,
+    /// Labels and the sequence that they mean from now on, if any.
+    pub labels: Vec<(String, Option<u64>)>,
+    /// No sequence up to this is given again.
+    pub sequence: Option<u64>,
+    pub removed_packs: Vec<u32>,
+    /// No pack gets a number up to this again.
+    pub last_removed_pack: Option<u32>,
 }
 
 impl Index {
@@ -110,14 +123,71 @@ impl Index {
         })
     }
 
-    /// Which of the nodes called `names` there are.
+    /// Which of the nodes called `names` there are that are `good`.
     ///
     /// # Errors
     /// As [`Index::node`].
-    pub fn has_nodes(&self, names: &[Hash]) -> Result<Vec<bool>, StoreError> {
+    pub fn has_nodes(&self, names: &[Hash], good: impl Fn(&[u8]) -> bool) -> Result<Vec<bool>, StoreError> {
         self.read(|db| {
             let found = db.batched_multi_get_cf(family(db, NODES)?, names, false);
-            found.into_iter().map(|value| Ok(value?.is_some())).collect()
+            found.into_iter().map(|value| Ok(value?.is_some_and(|value| good(&value)))).collect()
+        })
+    }
+
+    /// Nodes in the order of their names, behind `after`: at least one if there is any, until they have
+    /// `bytes` bytes.
+    ///
+    /// # Errors
+    /// As [`Index::node`].
+    pub fn nodes_after(&self, after: Option<&Hash>, bytes: usize) -> Result<Vec<Node>, StoreError> {
+        self.read(|db| {
+            let mut options = ReadOptions::default();
+            options.fill_cache(false);
+            let mode = after.map_or(IteratorMode::Start, |name| IteratorMode::From(name, Direction::Forward));
+            let mut nodes = Vec::new();
+            let mut left = bytes;
+            for entry in db.iterator_cf_opt(family(db, NODES)?, options, mode) {
+                let (name, node) = entry?;
+                let Ok(name) = Hash::try_from(&name[..]) else { continue };
+                if Some(&name) == after {
+                    continue;
+                }
+                left = left.saturating_sub(node.len());
+                nodes.push((name, node.into_vec()));
+                if left == 0 {
+                    break;
+                }
+            }
+            Ok(nodes)
+        })
+    }
+
+    /// Removes nodes and writes others anew. Durable with the next [`Index::write`].
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub fn change_nodes(&self, removed: &[Hash], changed: &[Node]) -> Result<(), StoreError> {
+        self.change(|db| {
+            let mut batch = WriteBatch::default();
+            let family = family(db, NODES)?;
+            for name in removed {
+                batch.delete_cf(family, name);
+            }
+            for (name, node) in changed {
+                batch.put_cf(family, name, node);
+            }
+            Ok(db.write(batch)?)
+        })
+    }
+
+    /// Gives back the room of removed nodes.
+    ///
+    /// # Errors
+    /// As [`Index::node`].
+    pub fn compact_nodes(&self) -> Result<(), StoreError> {
+        self.read(|db| {
+            db.compact_range_cf(family(db, NODES)?, None::<&[u8]>, None::<&[u8]>);
+            Ok(())
         })
     }
 
@@ -135,12 +205,32 @@ impl Index {
             for (number, record) in &changes.packs {
                 put(&mut batch, &key(PACK, &number.to_be_bytes()), record);
             }
-            if let Some(record) = &changes.checkpoint {
+            for record in &changes.checkpoints {
                 put(&mut batch, &key(CHECKPOINT, &record.sequence.to_be_bytes()), record);
                 put(&mut batch, &key(ID, record.id.as_bytes()), &record.sequence);
                 if let Some(label) = &record.draft.label {
                     put(&mut batch, &key(LABEL, label.as_bytes()), &record.sequence);
                 }
+            }
+            for (sequence, id) in &changes.deleted {
+                batch.delete(key(CHECKPOINT, &sequence.to_be_bytes()));
+                batch.delete(key(ID, id.as_bytes()));
+            }
+            for (label, sequence) in &changes.labels {
+                let key = key(LABEL, label.as_bytes());
+                match sequence {
+                    Some(sequence) => put(&mut batch, &key, sequence),
+                    None => batch.delete(key),
+                }
+            }
+            for number in &changes.removed_packs {
+                batch.delete(key(PACK, &number.to_be_bytes()));
+            }
+            if let Some(number) = &changes.last_removed_pack {
+                put(&mut batch, &[REMOVED_PACK], number);
+            }
+            if let Some(sequence) = &changes.sequence {
+                put(&mut batch, &[SEQUENCE], sequence);
             }
             let mut options = WriteOptions::default();
             options.set_sync(true);
@@ -158,6 +248,23 @@ impl Index {
             let family = family(db, PAGES)?;
             for (name, place) in pages {
                 batch.put_cf(family, name, encode_place(*place));
+            }
+            let mut options = WriteOptions::default();
+            options.disable_wal(true);
+            Ok(db.write_opt(batch, &options)?)
+        })
+    }
+
+    /// Removes names of pages. They may be there again after a crash.
+    ///
+    /// # Errors
+    /// They cannot be removed.
+    pub fn remove_pages(&self, names: &[Hash]) -> Result<(), StoreError> {
+        self.change(|db| {
+            let mut batch = WriteBatch::default();
+            let family = family(db, PAGES)?;
+            for name in names {
+                batch.delete_cf(family, name);
             }
             let mut options = WriteOptions::default();
             options.disable_wal(true);
@@ -210,6 +317,29 @@ impl Index {
                 decode(&value, "a checkpoint record").map(Some)
             }
             _ => Ok(None),
+        }
+    }
+
+    /// The highest sequence that was ever given to a checkpoint.
+    ///
+    /// # Errors
+    /// As [`Index::checkpoints`].
+    pub fn last_sequence(&self) -> Result<u64, StoreError> {
+        let last = self.last_checkpoint()?.map_or(0, |record| record.sequence);
+        match self.read(|db| Ok(db.get([SEQUENCE])?))? {
+            Some(value) => Ok(last.max(decode(&value, "the last sequence")?)),
+            None => Ok(last),
+        }
+    }
+
+    /// The highest number of a pack that is gone, or 0.
+    ///
+    /// # Errors
+    /// As [`Index::checkpoints`].
+    pub fn last_removed_pack(&self) -> Result<u32, StoreError> {
+        match self.read(|db| Ok(db.get([REMOVED_PACK])?))? {
+            Some(value) => decode(&value, "the number of the last pack"),
+            None => Ok(0),
         }
     }
 

@@ -20,15 +20,27 @@ pub mod transport;
 #[cfg(feature = "server")]
 mod catalog;
 #[cfg(feature = "server")]
+mod difference;
+#[cfg(feature = "server")]
 mod directory;
+#[cfg(feature = "server")]
+mod du;
 #[cfg(feature = "server")]
 mod dump;
 #[cfg(feature = "server")]
 pub mod error;
 #[cfg(feature = "server")]
+mod export;
+#[cfg(feature = "server")]
 pub mod failpoint;
 #[cfg(feature = "server")]
+mod gc;
+#[cfg(feature = "server")]
+mod import;
+#[cfg(feature = "server")]
 mod index;
+#[cfg(feature = "server")]
+mod lease;
 #[cfg(feature = "server")]
 mod manifest;
 #[cfg(feature = "server")]
@@ -51,5 +63,7 @@ mod session;
 mod staging;
 #[cfg(feature = "server")]
 mod store;
+#[cfg(feature = "server")]
+pub mod stream;
 #[cfg(feature = "server")]
 mod verify;

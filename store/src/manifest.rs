@@ -11,9 +11,13 @@
 //!
 //! Not here: where nodes are kept (`index`), and how a dump fills leaves (`dump`).
 
+mod difference;
+#[cfg(test)]
+mod hostile;
 mod leaf;
 mod tree;
 
+pub use difference::spaces;
 pub use leaf::{LEAF_PAGES, Leaf};
 pub use tree::{Inner, MAX_PAGE, NodeSource, Reader, rebuild};
 

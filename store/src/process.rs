@@ -1,7 +1,7 @@
 //! Handing out a dumped process: its pages' places and names, in a memfd.
 //!
-//! The places come from the leaves; the index of pages is not asked. Whoever reads the pages checks
-//! them against their names.
+//! The places come from the leaves; the index of pages is asked only for those whose pack is gone. Whoever
+//! reads the pages checks them against their names.
 
 use std::{
     fs::File,
@@ -34,7 +34,7 @@ pub struct Listing {
     pub pages: u64,
 }
 
-/// Lists the pages of the process called `manifest`.
+/// Lists the pages of the process called `manifest`. Who is told needs a [`crate::lease::Lease`] from before.
 ///
 /// # Errors
 /// It is not in the store, or a part of its manifest is damaged (named in the error).
@@ -46,13 +46,14 @@ pub fn list(store: &Store, manifest: &Hash) -> Result<Listing, StoreError> {
     let mut reader = Reader::new(store.index(), store.node_names(), store.hasher().zero());
     for root in &manifest.roots {
         reader.each_leaf(root.name, &mut |_| true, &mut |first, _, leaf| {
-            let leaf = leaf.map_err(|error| match error {
+            let mut leaf = leaf.map_err(|error| match error {
                 StoreError::Damaged(problem) => StoreError::Damaged(format!(
                     "{problem}: the pages from {first:#x} on (space {}) cannot be found; `stasis verify` lists all damage",
                     root.space
                 )),
                 other => other,
             })?;
+            store.catalog().correct_to_read(&mut leaf)?;
             for run in leaf.runs() {
                 names.add(leaf.names(run.first, run.pages)).map_err(not_written)?;
                 let extent = Extent {

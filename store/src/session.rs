@@ -7,6 +7,8 @@
 //!
 //! Not here: the pages of one process (`dump`), making the checkpoint visible (`store`).
 
+mod owned;
+
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -27,6 +29,7 @@ use crate::{
         Place,
         open::OpenPack,
         pool::PackPool,
+        set::PlaceSet,
         writer::{DraftWrite, Job, MAX_PAGES, Outstanding, PackFile, Source},
     },
     release::Hold,
@@ -72,6 +75,10 @@ struct State {
     /// Why the checkpoint cannot be made.
     failed: Option<String>,
     finished: Vec<FinishedDump>,
+    /// Places of earlier checkpoints' pages that this one may refer to: they are not garbage.
+    used: PlaceSet,
+    /// Manifests that unchanged pages are taken from.
+    bases: Vec<Hash>,
     /// Dumps that have not ended.
     live: usize,
     touched: Instant,
@@ -108,6 +115,8 @@ impl Session {
                 closed: None,
                 failed: None,
                 finished: Vec::new(),
+                used: PlaceSet::default(),
+                bases: Vec::new(),
                 live: 0,
                 touched: Instant::now(),
             }),
@@ -125,6 +134,24 @@ impl Session {
         state.live += 1;
         state.touched = Instant::now();
         Ok(())
+    }
+
+    /// Notes where pages lie that were found.
+    pub fn use_places(&self, places: impl Iterator<Item = Place>) {
+        let mut state = self.lock();
+        places.for_each(|place| state.used.insert(place, 1));
+    }
+
+    /// Notes the base of a dump.
+    pub fn use_base(&self, base: Hash) {
+        self.lock().bases.push(base);
+    }
+
+    /// Adds to `places` what the session may refer to; returns the bases of its dumps.
+    pub fn in_use(&self, places: &mut PlaceSet) -> Vec<Hash> {
+        let state = self.lock();
+        places.extend(&state.used);
+        state.bases.clone()
     }
 
     /// A dump that has joined is over; returns whether nothing is left of the session.

@@ -1,9 +1,12 @@
 //! The store: opening and recovering it, and the checkpoints that are being taken.
 //!
-//! Not here: connections (`server`).
+//! Not here: connections (`server`); collecting garbage (`gc`).
+
+mod importing;
+mod sharing;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs, io,
     path::Path,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -20,7 +23,8 @@ use crate::{
     error::{StoreError, hex},
     hash::{PAGE_SIZE, PageHasher},
     index::{Index, PackRecord},
-    manifest::{Node, NodeNames},
+    lease::Leases,
+    manifest::{Leaf, Node, NodeNames},
     naming::Namer,
     pack::{
         self,
@@ -31,6 +35,8 @@ use crate::{
     reference,
     session::{End, FinishedDump, Outcome, Session},
 };
+
+pub use sharing::Sweeping;
 
 /// How long dumps that have ended wait for their commit.
 const ABANDONED: Duration = Duration::from_secs(600);
@@ -49,6 +55,8 @@ pub struct Store {
     pool: Arc<PackPool>,
     namer: Namer,
     node_names: NodeNames,
+    sharing: sharing::Sharing,
+    leases: Arc<Leases>,
     directory: Arc<Directory>,
 }
 
@@ -63,7 +71,7 @@ impl Store {
         let index = Index::open(&directory.index())?;
         let catalog = Arc::new(Catalog::new(index)?);
         let known = catalog.packs();
-        let next = recover_packs(&directory.packs(), &known)?;
+        let next = recover_packs(&directory.packs(), &known)?.max(catalog.index().last_removed_pack()? + 1);
         let lengths = known.iter().map(|(number, record)| (*number, record.committed));
         let pool = Arc::new(PackPool::new(&directory.packs(), lengths, next));
         let threads = |source| StoreError::Io {
@@ -85,6 +93,8 @@ impl Store {
             indexer,
             pool,
             writers,
+            sharing: sharing::Sharing::default(),
+            leases: Arc::default(),
             sessions: Mutex::default(),
             session_over: Condvar::new(),
         })
@@ -135,6 +145,21 @@ impl Store {
         &self.writers
     }
 
+    #[must_use]
+    pub fn indexer(&self) -> &Indexer {
+        &self.indexer
+    }
+
+    #[must_use]
+    pub fn leases(&self) -> &Arc<Leases> {
+        &self.leases
+    }
+
+    #[must_use]
+    pub fn shared_directory(&self) -> Arc<Directory> {
+        Arc::clone(&self.directory)
+    }
+
     /// Starts a dump for the checkpoint `token`.
     ///
     /// # Errors
@@ -145,7 +170,17 @@ impl Store {
             let fresh = || Session::new(token, Arc::clone(&self.directory));
             Arc::clone(sessions.entry(token).or_insert_with(fresh))
         };
-        let begun = Dump::begin(self, Arc::clone(&session), base);
+        let begun = {
+            let _gate = self.sharing.shared();
+            match base.filter(|base| self.sharing.is_going(base)) {
+                Some(base) => Err(StoreError::Refused(format!(
+                    "the manifest {}, which unchanged pages were to be taken from, belongs to a checkpoint that was \
+                     deleted; dump the process in full",
+                    hex(&base)
+                ))),
+                None => Dump::begin(self, Arc::clone(&session), base),
+            }
+        };
         if begun.is_err() && session.is_empty() {
             self.drop_session(&session, "the dump could not be started");
         }
@@ -187,6 +222,7 @@ impl Store {
             }
         }
         session.close("the checkpoint was committed without this dump");
+        let _gate = self.sharing.shared();
         let prepared = session.outcome().and_then(|outcome| {
             // Not as the draft has them: a process tells them, and one that is restricted does not know them.
             for process in &mut draft.processes {
@@ -195,7 +231,9 @@ impl Store {
                     process.stats = dump.stats;
                 }
             }
-            let nodes = self.new_nodes(&draft, &outcome.finished)?;
+            let own: Vec<u32> = outcome.grown.iter().map(|growth| growth.number).collect();
+            let manifests = draft.processes.iter().map(|process| process.manifest).collect();
+            let nodes = self.new_nodes(&manifests, &outcome.finished, &own)?;
             Ok((outcome, nodes))
         });
         let (outcome, nodes) = match prepared {
@@ -271,28 +309,62 @@ impl Store {
             checkpoints: checkpoints.len() as u64,
             logical: pages * PAGE_SIZE as u64,
             unique: distinct * PAGE_SIZE as u64,
-            on_disk: disk_usage(&self.directory.packs())? + disk_usage(&self.directory.index())?,
+            on_disk: self.packs_on_disk()? + self.index_on_disk()?,
         })
     }
 
-    /// The nodes of the draft's processes that the index does not have.
-    fn new_nodes(&self, draft: &CheckpointDraft, finished: &[FinishedDump]) -> Result<Vec<Node>, StoreError> {
+    /// Bytes of the packs, as the disk counts them.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn packs_on_disk(&self) -> Result<u64, StoreError> {
+        disk_usage(&self.directory.packs())
+    }
+
+    /// Bytes of the index, as the disk counts them.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn index_on_disk(&self) -> Result<u64, StoreError> {
+        disk_usage(&self.directory.index())
+    }
+
+    /// The nodes of these processes that the index does not have. `own` are the packs that were
+    /// written to for them, of which nobody else knows yet.
+    fn new_nodes(
+        &self,
+        manifests: &BTreeSet<Hash>,
+        finished: &[FinishedDump],
+        own: &[u32],
+    ) -> Result<Vec<Node>, StoreError> {
         let mut nodes: BTreeMap<Hash, &Vec<u8>> = BTreeMap::new();
         for dump in finished {
-            if draft.processes.iter().any(|process| process.manifest == dump.manifest) {
+            if manifests.contains(&dump.manifest) {
                 nodes.extend(dump.nodes.iter().map(|(name, bytes)| (*name, bytes)));
             }
         }
         let names: Vec<Hash> = nodes.keys().copied().collect();
-        let known = self.index().has_nodes(&names)?;
+        self.sharing.keep_nodes(names.iter());
+        // One that says of pages that they lie in a pack that is gone, is replaced.
+        let known = self.index().has_nodes(&names, |node| self.catalog.is_current(node, &[]))?;
         let nodes: Vec<Node> = nodes
             .into_iter()
             .zip(known)
             .filter(|(_, known)| !known)
-            .map(|((name, bytes), _)| (name, bytes.clone()))
-            .collect();
+            .map(|((name, bytes), _)| Ok((name, self.current(&name, bytes, own)?)))
+            .collect::<Result<_, StoreError>>()?;
         self.directory.check_room_for_index(nodes.iter().map(|(_, bytes)| bytes.len() as u64 + 64).sum())?;
         Ok(nodes)
+    }
+
+    /// A node whose pages may have moved while it was made.
+    fn current(&self, name: &Hash, node: &[u8], own: &[u32]) -> Result<Vec<u8>, StoreError> {
+        if self.catalog.is_current(node, own) {
+            return Ok(node.to_vec());
+        }
+        let mut leaf = Leaf::decode(node, name, &self.node_names, self.hasher().zero())?;
+        self.catalog.correct_to_keep(&mut leaf, own)?;
+        Ok(leaf.encode())
     }
 
     fn drop_session(&self, session: &Arc<Session>, why: &str) {

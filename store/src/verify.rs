@@ -37,6 +37,7 @@ type Show<'a> = dyn FnMut(&Hash, Result<&Leaf, String>) + 'a;
 /// # Errors
 /// There is no such checkpoint; the index cannot be read at all.
 pub fn verify(store: &Store, reference: Option<&str>) -> Result<Report, StoreError> {
+    let _lease = store.leases().take();
     let checkpoints = match reference {
         Some(reference) => vec![reference::resolve(store.index(), reference)?],
         None => store.index().checkpoints()?,
@@ -55,7 +56,14 @@ pub fn verify(store: &Store, reference: Option<&str>) -> Result<Report, StoreErr
             damage.insert(*name, problem);
         }
     });
-    report.damage = explain(store, &checkpoints, damage);
+    if !damage.is_empty() {
+        // One that was deleted meanwhile is not damaged.
+        let left: HashSet<String> =
+            store.index().checkpoints()?.into_iter().map(|record| record.id).collect();
+        let checkpoints: Vec<CheckpointRecord> =
+            checkpoints.into_iter().filter(|record| left.contains(&record.id)).collect();
+        report.damage = explain(store, &checkpoints, damage);
+    }
     Ok(report)
 }
 
@@ -100,9 +108,6 @@ fn check_leaf(store: &Store, packs: &mut PackReader, leaf: &Leaf, buffer: &mut V
 
 /// One line for each damaged thing, with the checkpoints that need it.
 fn explain(store: &Store, checkpoints: &[CheckpointRecord], damage: Damage) -> Vec<String> {
-    if damage.is_empty() {
-        return Vec::new();
-    }
     let mut touched: BTreeMap<Hash, BTreeSet<&str>> = BTreeMap::new();
     for checkpoint in checkpoints {
         let one = std::slice::from_ref(checkpoint);
@@ -120,9 +125,10 @@ fn explain(store: &Store, checkpoints: &[CheckpointRecord], damage: Damage) -> V
             }
         });
     }
-    let total = damage.len();
+    let total = touched.len();
     let mut lines: Vec<String> = damage
         .into_iter()
+        .filter(|(name, _)| touched.contains_key(name))
         .take(MAX_LINES)
         .map(|(name, problem)| {
             let ids: Vec<&str> = touched.get(&name).into_iter().flatten().copied().collect();
@@ -153,6 +159,10 @@ fn each_leaf(
         for root in &manifest.roots {
             let mut reader = Reader::new(store.index(), store.node_names(), store.hasher().zero());
             let walked = reader.each_leaf(root.name, want, &mut |first, name, leaf| {
+                let leaf = leaf.and_then(|mut leaf| {
+                    store.catalog().correct_to_read(&mut leaf)?;
+                    Ok(leaf)
+                });
                 match leaf {
                     Ok(leaf) => show(name, Ok(&leaf)),
                     Err(error) => {

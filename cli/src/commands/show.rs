@@ -35,11 +35,11 @@ pub fn run(context: &Context, args: &ShowArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn read_images(store: &mut Store, record: &CheckpointRecord) -> anyhow::Result<Vec<ProcessImage>> {
+pub fn read_images(store: &mut Store, record: &CheckpointRecord) -> anyhow::Result<Vec<ProcessImage>> {
     let mut images = Vec::new();
     for process in &record.draft.processes {
-        let stored = store.read_process(&process.manifest)?;
-        let image = decode(&stored.record).with_context(|| format!("the image of pid {}", process.pid));
+        let image = decode(&store.read_record(&process.manifest)?)
+            .with_context(|| format!("the image of pid {}", process.pid));
         images.push(image.map_err(|error| store.failure(&format!("{error:#}")))?);
     }
     Ok(images)
@@ -57,7 +57,7 @@ fn decode(record: &[u8]) -> anyhow::Result<ProcessImage> {
 }
 
 /// What is told of an image. Nothing in it can be trusted to be consistent.
-fn image(image: &ProcessImage) -> report::Image {
+pub fn image(image: &ProcessImage) -> report::Image {
     report::Image {
         pid: image.ids.pid,
         ppid: image.ids.ppid,
@@ -116,7 +116,7 @@ fn mapping(mapping: &Mapping, image: &ProcessImage) -> report::Mapping {
     }
 }
 
-fn object(id: u32, objects: &[Object]) -> String {
+pub fn object(id: u32, objects: &[Object]) -> String {
     match objects.iter().find(|object| object.id == id).map(|object| &object.kind) {
         Some(ObjectKind::SharedMemory) => format!("shared memory {id}"),
         Some(ObjectKind::Memfd { name, .. }) => format!("memfd:{name}"),

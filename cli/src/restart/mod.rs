@@ -50,6 +50,8 @@ struct Saved {
     image: ProcessImage,
     pages: layout::Pages,
     key: [u8; 32],
+    /// While it is open the packs stay where they are.
+    _store: Store,
 }
 
 /// `stasis restart`; ends as the program does, or returns why it could not be restarted.
@@ -82,6 +84,8 @@ pub fn run(context: &Context, args: &RestartArgs) -> anyhow::Result<ExitCode> {
         print(context, &saved, &address, child.pid.as_raw())?;
         return Ok(ExitCode::SUCCESS);
     }
+    // Or the store's server would stay for as long as the program runs.
+    drop(saved);
     supervise::stand_in(child)
 }
 
@@ -105,7 +109,7 @@ fn read(context: &Context, reference: &str) -> anyhow::Result<Saved> {
     let image = decode(&process.record).with_context(|| format!("checkpoint {}", record.id))?;
     let (extents, hashes) = process.pages().map_err(|error| failed(error.to_string()))?;
     let pages = layout::Pages { extents, hashes, directory: process.directory };
-    Ok(Saved { record, image, pages, key: process.key })
+    Ok(Saved { record, image, pages, key: process.key, _store: store })
 }
 
 /// Decodes a record, after a look at its version.

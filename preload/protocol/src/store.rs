@@ -90,7 +90,8 @@ pub enum Request {
     Resolve {
         reference: String,
     },
-    /// A dumped process, by its manifest: [`Reply::Process`].
+    /// A dumped process, by its manifest: [`Reply::Process`]. The packs that it tells of stay where they are
+    /// until the connection ends, or asks for something that is not another process.
     ReadProcess {
         manifest: Hash,
     },
@@ -108,6 +109,30 @@ pub enum Request {
     Restrict {
         token: u64,
     },
+    /// Deletes the checkpoints with these ids, all at once; ids that are not there are passed over:
+    /// [`Reply::Pruned`].
+    Prune {
+        ids: Vec<String>,
+    },
+    /// Gives back the room of what no checkpoint needs: [`Reply::Collected`].
+    Collect,
+    /// How much room each checkpoint takes: [`Reply::DiskUsage`].
+    DiskUsage,
+    /// What differs between two dumped processes, by their manifests: [`Reply::Differences`].
+    Diff {
+        from: Hash,
+        to: Hash,
+    },
+    /// The record of a dumped process alone: [`Reply::Record`].
+    ReadRecord {
+        manifest: Hash,
+    },
+    /// Writes checkpoints to the file or pipe that travels beside this message: [`Reply::Exported`].
+    Export {
+        references: Vec<String>,
+    },
+    /// Reads checkpoints from the file or pipe that travels beside this message: [`Reply::Imported`].
+    Import,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,6 +176,101 @@ pub enum Reply {
     Restricted,
     /// The request failed; the connection goes on. What it concerns, the reason and the remedy.
     Refused(String),
+    /// The checkpoints that are deleted, oldest first.
+    Pruned(Vec<CheckpointRecord>),
+    Collected(Collected),
+    DiskUsage(DiskUsage),
+    /// By space and first page.
+    Differences(Vec<Difference>),
+    /// The encoded [`crate::image::ProcessImage`].
+    Record(Vec<u8>),
+    Exported(Exported),
+    Imported(Imported),
+}
+
+/// What was written to a stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exported {
+    pub checkpoints: u64,
+    pub pages: u64,
+    /// The length of the stream.
+    pub bytes: u64,
+}
+
+/// What was read from a stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imported {
+    /// Those that were not there, in the order of the stream.
+    pub checkpoints: Vec<CheckpointRecord>,
+    /// How many were there already.
+    pub known: u64,
+    /// Pages in the stream.
+    pub pages: u64,
+    /// Of those, not there before, hence written.
+    pub written: u64,
+}
+
+/// All in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskUsage {
+    /// Pages of all checkpoints, counted as often as they are named.
+    pub logical: u64,
+    /// Of those, once each and without pages of zeros.
+    pub distinct: u64,
+    /// Pages in packs, needed or not.
+    pub stored: u64,
+    /// On disk.
+    pub packs: u64,
+    /// On disk.
+    pub index: u64,
+    /// Oldest first.
+    pub checkpoints: Vec<CheckpointUsage>,
+}
+
+/// As in [`DiskUsage`], for one checkpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointUsage {
+    pub id: String,
+    pub logical: u64,
+    pub distinct: u64,
+    /// Pages that no other checkpoint needs.
+    pub own: u64,
+}
+
+/// Pages one after the other that differ between two dumped processes in the same way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    pub space: Space,
+    pub first_page: u64,
+    pub pages: u64,
+    pub change: Change,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    /// Only in the second.
+    Added,
+    /// Only in the first.
+    Removed,
+    Changed,
+}
+
+/// What a collection of garbage has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Collected {
+    /// Packs without a page that was needed.
+    pub packs_removed: u64,
+    /// Packs whose needed pages were copied elsewhere.
+    pub packs_compacted: u64,
+    pub pages_moved: u64,
+    /// Nodes of manifests.
+    pub nodes_removed: u64,
+    /// Bytes of packs that were given back, less what was copied.
+    pub freed: u64,
+    /// Some files go only when a restart under way has opened them.
+    pub waiting: bool,
+    /// Packs that should have been compacted and were not: which, why, the remedy.
+    pub left: Vec<String>,
 }
 
 /// How a page lies in its pack.

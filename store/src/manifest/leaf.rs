@@ -149,6 +149,21 @@ impl Leaf {
         .map_err(|problem| StoreError::Damaged(format!("the manifest leaf {} {problem}", hex(name))))
     }
 
+    /// The packs that the bytes of a leaf refer to, unchecked; `None` when they are no leaf.
+    #[must_use]
+    pub fn packs_of(bytes: &[u8]) -> Option<impl Iterator<Item = u32>> {
+        let (head, rest) = bytes.split_first_chunk::<4>()?;
+        if head[..2] != [TAG, VERSION] {
+            return None;
+        }
+        let runs = usize::from(u16::from_le_bytes([head[2], head[3]]));
+        let table = rest.as_chunks::<RUN>().0.iter().take(runs);
+        Some(table.filter_map(|run| {
+            let [raw, _, _, _, _, _, p0, p1, p2, p3, ..] = *run;
+            (u32::from(raw) != kind::ZERO).then(|| u32::from_le_bytes([p0, p1, p2, p3]))
+        }))
+    }
+
     fn parse(bytes: &[u8], zero: &Hash) -> Option<Self> {
         let (head, rest) = bytes.split_first_chunk::<4>()?;
         if head[..2] != [TAG, VERSION] {

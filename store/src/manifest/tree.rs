@@ -18,7 +18,7 @@ use crate::{
 pub const LEVELS: u32 = 4;
 
 /// Bits of a page number that one level stands for.
-const LEVEL_BITS: u32 = LEAF_PAGES.trailing_zeros();
+pub(super) const LEVEL_BITS: u32 = LEAF_PAGES.trailing_zeros();
 
 /// Page numbers are below this.
 pub const MAX_PAGE: u64 = 1 << (LEVEL_BITS * (LEVELS + 1));
@@ -54,7 +54,7 @@ impl NodeSource for crate::index::Index {
 /// Takes a leaf: the number of its first page, its name, and what it is or why it cannot be read.
 pub type ShowLeaf<'a> = dyn FnMut(u64, &Hash, Result<Leaf, StoreError>) -> Result<(), StoreError> + 'a;
 
-type Children = BTreeMap<u16, Hash>;
+pub(super) type Children = BTreeMap<u16, Hash>;
 
 fn encode(children: &Children) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(4 + children.len() * CHILD);
@@ -135,8 +135,7 @@ impl<'a> Reader<'a> {
                 None => return Ok(None),
             }
         }
-        let bytes = self.source.node(&name)?;
-        self.decode_leaf(&name, bytes).map(Some)
+        self.named_leaf(&name).map(Some)
     }
 
     /// The numbers of the leaves that there are in a range of leaf numbers.
@@ -215,12 +214,23 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
+    /// The names of the nodes above the leaves that were read.
+    pub fn inner_names(&self) -> impl Iterator<Item = &Hash> {
+        self.inner.keys()
+    }
+
+    /// # Errors
+    /// It is missing or damaged.
+    pub(super) fn named_leaf(&self, name: &Hash) -> Result<Leaf, StoreError> {
+        self.decode_leaf(name, self.source.node(name)?)
+    }
+
     fn decode_leaf(&self, name: &Hash, bytes: Option<Vec<u8>>) -> Result<Leaf, StoreError> {
         let bytes = bytes.ok_or_else(|| missing(name))?;
         Leaf::decode(&bytes, name, self.names, self.zero)
     }
 
-    fn children(&mut self, name: &Hash) -> Result<&Children, StoreError> {
+    pub(super) fn children(&mut self, name: &Hash) -> Result<&Children, StoreError> {
         use std::collections::hash_map::Entry;
         match self.inner.entry(*name) {
             Entry::Occupied(entry) => Ok(entry.into_mut()),

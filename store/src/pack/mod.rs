@@ -10,6 +10,8 @@ pub mod footer;
 pub mod open;
 pub mod pool;
 pub mod reader;
+pub mod set;
+pub mod state;
 pub mod writer;
 
 use std::path::{Path, PathBuf};

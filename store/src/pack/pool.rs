@@ -4,7 +4,7 @@
 //! Not here: the records that say how much of a pack is committed (`index`).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -26,6 +26,8 @@ struct State {
     open: Vec<OpenPack>,
     /// Packs with room that are not open: number and committed length in bytes.
     closed: BTreeMap<u32, u64>,
+    /// Packs that somebody appends to.
+    lent: BTreeSet<u32>,
     next: u32,
 }
 
@@ -35,7 +37,7 @@ impl PackPool {
     #[must_use]
     pub fn new(packs: &Path, known: impl IntoIterator<Item = (u32, u64)>, next: u32) -> Self {
         let closed = known.into_iter().filter(|(_, len)| *len < FULL).collect();
-        let state = Mutex::new(State { open: Vec::new(), closed, next });
+        let state = Mutex::new(State { open: Vec::new(), closed, lent: BTreeSet::new(), next });
         Self { packs: packs.to_owned(), opening: Mutex::new(()), state }
     }
 
@@ -46,7 +48,11 @@ impl PackPool {
     /// As [`PackPool::lease`].
     pub fn prepare(&self) -> Result<(), StoreError> {
         let _opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.lock().open.is_empty() {
+        let needed = {
+            let state = self.lock();
+            state.open.is_empty() && state.lent.is_empty()
+        };
+        if needed {
             let pack = self.open()?;
             self.give_back(pack);
         }
@@ -58,29 +64,55 @@ impl PackPool {
     /// # Errors
     /// A new one cannot be made.
     pub fn lease(&self) -> Result<OpenPack, StoreError> {
-        if let Some(pack) = self.lock().open.pop() {
+        if let Some(pack) = self.lock().lend_open() {
             return Ok(pack);
         }
         let _opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pack) = self.lock().open.pop() {
+        if let Some(pack) = self.lock().lend_open() {
             return Ok(pack);
         }
         self.open()
     }
 
+    /// Sees to it that nobody appends to a pack from now on; returns whether that is so.
+    pub fn take_out(&self, number: u32) -> bool {
+        let mut state = self.lock();
+        if state.lent.contains(&number) {
+            return false;
+        }
+        state.open.retain(|pack| pack.file.number != number);
+        state.closed.remove(&number);
+        true
+    }
+
+    /// Takes that back; `committed` is the length of the pack in bytes.
+    pub fn put_back(&self, number: u32, committed: u64) {
+        if committed < FULL {
+            self.lock().closed.insert(number, committed);
+        }
+    }
+
     fn open(&self) -> Result<OpenPack, StoreError> {
         loop {
-            let Some((number, committed)) = self.lock().closed.pop_last() else { break };
+            let (number, committed) = {
+                let mut state = self.lock();
+                let Some((number, committed)) = state.closed.pop_last() else { break };
+                state.lent.insert(number);
+                (number, committed)
+            };
             match OpenPack::reopen(&self.packs, number, committed) {
                 Ok(pack) => return Ok(pack),
                 // What is in it is `verify`'s business; for new pages another will do.
                 Err(error) => eprintln!("not appending to a pack: {error}"),
             }
+            self.lock().lent.remove(&number);
         }
         let number = {
             let mut state = self.lock();
             state.next += 1;
-            state.next - 1
+            let number = state.next - 1;
+            state.lent.insert(number);
+            number
         };
         OpenPack::create(&self.packs, number)
     }
@@ -88,6 +120,7 @@ impl PackPool {
     /// Takes a pack back. What is not committed of it must have been rewound.
     pub fn give_back(&self, pack: OpenPack) {
         let mut state = self.lock();
+        state.lent.remove(&pack.file.number);
         if pack.room() == 0 {
             return;
         }
@@ -100,5 +133,13 @@ impl PackPool {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn lend_open(&mut self) -> Option<OpenPack> {
+        let pack = self.open.pop()?;
+        self.lent.insert(pack.file.number);
+        Some(pack)
     }
 }

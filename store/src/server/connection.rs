@@ -4,7 +4,8 @@
 //! one that is. Not here: the work itself.
 
 use std::{
-    io,
+    fs::File,
+    io::{self, BufReader, BufWriter},
     os::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
@@ -28,8 +29,14 @@ use super::{
     restricted::{self, Restriction},
 };
 use crate::{
+    difference, du,
     dump::Dump,
     error::StoreError,
+    export::export,
+    gc,
+    import::import,
+    lease::Lease,
+    manifest::Manifest,
     process, reference,
     release::Releases,
     staging::Staging,
@@ -58,6 +65,8 @@ struct Connection<'a> {
     restriction: Option<&'a Restriction>,
     /// The restricted connections that were asked for.
     lent: Vec<Arc<Restriction>>,
+    /// Once it was told where pages lie, until it asks for something else.
+    lease: Option<Lease>,
 }
 
 /// Serves a connection until it ends.
@@ -83,6 +92,7 @@ impl<'a> Connection<'a> {
             problem: None,
             restriction,
             lent: Vec::new(),
+            lease: None,
         }
     }
 
@@ -177,6 +187,7 @@ impl<'a> Connection<'a> {
             Request::AbortDump => self.abort_dump(),
             Request::ReadProcess { manifest } => {
                 let store = &self.shared.store;
+                self.lease.get_or_insert_with(|| store.leases().take());
                 match process::list(store, &manifest) {
                     Err(error) => self.reply(&Reply::Refused(error.to_string()))?,
                     Ok(listing) => {
@@ -198,6 +209,11 @@ impl<'a> Connection<'a> {
                     self.reply_with(&Reply::Restricted, &theirs)?;
                 }
             },
+            Request::Export { .. } | Request::Import => {
+                let answer = self.stream(request, descriptors);
+                let reply = answer.unwrap_or_else(|error| Reply::Refused(error.to_string()));
+                self.reply(&reply)?;
+            }
             other => {
                 let answer = self.answer(other);
                 let reply = answer.unwrap_or_else(|error| Reply::Refused(error.to_string()));
@@ -211,6 +227,7 @@ impl<'a> Connection<'a> {
     fn answer(&mut self, request: Request) -> Result<Reply, StoreError> {
         // What was asked before is answered before.
         self.releases.wait();
+        self.lease = None;
         let store = &self.shared.store;
         Ok(match request {
             Request::EndDump { record } => self.end_dump(record)?,
@@ -232,10 +249,18 @@ impl<'a> Connection<'a> {
                 Reply::Verified { pages: report.pages, damage: report.damage }
             }
             Request::Usage => Reply::Usage(store.usage()?),
+            Request::DiskUsage => Reply::DiskUsage(du::usage(store)?),
+            Request::Diff { from, to } => Reply::Differences(difference::between(store, &from, &to)?),
+            Request::ReadRecord { manifest } => {
+                Reply::Record(Manifest::load(store.index(), store.node_names(), &manifest)?.record)
+            }
+            Request::Collect => Reply::Collected(gc::collect(store)?),
+            Request::Prune { ids } => Reply::Pruned(store.catalog().prune(&ids)?),
             Request::Shutdown => {
                 // No checkpoint begins any more; those under way may end.
                 self.shared.stopping.store(true, Ordering::Release);
                 store.wait_for_sessions(LAST_CHECKPOINTS);
+                drop(store.collection());
                 self.shared.end();
                 Reply::Done
             }
@@ -246,10 +271,28 @@ impl<'a> Connection<'a> {
             | Request::Forget { .. }
             | Request::AbortDump
             | Request::Restrict { .. }
+            | Request::Export { .. }
+            | Request::Import
             | Request::ReadProcess { .. } => {
                 return Err(StoreError::Refused("the request is not answered this way".into()));
             }
         })
+    }
+
+    /// The requests that come with a file or a pipe, which is closed when they are answered.
+    fn stream(&mut self, request: Request, mut descriptors: Vec<OwnedFd>) -> Result<Reply, StoreError> {
+        let store = &self.shared.store;
+        let missing = || StoreError::Refused("no file came beside the message".into());
+        let file = File::from(descriptors.pop().ok_or_else(missing)?);
+        match request {
+            Request::Export { references } => {
+                Ok(Reply::Exported(export(store, &references, BufWriter::new(file))?))
+            }
+            _ if self.shared.stopping.load(Ordering::Acquire) => {
+                Err(StoreError::Refused("the store server is ending; import again".into()))
+            }
+            _ => Ok(Reply::Imported(import(store, BufReader::with_capacity(1 << 20, file))?)),
+        }
     }
 
     fn begin_dump(&mut self, token: u64, base: Option<[u8; 32]>) -> Result<(), TransportError> {

@@ -83,6 +83,13 @@ impl Restriction {
             Request::Usage => "Usage".into(),
             Request::Shutdown => "Shutdown".into(),
             Request::Restrict { .. } => "Restrict".into(),
+            Request::Prune { .. } => "Prune".into(),
+            Request::Collect => "Collect".into(),
+            Request::DiskUsage => "DiskUsage".into(),
+            Request::Diff { .. } => "Diff".into(),
+            Request::ReadRecord { .. } => "ReadRecord".into(),
+            Request::Export { .. } => "Export".into(),
+            Request::Import => "Import".into(),
         };
         Some(format!(
             "{what} is refused on a connection that may only dump one process in full for the checkpoint {:#x}, \

@@ -43,7 +43,7 @@ fn check(store: &Store, told: &[(u64, CheckpointRecord)]) {
 
 #[test]
 fn a_crash_at_any_durable_step_loses_nothing_committed() {
-    for point in FailPoint::ALL {
+    for point in FailPoint::DUMP {
         for count in [1, 2] {
             let store = Store::new();
             let armed = format!("{}:{count}", point.name());

@@ -1,4 +1,4 @@
-//! A file system without room (a tmpfs of 48 MiB; needs root).
+//! A file system without room (a small tmpfs; needs root).
 
 use std::{fs, os::unix::fs::FileExt, path::PathBuf};
 
@@ -6,17 +6,18 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     unistd::geteuid,
 };
+use stasis_store::client::Client;
 use tempfile::TempDir;
 
-use crate::fixture::{Store, checkpoint, memory, read_back};
+use crate::fixture::{Store, checkpoint, memory, read_back, send};
 
 struct SmallDisk(TempDir);
 
 impl SmallDisk {
-    fn mount() -> Self {
+    fn mount(options: &str) -> Self {
         let directory = TempDir::new().unwrap();
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-        mount(Some("tmpfs"), directory.path(), Some("tmpfs"), flags, Some("size=48m")).unwrap();
+        mount(Some("tmpfs"), directory.path(), Some("tmpfs"), flags, Some(options)).unwrap();
         Self(directory)
     }
 
@@ -37,7 +38,7 @@ fn a_full_disk_fails_one_checkpoint_and_the_next_works_when_there_is_room() {
         eprintln!("skipped: mounting a tmpfs needs root");
         return;
     }
-    let disk = SmallDisk::mount();
+    let disk = SmallDisk::mount("size=48m");
     let store = Store::below(&disk.path());
     let server = store.serve();
     let mut client = server.client();
@@ -82,4 +83,71 @@ fn a_full_disk_fails_one_checkpoint_and_the_next_works_when_there_is_room() {
     let verified = server.client().verify(None).unwrap();
     assert!(verified.damage.is_empty(), "{:?}", verified.damage);
     assert_eq!(server.client().list().unwrap().len(), 3);
+}
+
+/// Fills a file system but for `left` bytes.
+fn fill(disk: &SmallDisk, left: u64) -> PathBuf {
+    let hog = disk.path().join("hog");
+    let file = fs::File::create(&hog).unwrap();
+    let mut at = 0;
+    while file.write_all_at(&[1; 4096], at).is_ok() {
+        at += 4096;
+    }
+    file.set_len(at.saturating_sub(left)).unwrap();
+    hog
+}
+
+#[test]
+fn a_collection_without_room_gives_back_what_it_can_and_names_the_rest() {
+    if !geteuid().is_root() {
+        eprintln!("skipped: mounting a tmpfs needs root");
+        return;
+    }
+    let disk = SmallDisk::mount("size=96m");
+    let store = Store::below(&disk.path());
+    let server = store.serve();
+    let mut client = server.client();
+    let kept = checkpoint(&mut client, 1, &memory(0, 5000, 0)).unwrap();
+    let gone = checkpoint(&mut client, 2, &memory(0, 6000, 100_000)).unwrap();
+    // In another pack, and all of it garbage.
+    let mut lender = server.client();
+    lender.begin_dump(100, 1, None).unwrap();
+    send(&mut lender, &memory(0, 1, 5_000_000)).unwrap();
+    let dead = checkpoint(&mut client, 3, &memory(0, 500, 200_000)).unwrap();
+    lender.abort_dump().unwrap();
+    client.discard(100).unwrap();
+    let whole = |client: &mut Client| {
+        assert_eq!(client.list().unwrap(), std::slice::from_ref(&kept));
+        assert!(read_back(client, &kept.draft.processes[0].manifest) == memory(0, 5000, 0));
+        let damage = client.verify(None).unwrap().damage;
+        assert!(damage.is_empty(), "{damage:?}");
+    };
+
+    let hog = fill(&disk, 5 << 20);
+    assert_eq!(client.prune(vec![gone.id, dead.id]).unwrap().len(), 2);
+    let collected = client.collect().unwrap();
+    assert_eq!((collected.packs_removed, collected.packs_compacted), (1, 0), "{collected:?}");
+    assert!(collected.freed >= 500 * 4096 && collected.left.len() == 1, "{collected:?}");
+    let left = &collected.left[0];
+    for part in ["is full", "MiB free", "20 MiB would have to be copied", "stasis gc"] {
+        assert!(left.contains(part), "{left}");
+    }
+    whole(&mut client);
+
+    // Not a byte left: whatever it says, nothing is lost.
+    fs::remove_file(hog).unwrap();
+    let hog = fill(&disk, 0);
+    match client.collect() {
+        Ok(collected) => assert!(collected.left[0].contains("is full"), "{collected:?}"),
+        Err(problem) => assert!(problem.to_string().contains("is full"), "{problem}"),
+    }
+    whole(&mut client);
+
+    fs::remove_file(hog).unwrap();
+    let collected = client.collect().unwrap();
+    assert_eq!((collected.packs_compacted, collected.left.len()), (1, 0), "{collected:?}");
+    whole(&mut client);
+    server.crash();
+    let server = store.serve();
+    whole(&mut server.client());
 }

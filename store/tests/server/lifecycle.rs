@@ -11,7 +11,7 @@ use nix::{
 };
 use stasis_store::client::{Client, ClientError};
 
-use crate::fixture::{Store, checkpoint, memory};
+use crate::fixture::{Store, checkpoint, draft, dump, memory};
 
 fn start(store: &Store, idle: &str) -> Result<Client, ClientError> {
     // The background server is this process' to reap: not every pid 1 reaps orphans.
@@ -112,4 +112,59 @@ fn a_server_that_cannot_start_says_why() {
     fs::write(store.directory.join("other"), "").unwrap();
     let problem = start(&store, "60").unwrap_err().to_string();
     assert!(problem.contains("is not a store"), "{problem}");
+}
+
+#[test]
+fn a_server_that_is_told_to_stop_has_ended_when_that_is_said() {
+    let store = Store::new();
+    assert_eq!(Client::stop(&store.directory).unwrap(), None);
+    let mut server = store.serve();
+    let mut client = server.client();
+    let record = checkpoint(&mut client, 1, &memory(0, 500, 0)).unwrap();
+    // A checkpoint under way is waited for.
+    let dumped = dump(&mut client, 2, &memory(0, 500, 1000)).unwrap();
+    let stopped = std::thread::scope(|scope| {
+        let stopper = scope.spawn(|| Client::stop(&store.directory).unwrap());
+        // It says so as soon as it knows: no dump begins any more.
+        let mut other = server.client();
+        while dump(&mut other, 3, &memory(0, 1, 2000)).is_ok() {
+            other.discard(3).unwrap();
+        }
+        client.commit(2, draft(&[dumped])).unwrap();
+        stopper.join().unwrap()
+    });
+    assert_eq!(stopped, Some(server.child.id()));
+    assert!(server.child.try_wait().unwrap().is_some(), "it has ended");
+    let server = store.serve();
+    let listed = server.client().list().unwrap();
+    assert_eq!((listed.len(), &listed[0]), (2, &record));
+}
+
+#[test]
+fn a_directory_that_cannot_be_written_is_refused_by_name() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: mounting a tmpfs read-only needs root");
+        return;
+    }
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    let disk = tempfile::TempDir::new().unwrap();
+    mount(Some("tmpfs"), disk.path(), Some("tmpfs"), MsFlags::empty(), Some("size=64m")).unwrap();
+    let store = Store::below(disk.path());
+    let server = store.serve();
+    checkpoint(&mut server.client(), 1, &memory(0, 50, 0)).unwrap();
+    Client::stop(&store.directory).unwrap();
+    drop(server);
+    let remount =
+        |flags| mount(None::<&str>, disk.path(), None::<&str>, MsFlags::MS_REMOUNT | flags, None::<&str>);
+    remount(MsFlags::MS_RDONLY).unwrap();
+    let output = store.command().arg(&store.directory).arg("--foreground").output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    remount(MsFlags::empty()).unwrap();
+    assert!(!output.status.success() && said.contains("Read-only file system"), "{said}");
+    assert!(said.contains(&store.directory.display().to_string()), "{said}");
+    let server = store.serve();
+    let verified = server.client().verify(None).unwrap();
+    assert_eq!((verified.pages, verified.damage.len()), (50, 0));
+    server.crash();
+    umount2(disk.path(), MntFlags::MNT_DETACH).unwrap();
 }

@@ -1,0 +1,211 @@
+//! Reading checkpoints from a stream: all of it, or nothing.
+//!
+//! Pages get their names anew, with this store's key, and are looked up: only those that are not there are written. The
+//! checkpoints appear in one write, when the stream has come to its end and every checksum was right.
+
+use std::{collections::BTreeSet, io::Read, sync::Arc};
+
+use stasis_protocol::store::{CheckpointRecord, DumpStats, Hash, Imported};
+
+use crate::{
+    error::StoreError,
+    hash::Page,
+    manifest::{LEAF_PAGES, Leaf, MAX_PAGE, Manifest, Node, Reader as Trees, Root, rebuild},
+    pack::{AlignedPage, Place},
+    reference,
+    session::{FinishedDump, Session},
+    store::Store,
+    stream::{self, CheckpointFrame, EndFrame, Frame, LeafFrame, ProcessFrame, Reader, StreamError},
+};
+
+struct Import<'a> {
+    store: &'a Store,
+    session: Arc<Session>,
+    pages: Vec<(Hash, Place)>,
+    leaves: Vec<Leaf>,
+    processes: Vec<(Hash, u64)>,
+    finished: Vec<FinishedDump>,
+    checkpoints: Vec<CheckpointRecord>,
+    written: u64,
+}
+
+/// Imports all checkpoints of a stream that are not there.
+///
+/// # Errors
+/// The stream is not whole, or the store cannot be written: nothing was imported.
+pub fn import(store: &Store, source: impl Read) -> Result<Imported, StoreError> {
+    let session = store.begin_import()?;
+    let mut import = Import {
+        store,
+        session: Arc::clone(&session),
+        pages: Vec::new(),
+        leaves: Vec::new(),
+        processes: Vec::new(),
+        finished: Vec::new(),
+        checkpoints: Vec::new(),
+        written: 0,
+    };
+    if let Err(error) = import.read(source) {
+        store.give_up(&session, "the import has failed");
+        return Err(error);
+    }
+    let Import { pages, finished, checkpoints, written, .. } = import;
+    let given = checkpoints.len();
+    let new = store.commit_import(&session, checkpoints, finished)?;
+    let written = if new.is_empty() { 0 } else { written };
+    Ok(Imported { known: (given - new.len()) as u64, checkpoints: new, pages: pages.len() as u64, written })
+}
+
+fn refused(error: StreamError) -> StoreError {
+    StoreError::Refused(format!("nothing was imported: the stream cannot be used: {error}"))
+}
+
+impl Import<'_> {
+    fn read(&mut self, source: impl Read) -> Result<(), StoreError> {
+        let mut reader = Reader::new(source).map_err(refused)?;
+        loop {
+            let frame = reader.frame().map_err(refused)?;
+            let wrong = |what| refused(StreamError::Contradiction(reader.at, what));
+            match frame {
+                Frame::Pages(bytes) => self.take_pages(stream::pages(&bytes))?,
+                Frame::Leaf(frame) => {
+                    let leaf =
+                        self.leaf(&frame).ok_or_else(|| wrong("a leaf of pages that are not there"))?;
+                    self.leaves.push(leaf);
+                }
+                Frame::Process(frame) => {
+                    let leaves =
+                        self.spaces(&frame).ok_or_else(|| wrong("a process of leaves that are not there"))?;
+                    self.process(leaves, frame.record)?;
+                }
+                Frame::Checkpoint(frame) => {
+                    let record = self.checkpoint(frame).ok_or_else(|| wrong("a checkpoint that is none"))?;
+                    reference::check_label(&record.draft)?;
+                    self.checkpoints.push(record);
+                }
+                Frame::End(end) => {
+                    let count = EndFrame {
+                        pages: self.pages.len() as u64,
+                        leaves: self.leaves.len() as u64,
+                        processes: self.processes.len() as u64,
+                        checkpoints: self.checkpoints.len() as u64,
+                    };
+                    if count != end {
+                        return Err(wrong("it counts itself wrongly"));
+                    }
+                    return self.session.make_durable(self.store);
+                }
+            }
+        }
+    }
+
+    fn take_pages(&mut self, pages: &[Page]) -> Result<(), StoreError> {
+        let store = self.store;
+        let mut names = vec![[0; 32]; pages.len()];
+        store.hasher().name_pages(&pages.iter().collect::<Vec<_>>(), &mut names);
+        let zero = store.hasher().zero();
+        let mut order: Vec<usize> = (0..names.len()).filter(|at| names[*at] != *zero).collect();
+        order.sort_unstable_by_key(|at| names[*at]);
+        let sorted: Vec<Hash> = order.iter().map(|at| names[*at]).collect();
+        let mut places: Vec<Option<Place>> = vec![Some(Place::ZERO); names.len()];
+        for (at, place) in order.into_iter().zip(store.find_places(&self.session, &sorted)?) {
+            places[at] = place;
+        }
+        let missing: Vec<usize> = (0..names.len()).filter(|at| places[*at].is_none()).collect();
+        self.written += missing.len() as u64;
+        let copies = missing.iter().map(|at| (names[*at], AlignedPage(pages[*at]))).collect();
+        for (at, place) in missing.iter().zip(self.session.place_owned(store, copies)?) {
+            places[*at] = Some(place);
+        }
+        self.pages.extend(names.into_iter().zip(places.into_iter().map(Option::unwrap_or_default)));
+        Ok(())
+    }
+
+    fn leaf(&self, frame: &LeafFrame) -> Option<Leaf> {
+        let mut leaf = Leaf::default();
+        for run in &frame.runs {
+            for at in 0..run.pages {
+                let slot = usize::from(run.first) + usize::from(at);
+                if slot >= LEAF_PAGES {
+                    return None;
+                }
+                let (name, place) = match run.start {
+                    None => (*self.store.hasher().zero(), Place::ZERO),
+                    Some(start) => {
+                        let number = usize::try_from(start.checked_add(u64::from(at))?).ok()?;
+                        *self.pages.get(number)?
+                    }
+                };
+                leaf.set(slot, name, place);
+            }
+        }
+        (!leaf.is_empty()).then_some(leaf)
+    }
+
+    /// The leaves of each space, in order.
+    #[allow(clippy::type_complexity)]
+    fn spaces(&self, frame: &ProcessFrame) -> Option<Vec<(u32, Vec<(u64, Leaf)>)>> {
+        let mut spaces = Vec::new();
+        for (space, numbers) in &frame.spaces {
+            let mut leaves: Vec<(u64, Leaf)> = Vec::new();
+            for (at, number) in numbers {
+                let ordered = leaves.last().is_none_or(|(last, _)| last < at);
+                if !ordered || *at >= MAX_PAGE / LEAF_PAGES as u64 {
+                    return None;
+                }
+                leaves.push((*at, self.leaves.get(usize::try_from(*number).ok()?)?.clone()));
+            }
+            if leaves.is_empty() || spaces.last().is_some_and(|(last, _)| last >= space) {
+                return None;
+            }
+            spaces.push((*space, leaves));
+        }
+        Some(spaces)
+    }
+
+    fn process(&mut self, spaces: Vec<(u32, Vec<(u64, Leaf)>)>, record: Vec<u8>) -> Result<(), StoreError> {
+        let store = self.store;
+        let (mut roots, mut nodes): (Vec<Root>, Vec<Node>) = (Vec::new(), Vec::new());
+        for (space, leaves) in spaces {
+            let mut trees = Trees::new(store.index(), store.node_names(), store.hasher().zero());
+            let pages = leaves.iter().map(|(_, leaf)| leaf.len() as u64).sum();
+            let rebuilt = rebuild(&mut trees, None, &leaves)?;
+            nodes.extend(rebuilt.nodes);
+            roots.extend(rebuilt.root.map(|name| Root { space, name, pages }));
+        }
+        let pages = roots.iter().map(|root| root.pages).sum();
+        let (manifest, bytes) = Manifest::new(roots, record).encode(store.node_names())?;
+        nodes.push((manifest, bytes));
+        // The records have what was counted when the dumps were made.
+        self.finished.push(FinishedDump { manifest, nodes, stats: DumpStats::default() });
+        self.processes.push((manifest, pages));
+        Ok(())
+    }
+
+    fn checkpoint(&self, frame: CheckpointFrame) -> Option<CheckpointRecord> {
+        let CheckpointFrame { id, taken_us, mut draft, processes } = frame;
+        let is_id = id.len() == 16 && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let twice = self.checkpoints.iter().any(|record| record.id == id);
+        if !is_id || twice || draft.processes.is_empty() || draft.processes.len() != processes.len() {
+            return None;
+        }
+        let mut pids = BTreeSet::new();
+        for (process, number) in draft.processes.iter_mut().zip(processes) {
+            let (manifest, pages) = *self.processes.get(usize::try_from(number).ok()?)?;
+            if !pids.insert(process.pid) {
+                return None;
+            }
+            process.manifest = manifest;
+            // What was counted elsewhere is told as it was, within reason.
+            let DumpStats { received, written, zero, bytes, .. } = process.stats;
+            process.stats = DumpStats {
+                pages,
+                received: received.min(pages),
+                written: written.min(pages),
+                zero: zero.min(pages),
+                bytes: bytes.min(pages.saturating_mul(stasis_protocol::PAGE_SIZE as u64)),
+            };
+        }
+        Some(CheckpointRecord { id, sequence: 0, taken_us, draft })
+    }
+}

@@ -1,0 +1,102 @@
+//! Pages that the server itself hands to a session: moved from another pack, or imported.
+
+use std::sync::Arc;
+
+use super::{Session, State};
+use crate::{
+    error::StoreError,
+    hash::{Hash, PAGE_SIZE},
+    pack::{
+        AlignedPage, Place,
+        writer::{Job, PackFile, Source},
+    },
+    store::Store,
+};
+
+/// The most pages of one write. With the writers' queue full, some 10 MiB of such pages are in memory.
+const PAGES_AT_ONCE: usize = 256;
+
+/// A write that is being put together.
+struct Draft {
+    file: Arc<PackFile>,
+    offset: u64,
+    pages: Vec<AlignedPage>,
+}
+
+impl Session {
+    /// Gives every page a place, as [`Session::place`] does; they are being written when this returns.
+    ///
+    /// # Errors
+    /// The session has failed, or there is no room.
+    pub fn place_owned(
+        self: &Arc<Self>,
+        store: &Store,
+        pages: Vec<(Hash, AlignedPage)>,
+    ) -> Result<Vec<Place>, StoreError> {
+        store.directory().check_room((pages.len() * PAGE_SIZE) as u64)?;
+        let mut jobs = Vec::new();
+        let placed = {
+            let mut state = self.lock();
+            state.check()?;
+            self.append_owned(store, &mut state, pages, &mut jobs)
+        };
+        // Also after an error: what has a place must be written, or the footer would lie.
+        for job in jobs {
+            store.writers().submit(job);
+        }
+        placed.map_err(|error| self.fail(error))
+    }
+
+    fn append_owned(
+        self: &Arc<Self>,
+        store: &Store,
+        state: &mut State,
+        pages: Vec<(Hash, AlignedPage)>,
+        jobs: &mut Vec<Job>,
+    ) -> Result<Vec<Place>, StoreError> {
+        let mut places = Vec::with_capacity(pages.len());
+        let mut draft: Option<Draft> = None;
+        for (name, page) in pages {
+            if let Some(place) = state.written.get(&name) {
+                places.push(*place);
+                continue;
+            }
+            if state.packs.last().is_none_or(|pack| pack.room() == 0) {
+                jobs.extend(draft.take().map(|draft| self.owned_job(draft)));
+                if let Some(full) = state.packs.last_mut() {
+                    jobs.extend(self.footer_job(full));
+                }
+                match store.pool().lease() {
+                    Ok(pack) => state.packs.push(pack),
+                    Err(error) => return Err(error),
+                }
+            }
+            let Some(pack) = state.packs.last_mut() else { continue };
+            match &mut draft {
+                Some(draft) if draft.pages.len() < PAGES_AT_ONCE => draft.pages.push(page),
+                other => {
+                    let file = Arc::clone(&pack.file);
+                    let fresh = Draft { file, offset: pack.end(), pages: vec![page] };
+                    jobs.extend(other.replace(fresh).map(|draft| self.owned_job(draft)));
+                }
+            }
+            let place = pack.append(name);
+            state.written.insert(name, place);
+            places.push(place);
+        }
+        jobs.extend(draft.map(|draft| self.owned_job(draft)));
+        Ok(places)
+    }
+
+    fn owned_job(self: &Arc<Self>, draft: Draft) -> Job {
+        let ticket = self.outstanding.begin();
+        let session = Arc::clone(self);
+        let done = move |result: Result<(), StoreError>| session.written(ticket, result, None);
+        Job {
+            pack: draft.file,
+            offset: draft.offset,
+            source: Source::Owned(draft.pages),
+            done: Box::new(done),
+        }
+    }
+}
