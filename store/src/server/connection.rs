@@ -297,18 +297,21 @@ impl<'a> Connection<'a> {
 
     fn begin_dump(&mut self, token: u64, base: Option<[u8; 32]>) -> Result<(), TransportError> {
         self.abort_dump();
-        let store = &self.shared.store;
-        let (mut begun, mut has_base) = (store.begin_dump(token, base), base.is_some());
-        if let (Err(error), true) = (&begun, has_base) {
-            eprintln!("a dump begins without its base: {error}");
-            (begun, has_base) = (store.begin_dump(token, None), false);
-        }
-        match begun {
-            _ if self.shared.stopping.load(Ordering::Acquire) => {
-                self.problem = Some("the store server is ending; take the checkpoint again".into());
+        let mut has_base = false;
+        if self.shared.stopping.load(Ordering::Acquire) {
+            self.problem = Some("the store server is ending; take the checkpoint again".into());
+        } else {
+            let store = &self.shared.store;
+            has_base = base.is_some();
+            let mut begun = store.begin_dump(token, base);
+            if let (Err(error), true) = (&begun, has_base) {
+                eprintln!("a dump begins without its base: {error}");
+                (begun, has_base) = (store.begin_dump(token, None), false);
             }
-            Ok(dump) => self.dump = Some(dump),
-            Err(error) => self.problem = Some(error.to_string()),
+            match begun {
+                Ok(dump) => self.dump = Some(dump),
+                Err(error) => self.problem = Some(error.to_string()),
+            }
         }
         if base.is_some() { self.reply(&Reply::Begun { base: has_base }) } else { Ok(()) }
     }

@@ -150,7 +150,10 @@ fn requests_out_of_order_are_refused_and_the_connection_goes_on() {
     client.abort_dump().unwrap();
     assert!(client.commit(5, draft(&[])).is_err());
     assert!(client.read_process(&[1; 32]).is_err());
-    assert!(!client.begin_dump(1, 1, Some([2; 32])).unwrap(), "there is no such base, and that is told at once");
+    assert!(
+        !client.begin_dump(1, 1, Some([2; 32])).unwrap(),
+        "there is no such base, and that is told at once"
+    );
     client.abort_dump().unwrap();
     checkpoint(&mut client, 2, &memory(0, 5, 0)).unwrap();
 }
