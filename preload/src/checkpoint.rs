@@ -331,8 +331,6 @@ impl Taking<'_> {
         let tracker = tracker.get_or_insert_with(Tracker::choose).get();
         let last = base.take().filter(|base| base.committed && Some(base.store) == store_sum);
         let incremental = store.begin_dump(token, last.map(|base| base.manifest)).map_err(store_refusal)?;
-        let advice = Advice::read();
-        arena::prefault();
         let mut dump = Dump::begin(store, tracker, incremental)?;
         // Where the program is to end, and where it stands anyway, nothing is won by copying before it stands still.
         if !hold && !self.was_stopped {
@@ -340,6 +338,9 @@ impl Taking<'_> {
         } else {
             dump.look_for_guards(&mappings);
         }
+        // As late as can be: watching mappings has changed them.
+        let advice = Advice::read();
+        arena::prefault();
         self.report(Phase::Quiescing);
 
         self.quiet = Some(quiesce::quiesce(self.was_stopped).map_err(|refusal| vec![refusal])?);

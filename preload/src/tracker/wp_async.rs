@@ -6,6 +6,7 @@
 
 use alloc::vec::Vec;
 
+use stasis_protocol::PAGE_SIZE;
 use stasis_sys::{
     Result,
     file::{self, Fd},
@@ -74,6 +75,9 @@ const THERE: u64 = PRESENT | SWAPPED;
 /// Protecting a page that is not there makes a marker in its page table, which a scan of a terabyte that is merely
 /// reserved must not do. There, holes are left alone and looked for by themselves.
 fn anonymous(pagemap: &mut Pagemap, range: Range, category: u64, found: &mut Vec<Run>) -> Result<()> {
+    if range.dense && category == WRITTEN {
+        return written(pagemap, range, found);
+    }
     let protect = ScanArgument {
         flags: WP_MATCHING | CHECK_WPASYNC,
         category_mask: category,
@@ -92,6 +96,52 @@ fn anonymous(pagemap: &mut Pagemap, range: Range, category: u64, found: &mut Vec
         ..ScanArgument::default()
     };
     pagemap.scan(range.start, range.end, range.which, holes, found)
+}
+
+/// Finds and protects written pages, and then asks what they are. The kernel goes through page tables without looking
+/// at the pages when nothing but [`WRITTEN`] is asked for and returned (`pagemap_scan_pmd_entry`): 0.3 ms a GiB, not 8.
+fn written(pagemap: &mut Pagemap, range: Range, found: &mut Vec<Run>) -> Result<()> {
+    /// Pages between two runs that are looked at rather than left out by a call of its own.
+    const GAP: u64 = 16 * PAGE_SIZE as u64;
+    let protect = ScanArgument {
+        flags: WP_MATCHING | CHECK_WPASYNC,
+        category_mask: WRITTEN,
+        return_mask: WRITTEN,
+        ..ScanArgument::default()
+    };
+    pagemap.scan(range.start, range.end, range.which, protect, found)?;
+    if found.is_empty() {
+        return Ok(());
+    }
+    let runs = core::mem::take(found);
+    let look = ScanArgument { return_mask: pagemap.states(), ..ScanArgument::default() };
+    let mut states = Vec::new();
+    for near in runs.chunk_by(|one, next| next.start.saturating_sub(one.end) <= GAP) {
+        states.clear();
+        let (start, end) = (near[0].start, near[near.len() - 1].end);
+        pagemap.scan(start, end, range.which, look, &mut states)?;
+        intersect(near, &states, found);
+    }
+    Ok(())
+}
+
+/// Adds the parts of `runs` with the state that `states` tell of them; both are in address order.
+fn intersect(runs: &[Run], states: &[Run], found: &mut Vec<Run>) {
+    let mut first = 0;
+    for run in runs {
+        for state in &states[first..] {
+            if state.start >= run.end {
+                break;
+            }
+            let (start, end) = (run.start.max(state.start), run.end.min(state.end));
+            if start < end {
+                found.push(Run { start, end, state: state.state });
+            }
+            if state.end <= run.end {
+                first += 1;
+            }
+        }
+    }
 }
 
 /// A discarded page of a private file mapping leaves a marker (mm/memory.c, `zap_install_uffd_wp_if_needed`) that keeps
