@@ -39,7 +39,8 @@ struct Kept {
     base: Option<Base>,
 }
 
-/// A dump of this process that the store has.
+/// A dump of this process that a store has. Manifests are named with a store's own secret, so that another store does
+/// not know it.
 #[derive(Clone, Copy)]
 struct Base {
     /// Of the checkpoint that it was made for.
@@ -50,15 +51,6 @@ struct Base {
     /// The checkpoint exists. Until then, and for ever if it does not come to be, what has been written since the one
     /// before is owed to the store.
     committed: bool,
-    store: PathSum,
-}
-
-/// A hash (FNV-1a) of the store's socket: a dump in another store is no base.
-type PathSum = u64;
-
-fn path_sum(path: &str) -> PathSum {
-    path.bytes()
-        .fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 /// A value of the checkpoint thread's.
@@ -97,6 +89,14 @@ pub fn forget_inherited() {
     let kept = kept();
     (kept.store, kept.tracker, kept.base) = (None, None, None);
     credentials::forget();
+}
+
+/// Notes what this process was restored from. Nothing of its memory is watched yet, so the next checkpoint takes all of
+/// it; but the store compares it with what was at the same address before it looks any further.
+pub fn restored_from(manifest: Hash, objects: u32) {
+    if manifest != [0; 32] {
+        kept().base = Some(Base { token: 0, manifest, objects, committed: true });
+    }
 }
 
 /// Whose a range of addresses is.
@@ -326,10 +326,10 @@ impl Taking<'_> {
         let mappings = snapshot::check()?;
         let Kept { store, tracker, base } = kept();
         // A connection that the coordinator passed knows of no base.
-        let store_sum = self.passed.is_none().then(|| path_sum(path));
+        let bases = self.passed.is_none();
         let store = connected(store, path, self.passed.take())?;
         let tracker = tracker.get_or_insert_with(Tracker::choose).get();
-        let last = base.take().filter(|base| base.committed && Some(base.store) == store_sum);
+        let last = base.take().filter(|base| base.committed && bases);
         let incremental = store.begin_dump(token, last.map(|base| base.manifest)).map_err(store_refusal)?;
         let mut dump = Dump::begin(store, tracker, incremental)?;
         // Where the program is to end, and where it stands anyway, nothing is won by copying before it stands still.
@@ -364,7 +364,7 @@ impl Taking<'_> {
         store.hand_over(rest).map_err(store_refusal)?;
         let record = wire::encode(&snapshot.image).map_err(|error| store_refusal(format!("{error}")))?;
         let (manifest, stats) = store.end_dump(record).map_err(store_refusal)?;
-        *base = store_sum.map(|store| Base { token, manifest, objects, committed: false, store });
+        *base = Some(Base { token, manifest, objects, committed: false });
         let tracker = tracker.name().into();
         let message = FromProcess::Dumped { token, manifest, stats, pause_us: self.pause_us, tracker };
         self.coordinator.send(&message).map_err(|error| {

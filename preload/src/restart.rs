@@ -93,6 +93,7 @@ pub extern "C" fn checkpoint_thread() -> ! {
     credentials::set_thread(process::gettid());
     credentials::listen();
 
+    checkpoint::restored_from(info.manifest, info.objects);
     link::coordinator::set_address(info.coordinator.split(|&byte| byte == 0).next().unwrap_or_default());
     let socket = info.coordinator_fd;
     let coordinator = if socket >= 0 {

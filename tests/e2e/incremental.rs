@@ -47,6 +47,41 @@ fn random_memory(seed: &str, disabled: &str, tracker: &str) {
     }
 }
 
+/// What the store says of the latest checkpoint's one process: pages that it names, and pages that it was given.
+fn pages(lab: &Lab) -> (u64, u64) {
+    let shown = lab.json(["show", "latest"]);
+    let process = &shown["checkpoint"]["processes"][0];
+    let number = |key: &str| process[key].as_u64().unwrap_or_else(|| panic!("{key} in {process}"));
+    (number("pages"), number("pages_received"))
+}
+
+#[test]
+fn only_what_was_written_is_copied_again() {
+    let lab = Lab::new();
+    let idle = "import os, time\nheap = os.urandom(64 << 20)\nprint('ready', flush=True)\ntime.sleep(3600)";
+    let running = lab.launch(["python3", "-c", idle]);
+    running.wait_ready();
+    lab.checkpoint(&[]);
+    let (all, received) = pages(&lab);
+    assert!(all > 16_384 && received >= all, "the first one takes everything: {received} of {all} pages");
+    lab.checkpoint(&[]);
+    let (all, received) = pages(&lab);
+    assert!(all > 16_384 && received < all / 20, "it sleeps: {received} of {all} pages");
+    let running = {
+        lab.checkpoint_kill(running);
+        lab.restart(["latest"])
+    };
+    lab.wait_joined(&running);
+    lab.checkpoint(&[]);
+    let (all, _) = pages(&lab);
+    assert!(all > 16_384, "the one after a restart is complete: {all} pages");
+    lab.checkpoint(&[]);
+    let (all, received) = pages(&lab);
+    assert!(received < all / 20, "it still sleeps: {received} of {all} pages");
+    lab.run(["kill"]).expect_success();
+    let _ = running.wait_exit();
+}
+
 #[test]
 fn the_program_notices_natively_when_a_byte_is_lost() {
     RANDOM_MEMORY.notices_what_is_lost();

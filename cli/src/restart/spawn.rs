@@ -180,6 +180,8 @@ fn info(saved: &Saved, address: &Address, handover: u64) -> RestartInfo {
         handover,
         handover_len: image.handover.len() as u64,
         stopped: image.settings.stopped.into(),
+        objects: image.objects.len() as u32,
+        manifest: saved.record.draft.processes.first().map_or([0; 32], |process| process.manifest),
         ..RestartInfo::default()
     };
     for (to, from) in info.checkpoint.iter_mut().zip(saved.record.id.bytes()) {

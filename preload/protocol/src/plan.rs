@@ -187,7 +187,10 @@ pub struct RestartInfo {
     pub checkpoint: [u8; 16],
     /// The address of the coordinator's socket, NUL-padded.
     pub coordinator: [u8; 108],
-    pub _pad: u32,
+    /// How many objects the image has.
+    pub objects: u32,
+    /// The manifest that the process was restored from; zeros: none.
+    pub manifest: [u8; 32],
     /// Stop the process again (it stood stopped at the checkpoint).
     pub stopped: u64,
 }
@@ -203,7 +206,8 @@ impl RestartInfo {
         handover_len: 0,
         checkpoint: [0; 16],
         coordinator: [0; 108],
-        _pad: 0,
+        objects: 0,
+        manifest: [0; 32],
         stopped: 0,
     };
 }
