@@ -269,8 +269,10 @@ impl<'a> Dump<'a> {
         copied.map(|()| pages)
     }
 
-    /// Copies while the program may unmap what is copied.
+    /// Copies while the program may unmap what is copied, and may want the processor.
     fn copy_running(&mut self, found: &[Run]) -> Result<(), Vec<Refusal>> {
+        /// How much is copied before others get their turn, in bytes: some 60 µs.
+        const AT_ONCE: u64 = 256 << 10;
         let mut runs =
             found.iter().filter(|run| matches!(run.state, State::Present | State::Swapped)).copied();
         let mut parts: Vec<Part> = Vec::new();
@@ -278,7 +280,7 @@ impl<'a> Dump<'a> {
         while let Some(mut run) = next {
             parts.clear();
             let (offset, to, room) = self.room()?;
-            let mut left = room as u64;
+            let mut left = AT_ONCE.min(room as u64);
             next = loop {
                 let len = left.min(run.end - run.start);
                 parts.push(Part { start: run.start, len });
@@ -295,6 +297,7 @@ impl<'a> Dump<'a> {
                 }
             };
             self.gather(&mut parts, offset, to);
+            process::give_way();
         }
         Ok(())
     }

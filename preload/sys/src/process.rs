@@ -146,6 +146,11 @@ pub fn kill(pid: i32, signal: i32) -> Result<()> {
     numbers(libc::SYS_kill, [pid as usize, signal as usize, 0, 0, 0]).map(drop)
 }
 
+/// Lets others go first (sched_yield(2)).
+pub fn give_way() {
+    let _ = numbers(libc::SYS_sched_yield, [0; 5]);
+}
+
 /// Whether this process has children, whichever thread made them (waitid(2): ECHILD where there is none).
 pub fn has_children() -> bool {
     let mut info = Siginfo([0; 128]);
