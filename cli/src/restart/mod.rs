@@ -16,7 +16,6 @@ mod descriptors;
 mod layout;
 mod machine;
 pub mod namespace;
-mod numbers;
 mod objects;
 mod place;
 mod plan;
