@@ -20,6 +20,7 @@ mod context;
 mod coordinator;
 mod doctor;
 mod failure;
+mod image;
 mod launch;
 mod locate;
 mod output;

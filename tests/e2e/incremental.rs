@@ -3,7 +3,7 @@
 
 use std::{thread, time::Duration};
 
-use stasis_tests::{Lab, Workload, compile};
+use stasis_tests::{DEADLINE, Lab, Outcome, Workload, compile};
 
 const RANDOM_MEMORY: Workload = Workload { program: "random_memory", arguments: &[] };
 
@@ -85,6 +85,39 @@ fn only_what_was_written_is_copied_again() {
 #[test]
 fn the_program_notices_natively_when_a_byte_is_lost() {
     RANDOM_MEMORY.notices_what_is_lost();
+}
+
+/// What `stasis doctor` and a program, both started with this STASIS_DISABLE, say of the tracker.
+#[track_caller]
+fn doctor_and_program(disabled: &str) -> (String, String) {
+    let lab = Lab::new();
+    let mut doctor = lab.stasis();
+    doctor.args(["doctor", "--json"]).env("STASIS_DISABLE", disabled);
+    let outcome = Outcome::of(&mut doctor, &lab.work(), DEADLINE);
+    let found: serde_json::Value = serde_json::from_str(&outcome.stdout).expect("JSON");
+    let probes = found["probes"].as_array().expect("probes");
+    let probe = probes.iter().find(|probe| probe["name"] == "write tracking").expect("a probe");
+    let running = lab.prepare([compile::program("brk_heap")]).environment("STASIS_DISABLE", disabled).start();
+    running.wait_ready();
+    lab.checkpoint(&[]);
+    let shown = lab.json(["show", "latest"]);
+    let used = shown["checkpoint"]["processes"][0]["tracker"].as_str().expect("a tracker").to_owned();
+    running.expect_ok();
+    (probe["detail"].as_str().expect("a text").to_owned(), used)
+}
+
+#[test]
+fn doctor_names_the_tracker_that_programs_use_and_why_it_is_not_a_better_one() {
+    for disabled in ["", "wp-async", "soft-dirty", "wp-async,soft-dirty"] {
+        let (detail, used) = doctor_and_program(disabled);
+        assert!(detail.starts_with(&format!("{used}: ")), "{used} is used with {disabled:?}: {detail}");
+        if disabled.starts_with("wp-async") {
+            assert!(detail.contains("wp-async: STASIS_DISABLE names it"), "{detail}");
+        }
+        if disabled == "wp-async,soft-dirty" {
+            assert!(detail.contains("soft-dirty: STASIS_DISABLE names it"), "{detail}");
+        }
+    }
 }
 
 macro_rules! seeds {

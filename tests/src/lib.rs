@@ -20,6 +20,7 @@
 //! Not here: the tests (`tests/e2e`) and the programs that they run (`tests/programs`).
 
 pub mod compile;
+pub mod image;
 pub mod lab;
 pub mod launch;
 pub mod mount;

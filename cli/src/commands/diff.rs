@@ -100,7 +100,7 @@ fn side(store: &mut Store, record: &CheckpointRecord) -> anyhow::Result<BTreeMap
 
 /// Sums ranges up by mapping, in the order of addresses; objects come last.
 fn attribute(ranges: &[Difference], old: &ProcessImage, new: &ProcessImage) -> Vec<Mapping> {
-    let shown = [show::image(old).mappings, show::image(new).mappings];
+    let shown = [show::describe(old).mappings, show::describe(new).mappings];
     let mut sums: BTreeMap<(u32, u64, u64), Mapping> = BTreeMap::new();
     for range in ranges {
         let image = usize::from(range.change != Change::Removed);

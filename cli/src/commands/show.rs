@@ -1,19 +1,15 @@
 //! `stasis show`: what is in a checkpoint, down to mappings, threads and descriptors.
 
-use anyhow::{Context as _, bail};
 use stasis_protocol::{
-    image::{
-        Backing, Description, DescriptionKind, IMAGE_VERSION, Mapping, Object, ObjectKind, ProcessImage,
-        Thread, flag,
-    },
+    image::{Backing, Description, DescriptionKind, Mapping, Object, ObjectKind, ProcessImage, Thread, flag},
     store::CheckpointRecord,
-    wire,
 };
 
 use crate::{
     args::ShowArgs,
     context::Context,
     failure::ExitCode,
+    image,
     output::{self, Table, bytes, printable},
     report,
     store::Store,
@@ -24,7 +20,7 @@ pub fn run(context: &Context, args: &ShowArgs) -> anyhow::Result<ExitCode> {
     let record = store.resolve(&args.reference)?;
     let images = read_images(&mut store, &record)?;
     let shown = report::Shown {
-        images: images.iter().map(image).collect(),
+        images: images.iter().map(describe).collect(),
         checkpoint: report::Checkpoint::from(record),
     };
     if context.json {
@@ -38,26 +34,15 @@ pub fn run(context: &Context, args: &ShowArgs) -> anyhow::Result<ExitCode> {
 pub fn read_images(store: &mut Store, record: &CheckpointRecord) -> anyhow::Result<Vec<ProcessImage>> {
     let mut images = Vec::new();
     for process in &record.draft.processes {
-        let image = decode(&store.read_record(&process.manifest)?)
-            .with_context(|| format!("the image of pid {}", process.pid));
-        images.push(image.map_err(|error| store.failure(&format!("{error:#}")))?);
+        let decoded = image::decode(&store.read_record(&process.manifest)?);
+        let whose = format!("pid {} in checkpoint {}", process.pid, record.id);
+        images.push(decoded.map_err(|error| error.failure(&whose, |error| store.failure(error)))?);
     }
     Ok(images)
 }
 
-/// Decodes an image, whose version comes first for the purpose of being readable alone.
-fn decode(record: &[u8]) -> anyhow::Result<ProcessImage> {
-    let (version, _) = postcard::take_from_bytes::<u32>(record).context("it is too short")?;
-    if version != IMAGE_VERSION {
-        let advice =
-            if version > IMAGE_VERSION { "use the newer Stasis that wrote it" } else { "take it anew" };
-        bail!("it has version {version} and this `stasis` reads version {IMAGE_VERSION}: {advice}");
-    }
-    Ok(wire::decode(record)?)
-}
-
 /// What is told of an image. Nothing in it can be trusted to be consistent.
-pub fn image(image: &ProcessImage) -> report::Image {
+pub fn describe(image: &ProcessImage) -> report::Image {
     report::Image {
         pid: image.ids.pid,
         ppid: image.ids.ppid,
@@ -256,17 +241,4 @@ fn render_image(image: &report::Image) -> String {
         text.push_str(&table.render());
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_image_of_another_version_is_refused_before_it_is_decoded() {
-        let error = decode(&[IMAGE_VERSION as u8 + 1, 0xff]).unwrap_err().to_string();
-        assert!(error.contains("newer Stasis"), "{error}");
-        assert!(decode(&[]).is_err());
-        assert!(decode(&[IMAGE_VERSION as u8]).is_err());
-    }
 }

@@ -1,152 +1,123 @@
-//! Finding changed pages: userfaultfd's asynchronous write protection together with PAGEMAP_SCAN (Linux
-//! 6.7). Pages are written and looked for, as a checkpoint would.
+//! Finding changed pages: which tracker programs started from here will use, found as they do it
+//! (preload/src/tracker): the best one that finds a page that was written, and is not named by STASIS_DISABLE.
 
 use std::{
-    fs::File,
+    env,
+    fs::{self, File},
     io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::fs::FileExt,
+    },
     ptr,
 };
 
 use stasis_protocol::PAGE_SIZE;
+use stasis_sys::{
+    pagemap::{self, CHECK_WPASYNC, Region, ScanArgument, WP_MATCHING},
+    userfaultfd,
+};
 
 use super::Finding;
 
 const PAGES: usize = 16;
 
-/// The page that is written between two scans.
+/// The page that is written between two looks, and the one that is discarded.
 const WRITTEN: usize = 5;
+const DISCARDED: usize = 2;
 
-// linux/userfaultfd.h
-const UFFD_USER_MODE_ONLY: i32 = 1;
-const UFFD_API: u64 = 0xaa;
-const UFFD_FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
-const UFFD_FEATURE_WP_ASYNC: u64 = 1 << 15;
-const UFFDIO_REGISTER_MODE_WP: u64 = 1 << 1;
-const UFFDIO_API: libc::Ioctl =
-    nix::request_code_readwrite!(0xaa, 0x3f, size_of::<UffdioApi>()) as libc::Ioctl;
-const UFFDIO_REGISTER: libc::Ioctl =
-    nix::request_code_readwrite!(0xaa, 0x00, size_of::<UffdioRegister>()) as libc::Ioctl;
-
-#[repr(C)]
-struct UffdioApi {
-    api: u64,
-    features: u64,
-    ioctls: u64,
-}
-
-#[repr(C)]
-struct UffdioRegister {
-    start: u64,
-    len: u64,
-    mode: u64,
-    ioctls: u64,
-}
-
-// linux/fs.h
-const PAGE_IS_WRITTEN: u64 = 1 << 1;
-const PM_SCAN_WP_MATCHING: u64 = 1 << 0;
-const PM_SCAN_CHECK_WPASYNC: u64 = 1 << 1;
-const PAGEMAP_SCAN: libc::Ioctl =
-    nix::request_code_readwrite!(b'f', 16, size_of::<PmScanArg>()) as libc::Ioctl;
-
-#[repr(C)]
-#[derive(Default)]
-struct PmScanArg {
-    size: u64,
-    flags: u64,
-    start: u64,
-    end: u64,
-    walk_end: u64,
-    vec: u64,
-    vec_len: u64,
-    max_pages: u64,
-    category_inverted: u64,
-    category_mask: u64,
-    category_anyof_mask: u64,
-    return_mask: u64,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct PageRegion {
-    start: u64,
-    end: u64,
-    categories: u64,
-}
+const REMEDY: &str =
+    "Linux 6.7 or later (with CONFIG_USERFAULTFD) finds changed pages without reading all of them";
 
 pub fn write_tracking() -> Finding {
-    const REMEDY: &str =
-        "Linux 6.7 or later (with CONFIG_USERFAULTFD) finds changed pages without reading all of them";
-    match track() {
-        Ok(()) => Finding::Works(
+    let disabled = env::var("STASIS_DISABLE").unwrap_or_default();
+    let is_disabled = |name: &str| disabled.split(',').any(|part| part == name);
+    let probe = |name: &str, works: fn() -> Result<(), String>| {
+        if is_disabled(name) {
+            return Err(format!("{name}: STASIS_DISABLE names it"));
+        }
+        works().map_err(|why| format!("{name}: {why}"))
+    };
+    let remedy = if is_disabled("wp-async") { "unset STASIS_DISABLE" } else { REMEDY };
+    let Err(why) = probe("wp-async", write_protection) else {
+        return Finding::Works(
             "wp-async: userfaultfd and PAGEMAP_SCAN found the one page that was written".into(),
-        ),
-        Err(error) => Finding::falls(format!("{error}; every checkpoint reads all memory"), REMEDY),
-    }
+        );
+    };
+    let Err(other) = probe("soft-dirty", soft_dirty) else {
+        return Finding::falls(
+            format!("soft-dirty: all changed pages are copied while the program stands still ({why})"),
+            remedy,
+        );
+    };
+    Finding::falls(format!("hash: every checkpoint reads all memory ({why}; {other})"), remedy)
 }
 
-fn track() -> Result<(), String> {
-    let name = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
-    let uffd = userfaultfd().map_err(name("userfaultfd"))?;
-    let mut api =
-        UffdioApi { api: UFFD_API, features: UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED, ioctls: 0 };
-    // SAFETY: UFFDIO_API reads and writes one uffdio_api.
-    check(unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_API, &raw mut api) })
-        .map_err(name("userfaultfd's WP_ASYNC feature"))?;
-    let memory = Memory::map().map_err(name("mmap"))?;
-    let mut register = UffdioRegister {
-        start: memory.0 as u64,
-        len: (PAGES * PAGE_SIZE) as u64,
-        mode: UFFDIO_REGISTER_MODE_WP,
-        ioctls: 0,
-    };
-    // SAFETY: UFFDIO_REGISTER reads and writes one uffdio_register; the range is ours alone.
-    check(unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_REGISTER, &raw mut register) })
-        .map_err(name("registering memory with userfaultfd"))?;
-    let pagemap = File::open("/proc/self/pagemap").map_err(name("/proc/self/pagemap"))?;
-    scan(&pagemap, &memory).map_err(name("PAGEMAP_SCAN"))?;
+fn named<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> String {
+    move |error| format!("{what}: {error}")
+}
+
+/// userfaultfd's asynchronous write protection together with PAGEMAP_SCAN (Linux 6.7).
+fn write_protection() -> Result<(), String> {
+    let uffd = userfaultfd::open(userfaultfd::WP_ASYNC | userfaultfd::WP_UNPOPULATED)
+        .map_err(named("userfaultfd with WP_ASYNC"))?;
+    // SAFETY: the descriptor is new, and nobody else owns it.
+    let uffd = unsafe { OwnedFd::from_raw_fd(uffd) };
+    let memory = Memory::map().map_err(named("mmap"))?;
+    (0..PAGES).for_each(|page| memory.write(page));
+    userfaultfd::register(uffd.as_raw_fd(), memory.start(), memory.end())
+        .map_err(named("registering memory with userfaultfd"))?;
+    let pagemap = File::open("/proc/self/pagemap").map_err(named("/proc/self/pagemap"))?;
+    scan(&pagemap, &memory).map_err(named("PAGEMAP_SCAN"))?;
     memory.write(WRITTEN);
-    let found = scan(&pagemap, &memory).map_err(name("PAGEMAP_SCAN"))?;
-    if found == [WRITTEN] {
+    memory.discard(DISCARDED).map_err(named("madvise"))?;
+    let found = scan(&pagemap, &memory).map_err(named("PAGEMAP_SCAN"))?;
+    if found == [DISCARDED, WRITTEN] {
         Ok(())
     } else {
-        Err(format!("page {WRITTEN} was written and PAGEMAP_SCAN reported {found:?}"))
+        Err(format!(
+            "page {WRITTEN} was written, page {DISCARDED} discarded, and PAGEMAP_SCAN reported {found:?}"
+        ))
     }
-}
-
-fn userfaultfd() -> io::Result<OwnedFd> {
-    // SAFETY: userfaultfd(2) takes flags only.
-    let fd = unsafe {
-        libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK | UFFD_USER_MODE_ONLY)
-    };
-    check(fd as i32)?;
-    // SAFETY: the descriptor is new, and nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 /// The pages written since the last scan, by their numbers.
-fn scan(pagemap: &File, memory: &Memory) -> io::Result<Vec<usize>> {
-    let mut regions = [PageRegion::default(); PAGES];
-    let mut arg = PmScanArg {
-        size: size_of::<PmScanArg>() as u64,
-        flags: PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
-        start: memory.0 as u64,
-        end: memory.0 as u64 + (PAGES * PAGE_SIZE) as u64,
-        vec: regions.as_mut_ptr() as u64,
-        vec_len: PAGES as u64,
-        category_mask: PAGE_IS_WRITTEN,
-        return_mask: PAGE_IS_WRITTEN,
-        ..PmScanArg::default()
+fn scan(pagemap: &File, memory: &Memory) -> stasis_sys::Result<Vec<usize>> {
+    let mut regions = [Region::default(); PAGES];
+    let argument = ScanArgument {
+        flags: WP_MATCHING | CHECK_WPASYNC,
+        start: memory.start(),
+        end: memory.end(),
+        category_mask: pagemap::WRITTEN,
+        return_mask: pagemap::WRITTEN,
+        ..ScanArgument::default()
     };
-    // SAFETY: the kernel reads and writes `arg` and writes at most `vec_len` regions, all of which live here.
-    let count = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
-    check(count)?;
-    let page = |address: u64| (address.saturating_sub(memory.0 as u64) as usize) / PAGE_SIZE;
-    Ok(regions[..(count as usize).min(PAGES)]
-        .iter()
-        .flat_map(|region| page(region.start)..page(region.end))
-        .collect())
+    let count = pagemap::scan(pagemap.as_raw_fd(), argument, &mut regions)?;
+    let page = |address: u64| (address.saturating_sub(memory.start()) as usize) / PAGE_SIZE;
+    Ok(regions[..count].iter().flat_map(|region| page(region.start)..page(region.end)).collect())
+}
+
+/// Bit 55 of the page table entries, cleared by clear_refs (Documentation/admin-guide/mm/soft-dirty.rst): kernels
+/// without CONFIG_MEM_SOFT_DIRTY take the request and report nothing.
+fn soft_dirty() -> Result<(), String> {
+    const SOFT_DIRTY: u64 = 1 << 55;
+    let memory = Memory::map().map_err(named("mmap"))?;
+    (0..PAGES).for_each(|page| memory.write(page));
+    let pagemap = File::open("/proc/self/pagemap").map_err(named("/proc/self/pagemap"))?;
+    fs::write("/proc/self/clear_refs", "4").map_err(named("/proc/self/clear_refs"))?;
+    memory.write(WRITTEN);
+    let mut entries = [0; PAGES * 8];
+    pagemap
+        .read_exact_at(&mut entries, memory.start() / PAGE_SIZE as u64 * 8)
+        .map_err(named("/proc/self/pagemap"))?;
+    let entries = entries.as_chunks::<8>().0.iter().map(|entry| u64::from_le_bytes(*entry));
+    let found: Vec<usize> =
+        entries.enumerate().filter(|(_, entry)| entry & SOFT_DIRTY != 0).map(|(page, _)| page).collect();
+    if found == [WRITTEN] {
+        Ok(())
+    } else {
+        Err(format!("page {WRITTEN} was written and the soft-dirty bits told of {found:?}"))
+    }
 }
 
 /// Pages that are unmapped at the end.
@@ -168,9 +139,25 @@ impl Memory {
         if memory == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Self(memory.cast())) }
     }
 
+    fn start(&self) -> u64 {
+        self.0 as u64
+    }
+
+    fn end(&self) -> u64 {
+        self.start() + (PAGES * PAGE_SIZE) as u64
+    }
+
     fn write(&self, page: usize) {
         // SAFETY: `page` is less than PAGES, so the byte is in the mapping, to which nothing refers.
         unsafe { self.0.add(page * PAGE_SIZE).write_volatile(1) };
+    }
+
+    fn discard(&self, page: usize) -> io::Result<()> {
+        // SAFETY: as in `write`.
+        match unsafe { libc::madvise(self.0.add(page * PAGE_SIZE).cast(), PAGE_SIZE, libc::MADV_DONTNEED) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 }
 
@@ -179,8 +166,4 @@ impl Drop for Memory {
         // SAFETY: the mapping is ours and nothing refers to it.
         unsafe { libc::munmap(self.0.cast(), PAGES * PAGE_SIZE) };
     }
-}
-
-fn check(result: i32) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -21,7 +21,7 @@ use stasis_protocol::{
 use stasis_store::client::PageNames;
 
 use super::{
-    numbers::Numbers,
+    descriptors::Places,
     plan::{Plan, attempt, call, pointing},
     refusal,
 };
@@ -126,7 +126,7 @@ pub fn plan(
     image: &ProcessImage,
     pages: &Pages,
     objects: &BTreeMap<u32, OwnedFd>,
-    numbers: &mut Numbers,
+    places: &mut Places,
     plan: &mut Plan,
 ) -> anyhow::Result<()> {
     let mut files: BTreeMap<(String, bool), RawFd> = BTreeMap::new();
@@ -146,7 +146,7 @@ pub fn plan(
             Backing::Object(id) => {
                 let object =
                     objects.get(id).ok_or_else(|| anyhow::anyhow!("the image names no object {id}"))?;
-                fd = numbers.place(object.try_clone()?)?;
+                fd = places.place(object.try_clone()?)?;
             }
             Backing::File(file) => {
                 let write = mapping.shared && mapping.protection & libc::PROT_WRITE as u32 != 0;
@@ -155,7 +155,7 @@ pub fn plan(
                     Some(fd) => *fd,
                     None => {
                         let opened = OpenOptions::new().read(true).write(write).open(&file.path)?;
-                        let fd = numbers.place(opened.into())?;
+                        let fd = places.place(opened.into())?;
                         files.insert(key, fd);
                         fd
                     }
@@ -196,7 +196,7 @@ pub fn plan(
     if !image.settings.thp_disable {
         plan.huge = huge(image, pages);
     }
-    fills(pages, &modified, numbers, plan)
+    fills(pages, &modified, places, plan)
 }
 
 /// The calls that give a mapping its advice, guards, name and lock.
@@ -284,17 +284,12 @@ impl Pages {
     }
 }
 
-fn fills(
-    pages: &Pages,
-    modified: &[(u64, u64)],
-    numbers: &mut Numbers,
-    plan: &mut Plan,
-) -> anyhow::Result<()> {
+fn fills(pages: &Pages, modified: &[(u64, u64)], places: &mut Places, plan: &mut Plan) -> anyhow::Result<()> {
     let page = PAGE_SIZE as u64;
     let mut packs: BTreeMap<u64, (RawFd, RawFd)> = BTreeMap::new();
     let mut zeros: Option<RawFd> = None;
     plan.header.hashes = pages.hashes.len() as u64;
-    plan.header.hashes_fd = numbers.place(pages.hashes.as_fd().try_clone_to_owned()?)? as u64;
+    plan.header.hashes_fd = places.place(pages.hashes.as_fd().try_clone_to_owned()?)? as u64;
     for (extent, first_hash) in pages.of(MEMORY) {
         let (start, len) = (extent.first_page * page, extent.pages * page);
         let (fd, direct) = match extent.kind {
@@ -305,7 +300,7 @@ fn fills(
                 }
                 match zeros {
                     Some(fd) => (fd, -1),
-                    None => (*zeros.insert(numbers.place(File::open("/dev/zero")?.into())?), -1),
+                    None => (*zeros.insert(places.place(File::open("/dev/zero")?.into())?), -1),
                 }
             }
             _ => match packs.get(&extent.pack) {
@@ -316,8 +311,8 @@ fn fills(
                         anyhow::anyhow!("the pack {} cannot be opened: {error}", path.display())
                     })?;
                     let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&path);
-                    let direct = direct.map_or(Ok(-1), |direct| numbers.place(direct.into()))?;
-                    let fds = (numbers.place(file.into())?, direct);
+                    let direct = direct.map_or(Ok(-1), |direct| places.place(direct.into()))?;
+                    let fds = (places.place(file.into())?, direct);
                     packs.insert(extent.pack, fds);
                     fds
                 }

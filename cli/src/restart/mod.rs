@@ -16,7 +16,6 @@ mod descriptors;
 mod layout;
 mod machine;
 pub mod namespace;
-mod numbers;
 mod objects;
 mod place;
 mod plan;
@@ -26,12 +25,11 @@ mod settings;
 mod spawn;
 mod supervise;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use stasis_protocol::{
     coordinator::{ClientRequest, Refusal},
-    image::{IMAGE_VERSION, ProcessImage},
+    image::ProcessImage,
     store::CheckpointRecord,
-    wire,
 };
 
 use crate::{
@@ -40,7 +38,7 @@ use crate::{
     context::Context,
     coordinator::start,
     failure::{ExitCode, Failure},
-    locate, output,
+    image, locate, output,
     store::Store,
 };
 
@@ -106,25 +104,12 @@ fn read(context: &Context, reference: &str) -> anyhow::Result<Saved> {
         ))
     };
     let process = store.read_process(&entry.manifest)?;
-    let image = decode(&process.record).with_context(|| format!("checkpoint {}", record.id))?;
+    let whose = format!("pid {} in checkpoint {}", entry.pid, record.id);
+    let image = image::decode(&process.record)
+        .map_err(|error| error.failure(&whose, |error| failed(error.to_string())))?;
     let (extents, hashes) = process.pages().map_err(|error| failed(error.to_string()))?;
     let pages = layout::Pages { extents, hashes, directory: process.directory };
     Ok(Saved { record, image, pages, key: process.key, _store: store })
-}
-
-/// Decodes a record, after a look at its version.
-fn decode(record: &[u8]) -> anyhow::Result<ProcessImage> {
-    // The version is the first field, a varint like any: below 128 it is one byte.
-    match record.first() {
-        Some(&version) if u32::from(version) == IMAGE_VERSION => {}
-        Some(&version) => bail!(Failure::refused(
-            "the image",
-            format!("it has format {version}, and this is a Stasis for format {IMAGE_VERSION}"),
-            "restart it with the version of Stasis that wrote it"
-        )),
-        None => bail!("the image is empty: run `stasis verify`"),
-    }
-    wire::decode(record).context("the image cannot be read: run `stasis verify`")
 }
 
 fn check(image: &ProcessImage, policy: &descriptors::Policy) -> anyhow::Result<()> {

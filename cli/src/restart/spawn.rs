@@ -24,9 +24,10 @@ use stasis_protocol::{
 };
 
 use super::{
-    Saved, credentials, descriptors, layout,
+    Saved, credentials,
+    descriptors::{self, Places},
+    layout,
     namespace::{self, Init},
-    numbers::Numbers,
     objects,
     place::Place,
     plan::{Plan, call},
@@ -135,7 +136,7 @@ fn make_here(pid: i32, program: impl FnOnce()) -> anyhow::Result<Pid> {
 /// All that is made before the child is.
 struct Prepared {
     plan: Plan,
-    numbers: Numbers,
+    places: Places,
     objects: std::collections::BTreeMap<u32, OwnedFd>,
     /// Where the plan is written: placed already.
     plan_file: i32,
@@ -146,17 +147,17 @@ struct Prepared {
 fn prepare(request: &Request<'_>, report: OwnedFd) -> anyhow::Result<Prepared> {
     let (saved, image) = (request.saved, &request.saved.image);
     let pages = &saved.pages;
-    let mut numbers = Numbers::new(image);
+    let mut places = Places::new(image);
     let mut plan = Plan::default();
-    plan.header.report_fd = numbers.place(report)? as u64;
+    plan.header.report_fd = places.place(report)? as u64;
     plan.header.key = saved.key;
 
     let objects = descriptors::create_objects(image).map_err(|refusal| Failure::Refused(vec![refusal]))?;
     objects::fill(image, &objects, pages, &saved.key)?;
     descriptors::seal_objects(image, &objects).map_err(|refusal| Failure::Refused(vec![refusal]))?;
-    layout::plan(image, pages, &objects, &mut numbers, &mut plan)?;
+    layout::plan(image, pages, &objects, &mut places, &mut plan)?;
     let exe = match File::open(&image.exe.path) {
-        Ok(exe) => Some(numbers.place(exe.into())?),
+        Ok(exe) => Some(places.place(exe.into())?),
         Err(_) => None,
     };
     settings::plan(image, exe, &mut plan);
@@ -169,8 +170,8 @@ fn prepare(request: &Request<'_>, report: OwnedFd) -> anyhow::Result<Prepared> {
         return Err(io::Error::last_os_error()).context("no memory for the restart plan");
     }
     // SAFETY: as above.
-    let plan_file = numbers.place(unsafe { OwnedFd::from_raw_fd(memory) })?;
-    Ok(Prepared { plan, numbers, objects, plan_file, groups: credentials::own().groups })
+    let plan_file = places.place(unsafe { OwnedFd::from_raw_fd(memory) })?;
+    Ok(Prepared { plan, places, objects, plan_file, groups: credentials::own().groups })
 }
 
 fn info(saved: &Saved, address: &Address, handover: u64) -> RestartInfo {
@@ -232,8 +233,8 @@ fn try_become_program(request: &Request<'_>, prepared: &mut Prepared) -> anyhow:
     // By the child: the coordinator takes who connects (SO_PEERCRED) for the process.
     let coordinator = UnixStream::connect(request.address.path())
         .with_context(|| format!("the coordinator at {}", request.address))?;
-    plan.header.info.coordinator_fd = prepared.numbers.place(coordinator.into())?;
-    let placed = prepared.numbers.placed();
+    plan.header.info.coordinator_fd = prepared.places.place(coordinator.into())?;
+    let placed = prepared.places.placed();
     let installed = descriptors::install(image, &prepared.objects, &placed, request.policy)
         .map_err(|refusal| Failure::Refused(vec![refusal]))?;
     let base = plan.keep(&installed.data);

@@ -45,6 +45,7 @@ use crate::args::{ChangedFile, MissingFile};
 
 pub use self::{
     check::check,
+    numbers::Places,
     objects::{create_objects, seal_objects},
 };
 

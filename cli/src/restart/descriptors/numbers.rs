@@ -1,4 +1,5 @@
-//! Descriptor numbers that the image does not use, for what is in the making.
+//! Descriptor numbers that the image does not use: for what is in the making, and where our own descriptors wait
+//! until the restored program takes over.
 
 use std::{
     collections::BTreeSet,
@@ -6,6 +7,7 @@ use std::{
     os::fd::{AsRawFd, OwnedFd, RawFd},
 };
 
+use anyhow::Context as _;
 use stasis_protocol::image::ProcessImage;
 
 use super::kernel::{done, owned};
@@ -45,6 +47,55 @@ impl Numbers {
     /// As for [`Numbers::copy`].
     pub fn out_of_the_way(&mut self, fd: OwnedFd) -> io::Result<OwnedFd> {
         if self.used.contains(&fd.as_raw_fd()) { self.copy(fd.as_raw_fd()) } else { Ok(fd) }
+    }
+}
+
+/// Descriptors of ours that survive exec, to be used by the restorer.
+pub struct Places {
+    numbers: Numbers,
+    placed: Vec<OwnedFd>,
+}
+
+impl Places {
+    /// Raises the soft limit on descriptors as far as it goes; the image's own is set later.
+    pub fn new(image: &ProcessImage) -> Self {
+        let mut limit = libc::rlimit { rlim_cur: 1024, rlim_max: 1024 };
+        // SAFETY: both calls use one struct rlimit.
+        unsafe {
+            if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+                limit.rlim_cur = limit.rlim_max;
+                libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+            }
+        }
+        let limit = RawFd::try_from(limit.rlim_max).unwrap_or(RawFd::MAX);
+        let mut numbers = Numbers::new(image);
+        let behind = numbers.used.last().map_or(3, |last| last.saturating_add(1)).max(64);
+        // Where there is room, behind all of the image's, out of the way of what is made next.
+        if limit.saturating_sub(behind) > 1024 {
+            numbers.next = behind;
+        }
+        Self { numbers, placed: Vec::new() }
+    }
+
+    /// Moves a descriptor to a number of ours; it survives exec, and is closed with the value.
+    ///
+    /// # Errors
+    /// When no number is free below the limit.
+    pub fn place(&mut self, fd: OwnedFd) -> anyhow::Result<RawFd> {
+        let place = self
+            .numbers
+            .copy(fd.as_raw_fd())
+            .context("no descriptor number is free for the restart: raise the limit (ulimit -Hn)")?;
+        let number = place.as_raw_fd();
+        // SAFETY: fcntl(2) with numbers.
+        done(unsafe { libc::fcntl(number, libc::F_SETFD, 0) })?;
+        self.placed.push(place);
+        Ok(number)
+    }
+
+    /// What was placed, for [`super::install`] to leave alone.
+    pub fn placed(&self) -> Vec<RawFd> {
+        self.placed.iter().map(AsRawFd::as_raw_fd).collect()
     }
 }
 
