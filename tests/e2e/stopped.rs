@@ -39,6 +39,17 @@ fn continue_process(pid: u32) {
     ProcessHandle::open(pid).and_then(|process| process.signal(Signal::SIGCONT)).expect("SIGCONT is sent");
 }
 
+/// Killed and restarted it stands stopped, and continued it goes on.
+#[track_caller]
+fn comes_back_stopped(lab: &Lab, running: Running) {
+    lab.checkpoint_kill(running);
+    let running = lab.restart(["latest"]);
+    let pid = wait_joined(lab);
+    wait_stopped(pid);
+    continue_process(pid);
+    running.expect_ok();
+}
+
 #[test]
 fn the_program_notices_natively_when_sigcont_is_lost() {
     PROGRAM.notices_what_is_lost_with(|running| {
@@ -64,12 +75,7 @@ fn it_is_still_stopped_after_checkpoints() {
 fn it_comes_back_stopped_after_kill_and_restart() {
     let lab = Lab::new();
     let running = launch_and_stop(&lab);
-    lab.checkpoint_kill(running);
-    let running = lab.restart(["latest"]);
-    let pid = wait_joined(&lab);
-    wait_stopped(pid);
-    continue_process(pid);
-    running.expect_ok();
+    comes_back_stopped(&lab, running);
 }
 
 /// The signal comes before the library's own thread has run at all: the process has said who it is nevertheless.
@@ -81,12 +87,7 @@ fn one_that_stops_itself_at_once_is_checkpointed_and_comes_back() {
         wait_stopped(running.pid());
         lab.checkpoint(&[]);
         wait_stopped(running.pid());
-        lab.checkpoint_kill(running);
-        let running = lab.restart(["latest"]);
-        let pid = wait_joined(&lab);
-        wait_stopped(pid);
-        continue_process(pid);
-        running.expect_ok();
+        comes_back_stopped(&lab, running);
     }
 }
 

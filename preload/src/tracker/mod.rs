@@ -48,14 +48,18 @@ pub trait DirtyTracker {
 
     /// Whether it may be asked again and again while threads run, each page being reported until it was not written
     /// between two answers.
-    fn works_while_running(&self) -> bool;
+    fn works_while_running(&self) -> bool {
+        false
+    }
 
     /// Watches a mapping. Only while threads stand still: a program that maps and unmaps meanwhile could find a mapping
     /// of its own cut in two, and mremap(2) fail.
     ///
     /// # Errors
     /// The kernel's: EBUSY for one that the program watches itself.
-    fn watch(&mut self, range: Range) -> Result<()>;
+    fn watch(&mut self, _range: Range) -> Result<()> {
+        Ok(())
+    }
 
     /// Finds the pages of one mapping that have changed; `all`: those that are populated. What was in `found` is gone.
     ///
@@ -74,14 +78,6 @@ pub struct Hash;
 impl DirtyTracker for Hash {
     fn name(&self) -> &'static str {
         "hash"
-    }
-
-    fn works_while_running(&self) -> bool {
-        false
-    }
-
-    fn watch(&mut self, _: Range) -> Result<()> {
-        Ok(())
     }
 
     fn look(&mut self, pagemap: &mut Pagemap, range: Range, _: bool, found: &mut Vec<Run>) -> Result<Shown> {

@@ -16,14 +16,6 @@ impl DirtyTracker for SoftDirty {
         "soft-dirty"
     }
 
-    fn works_while_running(&self) -> bool {
-        false
-    }
-
-    fn watch(&mut self, _: Range) -> Result<()> {
-        Ok(())
-    }
-
     fn look(
         &mut self,
         pagemap: &mut Pagemap,
