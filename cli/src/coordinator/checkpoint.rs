@@ -62,6 +62,7 @@ async fn attempt(computation: &Rc<Computation>, order: Order) -> Outcome {
         store_passed: false,
         hold: order.kill,
         was_stopped: false,
+        alone: subjects.len() == 1,
     };
     for subject in subjects.values() {
         stopped::settle(subject.real_pid).await;
@@ -213,8 +214,8 @@ fn ask(
 
 fn message_to(message: &ToProcess, store_passed: bool, was_stopped: bool) -> ToProcess {
     match message.clone() {
-        ToProcess::Checkpoint { token, store, hold, .. } => {
-            ToProcess::Checkpoint { token, store, store_passed, hold, was_stopped }
+        ToProcess::Checkpoint { token, store, hold, alone, .. } => {
+            ToProcess::Checkpoint { token, store, store_passed, hold, was_stopped, alone }
         }
         other => other,
     }
@@ -270,6 +271,9 @@ async fn gather(
                     pause_us,
                 });
             }
+            Event::Said(
+                FromProcess::Ready { .. } | FromProcess::Stopped { .. } | FromProcess::Captured { .. },
+            ) => {}
             Event::Gone => return Err(one(gone(subject, entry.phase))),
         }
     }
@@ -295,7 +299,7 @@ fn gone(subject: &Subject, phase: Option<Phase>) -> Refusal {
 fn allowance(computation: &Computation, phase: Phase, real_pid: u32) -> Duration {
     let base = computation.settings.deadline;
     match phase {
-        Phase::Running | Phase::Checking | Phase::Quiescing => base,
+        Phase::Running | Phase::Checking | Phase::Ready | Phase::Quiescing => base,
         Phase::Snapshotting | Phase::Storing | Phase::Held => {
             base + Duration::from_nanos(process::memory(real_pid).saturating_mul(NANOS_PER_BYTE))
         }
@@ -327,6 +331,7 @@ fn phase_name(phase: Option<Phase>) -> &'static str {
         None => "being asked",
         Some(Phase::Running) => "running",
         Some(Phase::Checking) => "checking itself",
+        Some(Phase::Ready) => "waiting for the others",
         Some(Phase::Quiescing) => "stopping its threads",
         Some(Phase::Snapshotting) => "copying its memory",
         Some(Phase::Storing) => "storing its memory",
@@ -349,6 +354,7 @@ fn draft(
         host: nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned(),
         pause_us: dumps.iter().map(|dump| dump.pause_us).max().unwrap_or(0),
         processes: dumps.into_iter().map(|dump| dump.entry).collect(),
+        shared: Vec::new(),
     })
 }
 

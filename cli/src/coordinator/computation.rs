@@ -127,8 +127,8 @@ struct State {
     id: Option<String>,
     /// What the next checkpoint goes on from.
     parent: Option<String>,
-    /// A restart announced itself and its processes have not come yet.
-    resumed: bool,
+    /// How many processes of a restart that announced itself have not come yet.
+    awaited: u32,
     members: BTreeMap<MemberId, Member>,
     next_member: MemberId,
     /// The last process that left, which may be about to come back under another program.
@@ -183,7 +183,7 @@ impl Computation {
             .departed
             .take()
             .is_some_and(|(real_pid, pidfd)| real_pid == member.real_pid && !pidfd.has_ended());
-        let continues = state.resumed && member.restarted_from.is_some();
+        let continues = state.awaited > 0 && member.restarted_from.is_some();
         if state.members.is_empty() && !replaced && !came_back && !continues {
             // All that was here has ended: this is another computation.
             state.id = None;
@@ -196,11 +196,11 @@ impl Computation {
         if !replaced && !came_back {
             state.joined = state.joined.saturating_add(1);
         }
-        state.resumed = false;
         let id = state.next_member;
         state.next_member += 1;
         log::line(format_args!("{} joined", member.name()));
         state.members.insert(id, member);
+        state.arrived(id);
         drop(state);
         self.changed.send_replace(());
         id
@@ -239,6 +239,9 @@ impl Computation {
                     member.enter(Phase::Running);
                     *token
                 }
+                FromProcess::Ready { token, .. }
+                | FromProcess::Stopped { token, .. }
+                | FromProcess::Captured { token, .. } => *token,
                 FromProcess::Dumped { token, tracker, pause_us, .. } => {
                     member.tracker.clone_from(tracker);
                     if *pause_us > 0 {
@@ -296,7 +299,7 @@ impl Computation {
     ///
     /// # Errors
     /// Another computation is running here.
-    pub fn resume(&self, id: String, checkpoint: String) -> Result<(), Refusal> {
+    pub fn resume(&self, id: String, checkpoint: String, processes: u32) -> Result<(), Refusal> {
         let mut state = self.state.borrow_mut();
         // Those that have just ended may not have been seen to leave yet.
         if let Some(member) = state.members.values().find(|member| !member.pidfd.has_ended()) {
@@ -309,7 +312,7 @@ impl Computation {
         state.members.clear();
         state.id = Some(id);
         state.parent = Some(checkpoint);
-        state.resumed = true;
+        state.awaited = processes;
         state.departed = None;
         state.joined = 0;
         Ok(())
@@ -367,6 +370,26 @@ impl Computation {
             last: state.last.clone(),
             processes: state.members.values().map(process_status).collect(),
         })
+    }
+}
+
+impl State {
+    /// Takes note of a process that may be of a restart; when it is the last one, all of them go on.
+    fn arrived(&mut self, id: MemberId) {
+        let Some(member) = self.members.get(&id) else { return };
+        if member.restarted_from.is_none() {
+            self.awaited = 0;
+            return;
+        }
+        self.awaited = self.awaited.saturating_sub(1);
+        // One whose coordinator was replaced while it ran is not waited for by anybody: it just goes on.
+        if self.awaited == 0 {
+            for member in self.members.values().filter(|member| member.restarted_from.is_some()) {
+                if let Err(reason) = member.send(&ToProcess::Go) {
+                    log::line(format_args!("{}: {reason}", member.name()));
+                }
+            }
+        }
     }
 }
 

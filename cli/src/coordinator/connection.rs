@@ -204,10 +204,12 @@ async fn carry_out(computation: &Rc<Computation>, request: ClientRequest) -> Cli
             ClientReply::Done { count: computation.joined() }
         }
         ClientRequest::AwaitProcess { real_pid } => await_process(computation, real_pid).await,
-        ClientRequest::Resume { computation: id, checkpoint } => match computation.resume(id, checkpoint) {
-            Ok(()) => ClientReply::Done { count: 0 },
-            Err(refusal) => ClientReply::Refused(vec![refusal]),
-        },
+        ClientRequest::Resume { computation: id, checkpoint, processes } => {
+            match computation.resume(id, checkpoint, processes) {
+                Ok(()) => ClientReply::Done { count: 0 },
+                Err(refusal) => ClientReply::Refused(vec![refusal]),
+            }
+        }
         ClientRequest::Shutdown => ClientReply::Done { count: 0 },
     }
 }
