@@ -7,7 +7,7 @@ use core::{
 };
 
 use stasis_protocol::{
-    coordinator::{FromProcess, Phase, Refusal, ToProcess},
+    coordinator::{End, FromProcess, Phase, Refusal, ToProcess},
     store::Hash,
     wire,
 };
@@ -364,6 +364,9 @@ impl Taking<'_> {
         let alone = order.alone && snapshot::children().alive.is_empty();
         self.report(Phase::Checking);
         let Checked { mappings, ends, objects } = snapshot::check()?;
+        if alone {
+            refuse_outside(&ends)?;
+        }
         let Kept { store, tracker, base } = kept();
         // A connection that the coordinator passed knows of no base.
         let bases = self.passed.is_none();
@@ -383,7 +386,8 @@ impl Taking<'_> {
         arena::prefault();
         if !alone && !self.was_stopped {
             self.report(Phase::Ready);
-            self.meet(&FromProcess::Ready { token, ends, objects })?;
+            let children = snapshot::children().alive;
+            self.meet(&FromProcess::Ready { token, ends, objects, children })?;
         }
         self.report(Phase::Quiescing);
 
@@ -408,7 +412,9 @@ impl Taking<'_> {
         snapshot.objects.close();
         dump.close();
         let rest = dumped?;
-        if !alone {
+        if alone {
+            refuse_outside(&snapshot.ends)?;
+        } else {
             let (ends, sharable) =
                 (core::mem::take(&mut snapshot.ends), core::mem::take(&mut snapshot.sharable));
             self.meet(&FromProcess::Captured { token, ends, sharable, objects: copied })?;
@@ -434,6 +440,12 @@ impl Taking<'_> {
             }]
         })
     }
+}
+
+/// Where there is no other process, nobody has the other ends.
+fn refuse_outside(ends: &[End]) -> core::result::Result<(), Vec<Refusal>> {
+    let refusals: Vec<Refusal> = ends.iter().filter_map(|end| end.refusal.clone()).collect();
+    if refusals.is_empty() { Ok(()) } else { Err(refusals) }
 }
 
 /// SIGCONT in a set of signals.

@@ -71,7 +71,7 @@ pub struct End {
     pub has: u64,
     /// Names the other end, which another process of the computation must have.
     pub wants: u64,
-    /// What is refused when none has it; `None` where it may stay outside.
+    /// What is refused when no other process has it; `None` where it may stay outside, or this process has it.
     pub refusal: Option<Refusal>,
 }
 
@@ -95,6 +95,8 @@ pub enum FromProcess {
         ends: Vec<End>,
         /// Shared memory and files without a name ([`crate::image::Object::key`]).
         objects: Vec<u64>,
+        /// The pids of its children that have not ended.
+        children: Vec<u32>,
     },
     /// All threads stand still; it waits for [`ToProcess::Capture`].
     Stopped {
