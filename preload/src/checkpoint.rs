@@ -125,6 +125,7 @@ pub fn own_ranges() -> [(u64, u64, Own); 3] {
 pub extern "C" fn thread() -> ! {
     let announced = ANNOUNCED.swap(-1, Ordering::Relaxed);
     keep_only(announced);
+    state::await_started();
     // The connection is made as whom the program was started by; only then does this thread follow it.
     let coordinator = match announced {
         0.. => {
@@ -253,6 +254,7 @@ fn take(coordinator: &Coordinator, order: &Order<'_>, passed: Option<Fd>) -> cor
             store.close();
         }
         let told = coordinator.send(&FromProcess::Refused { token, refusals });
+        state::set_storing(false);
         if was_stopped {
             taking.stop_again();
             taking.go_on();
@@ -261,6 +263,7 @@ fn take(coordinator: &Coordinator, order: &Order<'_>, passed: Option<Fd>) -> cor
         }
         return told;
     }
+    state::set_storing(false);
     // A connection that was passed is good for one dump; another one, for as long as this is the user who made it.
     let keep = |store: &mut Store| passed.is_none() && credentials::keep_store(store.fd());
     if let Some(store) = kept().store.take_if(|store| !keep(store)) {
@@ -423,6 +426,7 @@ impl Taking<'_> {
         if hold {
             self.report(Phase::Held);
         } else {
+            state::set_storing(true);
             self.go_on();
             self.report(Phase::Storing);
         }

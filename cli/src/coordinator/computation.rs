@@ -110,10 +110,13 @@ pub enum Event {
     Ended(u32),
 }
 
+/// Where those who take a checkpoint are told of the processes.
+pub type Events = mpsc::Sender<(MemberId, Event)>;
+
 /// The checkpoint that is being taken.
 struct Round {
     token: u64,
-    events: mpsc::Sender<(MemberId, Event)>,
+    events: Events,
 }
 
 pub struct Computation {
@@ -187,7 +190,18 @@ impl Computation {
     }
 
     /// Adds a process.
-    pub async fn join(&self, mut member: Member) -> MemberId {
+    pub async fn join(&self, member: Member) -> MemberId {
+        let (id, events) = self.add(member);
+        if let Some(events) = events {
+            // Nobody listens any more when the checkpoint has just ended.
+            let _ = events.send((id, Event::Joined)).await;
+        }
+        self.changed.send_replace(());
+        id
+    }
+
+    /// The new member's id, and who is to be told of it.
+    fn add(&self, mut member: Member) -> (MemberId, Option<Events>) {
         let mut state = self.state.borrow_mut();
         // The connection of the program before an execve(2) may be seen to close only later.
         let replaced: Vec<_> =
@@ -216,13 +230,7 @@ impl Computation {
         log::line(format_args!("{} joined", member.name()));
         state.members.insert(id, member);
         state.arrived(id);
-        let events = state.round.as_ref().map(|round| round.events.clone());
-        drop(state);
-        if let Some(events) = events {
-            let _ = events.send((id, Event::Joined)).await;
-        }
-        self.changed.send_replace(());
-        id
+        (id, state.round.as_ref().map(|round| round.events.clone()))
     }
 
     /// Removes a process whose connection has ended.
@@ -286,10 +294,7 @@ impl Computation {
     }
 
     /// Begins a round: what processes say of `token` comes out of the receiver.
-    pub fn open_round(
-        &self,
-        token: u64,
-    ) -> (mpsc::Sender<(MemberId, Event)>, mpsc::Receiver<(MemberId, Event)>) {
+    pub fn open_round(&self, token: u64) -> (Events, mpsc::Receiver<(MemberId, Event)>) {
         let (events, receiver) = mpsc::channel(64);
         self.state.borrow_mut().round = Some(Round { token, events: events.clone() });
         (events, receiver)

@@ -5,12 +5,11 @@ use std::{collections::BTreeMap, fs, rc::Rc, time::Duration};
 
 use stasis_protocol::coordinator::Refusal;
 use tokio::{
-    sync::mpsc,
     task::{AbortHandle, spawn_local},
     time::Instant,
 };
 
-use super::computation::{Event, MemberId};
+use super::computation::{Event, Events, MemberId};
 use crate::process::{self, Pidfd};
 
 /// How long one may take: it has only to be scheduled, and loaded.
@@ -39,12 +38,7 @@ pub struct Newborn(BTreeMap<u32, Awaited>);
 
 impl Newborn {
     /// Awaits the children of a process that `is_known` does not know.
-    pub fn await_children(
-        &mut self,
-        parent: (u32, &str),
-        is_known: impl Fn(u32) -> bool,
-        events: &mpsc::Sender<(MemberId, Event)>,
-    ) {
+    pub fn await_children(&mut self, parent: (u32, &str), is_known: impl Fn(u32) -> bool, events: &Events) {
         for child in children(parent.0).into_iter().filter(|&child| !is_known(child)) {
             let Ok(pidfd) = Pidfd::open(child) else { continue };
             // Also for those that end before their parent waits for them.
@@ -64,13 +58,7 @@ impl Newborn {
     }
 
     /// Awaits a process that has closed its connection and runs on.
-    pub fn await_program(
-        &mut self,
-        real_pid: u32,
-        name: &str,
-        pidfd: Rc<Pidfd>,
-        events: &mpsc::Sender<(MemberId, Event)>,
-    ) {
+    pub fn await_program(&mut self, real_pid: u32, name: &str, pidfd: Rc<Pidfd>, events: &Events) {
         let refusal = Refusal {
             what: name.into(),
             reason: "it has left the computation and runs on: it executes a program without libstasis.so, or closed the \
@@ -81,13 +69,7 @@ impl Newborn {
         self.insert(real_pid, pidfd, refusal, events);
     }
 
-    fn insert(
-        &mut self,
-        real_pid: u32,
-        pidfd: Rc<Pidfd>,
-        refusal: Refusal,
-        events: &mpsc::Sender<(MemberId, Event)>,
-    ) {
+    fn insert(&mut self, real_pid: u32, pidfd: Rc<Pidfd>, refusal: Refusal, events: &Events) {
         let events = events.clone();
         let watch = spawn_local(async move {
             if pidfd.ended().await.is_ok() {

@@ -21,7 +21,7 @@ use tokio::{
 
 use super::{
     checkpoint::{allowance, gone, one, overdue, refusal},
-    computation::{Computation, Event, Member, MemberId},
+    computation::{Computation, Event, Events, Member, MemberId},
     newborn::Newborn,
     stopped,
     together::{self, Holder},
@@ -98,7 +98,7 @@ pub struct Round<'a> {
     /// The last step that all have done, and beyond which they were told to go.
     passed: Step,
     newborn: Newborn,
-    sender: mpsc::Sender<(MemberId, Event)>,
+    sender: Events,
     events: mpsc::Receiver<(MemberId, Event)>,
     shared: Vec<Vec<SharedDescriptor>>,
 }
@@ -357,9 +357,16 @@ impl<'a> Round<'a> {
     }
 
     fn joined(&mut self, id: MemberId) -> Result<(), Failure> {
+        if self.subjects.contains_key(&id) {
+            return Ok(());
+        }
         let name = self.computation.with_members(|members| members.get(&id).map(Member::name));
         let Some(name) = name else { return Ok(()) };
-        if self.passed >= Step::Stopped {
+        if self.passed == Step::Captured {
+            // Made since the others went on.
+            return Ok(());
+        }
+        if self.passed == Step::Stopped {
             let reason = "joined while the others stood still";
             return Err(Failure::Again(refusal(name, reason, "take another checkpoint")));
         }
@@ -369,7 +376,13 @@ impl<'a> Round<'a> {
     fn left(&mut self, id: MemberId) -> Result<(), Failure> {
         let Some(subject) = self.subjects.get(&id) else { return Ok(()) };
         if self.passed >= Step::Stopped && subject.step != Step::Dumped {
-            return Err(one(gone(subject, subject.phase)).into());
+            let refusal = gone(subject, subject.phase);
+            // It was killed, which the others may take for what has happened before the next round.
+            return Err(if subject.pidfd.has_ended() {
+                Failure::Again(refusal)
+            } else {
+                one(refusal).into()
+            });
         }
         if subject.step == Step::Dumped {
             // What it was is in the store.
@@ -377,12 +390,14 @@ impl<'a> Round<'a> {
         }
         if !subject.pidfd.has_ended() {
             let (real_pid, name, pidfd) = (subject.real_pid, subject.name.clone(), Rc::clone(&subject.pidfd));
-            // It may be back already.
-            let back = self
-                .computation
-                .with_members(|members| members.values().any(|member| member.real_pid == real_pid));
-            if !back {
-                self.newborn.await_program(real_pid, &name, pidfd, &self.sender);
+            self.subjects.remove(&id);
+            // It may be back already: then it must not be missed.
+            let back = self.computation.with_members(|members| {
+                members.iter().find(|(_, member)| member.real_pid == real_pid).map(|(id, _)| *id)
+            });
+            match back {
+                Some(back) => return self.joined(back),
+                None => self.newborn.await_program(real_pid, &name, pidfd, &self.sender),
             }
         }
         self.subjects.remove(&id);
