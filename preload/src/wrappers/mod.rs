@@ -15,7 +15,7 @@
 //! [`arch::wrapped_call`]: crate::arch::wrapped_call
 
 mod exec;
-mod exit;
+pub mod exit;
 mod generic;
 mod identity;
 mod masks;
