@@ -55,7 +55,7 @@ pub fn run(context: &Context, args: &RestartArgs) -> anyhow::Result<ExitCode> {
     client.count(&ClientRequest::Resume {
         computation: computation.record.draft.computation.clone(),
         checkpoint: computation.record.id.clone(),
-        processes: computation.processes.len() as u32,
+        processes: computation.processes.iter().map(|process| process.image.ids.pid as u32).collect(),
     })?;
     if let Some(interval) = args.interval {
         client.count(&start::interval_request(interval))?;
