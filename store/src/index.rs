@@ -9,6 +9,7 @@
 //! | | `l` label | the sequence of its last checkpoint |
 //! | | `p` pack u32 BE | pack record |
 //! | | `n` | the highest number of a pack that is gone |
+//! | | `u` number u32 BE | names of nodes whose checkpoint is being committed |
 //! | | `s` | the highest sequence ever given, where its checkpoint is deleted |
 //!
 //! `pages` may lag behind the packs but never names bytes that are not durable in a pack that has a
@@ -42,6 +43,7 @@ const CHECKPOINT: u8 = b'c';
 const ID: u8 = b'i';
 const LABEL: u8 = b'l';
 const PACK: u8 = b'p';
+const UNCOMMITTED: u8 = b'u';
 const SEQUENCE: u8 = b's';
 const REMOVED_PACK: u8 = b'n';
 
@@ -71,6 +73,7 @@ pub struct Index {
 pub struct Changes {
     pub nodes: Vec<Node>,
     pub packs: Vec<(u32, PackRecord)>,
+    /// Nodes that were announced are theirs.
     pub checkpoints: Vec<CheckpointRecord>,
     /// Checkpoints to delete, by sequence and id.
     pub deleted: Vec<(u64, String)>,
@@ -123,14 +126,18 @@ impl Index {
         })
     }
 
-    /// Which of the nodes called `names` there are that are `good`.
+    /// Which of the nodes called `names` there are that are `good`, which is told their numbers.
     ///
     /// # Errors
     /// As [`Index::node`].
-    pub fn has_nodes(&self, names: &[Hash], good: impl Fn(&[u8]) -> bool) -> Result<Vec<bool>, StoreError> {
+    pub fn check_nodes(
+        &self,
+        names: &[Hash],
+        good: impl Fn(usize, &[u8]) -> bool,
+    ) -> Result<Vec<bool>, StoreError> {
         self.read(|db| {
-            let found = db.batched_multi_get_cf(family(db, NODES)?, names, false);
-            found.into_iter().map(|value| Ok(value?.is_some_and(|value| good(&value)))).collect()
+            let found = db.batched_multi_get_cf(family(db, NODES)?, names, false).into_iter().enumerate();
+            found.map(|(at, value)| Ok(value?.is_some_and(|value| good(at, &value)))).collect()
         })
     }
 
@@ -180,6 +187,48 @@ impl Index {
         })
     }
 
+    /// Adds nodes that the next [`Index::write`] commits; [`Index::withdraw_nodes`] removes them again.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub fn announce_nodes(&self, nodes: &[Node]) -> Result<(), StoreError> {
+        let number = self.uncommitted()?.last().map_or(0, |(number, _)| number + 1);
+        self.change(|db| {
+            let mut batch = WriteBatch::default();
+            let family = family(db, NODES)?;
+            for (name, node) in nodes {
+                batch.put_cf(family, name, node);
+            }
+            let names: Vec<Hash> = nodes.iter().map(|(name, _)| *name).collect();
+            put(&mut batch, &key(UNCOMMITTED, &number.to_be_bytes()), &names);
+            Ok(db.write(batch)?)
+        })
+    }
+
+    /// Removes nodes that were announced and not committed.
+    ///
+    /// # Errors
+    /// They cannot be removed.
+    pub fn withdraw_nodes(&self) -> Result<(), StoreError> {
+        for (number, names) in self.uncommitted()? {
+            self.change(|db| {
+                let mut batch = WriteBatch::default();
+                let family = family(db, NODES)?;
+                names.iter().for_each(|name| batch.delete_cf(family, name));
+                batch.delete(key(UNCOMMITTED, &number.to_be_bytes()));
+                Ok(db.write(batch)?)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn uncommitted(&self) -> Result<Vec<(u32, Vec<Hash>)>, StoreError> {
+        self.scan(UNCOMMITTED, |key, value| {
+            let number = key.get(1..).and_then(|digits| digits.try_into().ok()).map_or(0, u32::from_be_bytes);
+            Ok((number, decode(value, "a list of nodes")?))
+        })
+    }
+
     /// Gives back the room of removed nodes.
     ///
     /// # Errors
@@ -196,6 +245,7 @@ impl Index {
     /// # Errors
     /// They cannot be written.
     pub fn write(&self, changes: &Changes) -> Result<(), StoreError> {
+        let announced = if changes.checkpoints.is_empty() { Vec::new() } else { self.uncommitted()? };
         self.change(|db| {
             let mut batch = WriteBatch::default();
             let nodes = family(db, NODES)?;
@@ -211,6 +261,9 @@ impl Index {
                 if let Some(label) = &record.draft.label {
                     put(&mut batch, &key(LABEL, label.as_bytes()), &record.sequence);
                 }
+            }
+            for (number, _) in &announced {
+                batch.delete(key(UNCOMMITTED, &number.to_be_bytes()));
             }
             for (sequence, id) in &changes.deleted {
                 batch.delete(key(CHECKPOINT, &sequence.to_be_bytes()));

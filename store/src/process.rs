@@ -46,13 +46,14 @@ pub fn list(store: &Store, manifest: &Hash) -> Result<Listing, StoreError> {
     let mut reader = Reader::new(store.index(), store.node_names(), store.hasher().zero());
     for root in &manifest.roots {
         reader.each_leaf(root.name, &mut |_| true, &mut |first, _, leaf| {
-            let mut leaf = leaf.map_err(|error| match error {
+            let leaf = leaf.map_err(|error| match error {
                 StoreError::Damaged(problem) => StoreError::Damaged(format!(
                     "{problem}: the pages from {first:#x} on (space {}) cannot be found; `stasis verify` lists all damage",
                     root.space
                 )),
                 other => other,
             })?;
+            let mut leaf = leaf.into_leaf();
             store.catalog().correct_to_read(&mut leaf)?;
             for run in leaf.runs() {
                 names.add(leaf.names(run.first, run.pages)).map_err(not_written)?;

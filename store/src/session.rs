@@ -23,8 +23,10 @@ use crate::{
     error::StoreError,
     failpoint::FailPoint,
     hash::PAGE_SIZE,
-    manifest::Node,
+    leaves::Held,
+    manifest::Version,
     names::NameMap,
+    nodelog::NodeLog,
     pack::{
         Place,
         open::OpenPack,
@@ -43,7 +45,11 @@ const ROOMY: u64 = 1 << 30;
 /// A dump that has ended and waits for its checkpoint.
 pub struct FinishedDump {
     pub manifest: Hash,
-    pub nodes: Vec<Node>,
+    /// Until the commit.
+    pub nodes: Option<NodeLog>,
+    /// Leaves that the next checkpoint may change.
+    pub leaves: Vec<Version>,
+    pub _held: Held,
     pub stats: DumpStats,
 }
 

@@ -159,7 +159,8 @@ fn each_leaf(
         for root in &manifest.roots {
             let mut reader = Reader::new(store.index(), store.node_names(), store.hasher().zero());
             let walked = reader.each_leaf(root.name, want, &mut |first, name, leaf| {
-                let leaf = leaf.and_then(|mut leaf| {
+                let leaf = leaf.and_then(|leaf| {
+                    let mut leaf = leaf.into_leaf();
                     store.catalog().correct_to_read(&mut leaf)?;
                     Ok(leaf)
                 });

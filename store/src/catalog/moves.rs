@@ -11,7 +11,7 @@ use crate::{
     failpoint::FailPoint,
     hash::Hash,
     index::Changes,
-    manifest::Leaf,
+    manifest::{Leaf, Stored},
     pack::{Place, state::PackStates},
 };
 
@@ -41,11 +41,11 @@ impl Catalog {
     #[must_use]
     pub fn is_current(&self, node: &[u8], own: &[u32]) -> bool {
         let states = self.states();
-        Leaf::packs_of(node)
+        Stored::packs_of(node)
             .is_none_or(|mut packs| packs.all(|pack| states.is_usable(pack) || own.contains(&pack)))
     }
 
-    /// Puts right where the pages of `leaf` lie that are in packs `away`; returns whether there was any. What
+    /// Puts right where the pages of `leaf` lie that are in packs `away`; returns whether any has another place now. What
     /// the index does not know stays as it was: reading it will name the pack that is missing.
     ///
     /// # Errors
@@ -71,12 +71,14 @@ impl Catalog {
         }
         lost.sort_unstable();
         let names: Vec<Hash> = lost.iter().map(|(name, _)| *name).collect();
+        let mut is_changed = false;
         for ((name, at), place) in lost.into_iter().zip(look_up(&names)?) {
             if let Some(place) = place {
                 leaf.set(at, name, place);
+                is_changed = true;
             }
         }
-        Ok(true)
+        Ok(is_changed)
     }
 
     /// For who reads: puts right where the pages of `leaf` lie whose packs are gone.
