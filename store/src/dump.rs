@@ -93,6 +93,9 @@ impl Dump {
     /// The base is not in the store; the session takes no more.
     pub fn begin(store: &Store, session: Arc<Session>, name: Option<Hash>) -> Result<Self, StoreError> {
         let base = name.map(|name| Manifest::load(store.index(), store.node_names(), &name)).transpose()?;
+        if let Some(base) = base.as_ref().filter(|_| store.catalog().has_damage()) {
+            check_whole(store, base)?;
+        }
         session.join()?;
         if let Some(base) = name {
             session.use_base(base);
@@ -170,6 +173,7 @@ impl Dump {
                 self.stats.zero += 1;
             } else {
                 let place = leaf.leaf().get(slot).and_then(|(old, place)| (*old == name).then_some(place));
+                let place = place.filter(|place| !store.catalog().is_damaged(*place));
                 filled.push(*staged);
                 candidates.push(Candidate { name, staged: staged.at, place });
             }
@@ -336,6 +340,27 @@ impl Dump {
             }
         }
     }
+}
+
+/// Whether all pages of a base can be read, as far as is known. Where not, a full dump stores them again.
+fn check_whole(store: &Store, base: &Manifest) -> Result<(), StoreError> {
+    for root in &base.roots {
+        let mut reader = Reader::new(store.index(), store.node_names(), store.hasher().zero());
+        reader.each_leaf(root.name, &mut |_| true, &mut |first, _, leaf| {
+            let mut leaf = leaf?.into_leaf();
+            store.catalog().correct_to_read(&mut leaf)?;
+            let mut pages = leaf.present().iter().filter_map(|at| Some((at, leaf.get(at)?.1)));
+            match pages.find(|(_, place)| store.catalog().is_damaged(*place)) {
+                Some((at, _)) => Err(StoreError::Damaged(format!(
+                    "the page {:#x} (space {}) of the checkpoint before; all pages are stored again",
+                    first + at as u64,
+                    root.space
+                ))),
+                None => Ok(()),
+            }
+        })?;
+    }
+    Ok(())
 }
 
 /// A leaf of the base: from memory, if the last checkpoint has left it there.

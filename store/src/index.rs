@@ -8,6 +8,7 @@
 //! | | `i` id | its sequence |
 //! | | `l` label | the sequence of its last checkpoint |
 //! | | `p` pack u32 BE | pack record |
+//! | | `d` pack u32 BE | its damaged pages: first slots and how many there are from each on |
 //! | | `n` | the highest number of a pack that is gone |
 //! | | `u` number u32 BE | names of nodes whose checkpoint is being committed |
 //! | | `s` | the highest sequence ever given, where its checkpoint is deleted |
@@ -43,6 +44,7 @@ const CHECKPOINT: u8 = b'c';
 const ID: u8 = b'i';
 const LABEL: u8 = b'l';
 const PACK: u8 = b'p';
+const DAMAGED: u8 = b'd';
 const UNCOMMITTED: u8 = b'u';
 const SEQUENCE: u8 = b's';
 const REMOVED_PACK: u8 = b'n';
@@ -82,6 +84,8 @@ pub struct Changes {
     /// No sequence up to this is given again.
     pub sequence: Option<u64>,
     pub removed_packs: Vec<u32>,
+    /// By pack, the pages that are damaged: first slots and how many there are from each on.
+    pub damaged: Vec<(u32, Vec<(u32, u32)>)>,
     /// No pack gets a number up to this again.
     pub last_removed_pack: Option<u32>,
 }
@@ -278,6 +282,15 @@ impl Index {
             }
             for number in &changes.removed_packs {
                 batch.delete(key(PACK, &number.to_be_bytes()));
+                batch.delete(key(DAMAGED, &number.to_be_bytes()));
+            }
+            for (number, runs) in &changes.damaged {
+                let key = key(DAMAGED, &number.to_be_bytes());
+                if runs.is_empty() {
+                    batch.delete(key);
+                } else {
+                    put(&mut batch, &key, runs);
+                }
             }
             if let Some(number) = &changes.last_removed_pack {
                 put(&mut batch, &[REMOVED_PACK], number);
@@ -433,6 +446,19 @@ impl Index {
         })
     }
 
+    /// Pages that are damaged: packs, first slots, how many there are from each on.
+    ///
+    /// # Errors
+    /// As [`Index::checkpoints`].
+    pub fn damaged(&self) -> Result<Vec<(u32, u32, u32)>, StoreError> {
+        let packs = self.scan(DAMAGED, |key, value| {
+            let number = key.get(1..).and_then(|digits| digits.try_into().ok()).map_or(0, u32::from_be_bytes);
+            let runs: Vec<(u32, u32)> = decode(value, "a list of damaged pages")?;
+            Ok(runs.into_iter().map(move |(first, count)| (number, first, count)))
+        })?;
+        Ok(packs.into_iter().flatten().collect())
+    }
+
     fn scan<T>(
         &self,
         prefix: u8,
@@ -479,26 +505,31 @@ fn error(directory: &Path, Problem(problem): Problem) -> StoreError {
 }
 
 fn open(directory: &Path) -> Result<DB, Problem> {
-    let cache = Cache::new_lru_cache(64 << 20);
+    // What is in memory has a limit whatever the size of the store: tables' indexes and filters are in the cache, and
+    // memtables are small.
+    let cache = Cache::new_lru_cache(32 << 20);
     let mut tables = BlockBasedOptions::default();
+    tables.set_cache_index_and_filter_blocks(true);
+    tables.set_pin_l0_filter_and_index_blocks_in_cache(true);
     tables.set_bloom_filter(BLOOM_BITS, false);
     tables.set_block_cache(&cache);
     tables.set_format_version(5);
 
     let mut pages = Options::default();
     pages.set_block_based_table_factory(&tables);
-    pages.set_write_buffer_size(64 << 20);
+    pages.set_write_buffer_size(16 << 20);
     // Names are evenly spread: whole-key probes of the memtable are worth a small filter, too.
     pages.set_memtable_prefix_bloom_ratio(0.02);
     pages.set_memtable_whole_key_filtering(true);
     let mut nodes = Options::default();
     nodes.set_block_based_table_factory(&tables);
-    nodes.set_write_buffer_size(16 << 20);
+    nodes.set_write_buffer_size(8 << 20);
 
     let mut options = Options::default();
     options.create_if_missing(true);
     options.create_missing_column_families(true);
     options.set_block_based_table_factory(&tables);
+    options.set_write_buffer_size(4 << 20);
     options.set_max_background_jobs(2);
     options.set_max_open_files(256);
     options.set_keep_log_file_num(2);

@@ -71,3 +71,5 @@ mod store;
 pub mod stream;
 #[cfg(feature = "server")]
 mod verify;
+#[cfg(feature = "server")]
+mod written;

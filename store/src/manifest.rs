@@ -54,6 +54,12 @@ impl NodeNames {
         Self { key: blake3::derive_key("Stasis 2026 names of manifest nodes", key) }
     }
 
+    /// Whether a node or manifest with these bytes is called `name`; leaves are not called by their bytes.
+    #[must_use]
+    pub fn is_name_of(&self, name: &Hash, bytes: &[u8]) -> bool {
+        self.name(bytes) == *name
+    }
+
     fn name(&self, bytes: &[u8]) -> Hash {
         *blake3::keyed_hash(&self.key, bytes).as_bytes()
     }

@@ -25,7 +25,6 @@ use crate::{
     hash::PAGE_SIZE,
     leaves::Held,
     manifest::Version,
-    names::NameMap,
     nodelog::NodeLog,
     pack::{
         Place,
@@ -37,6 +36,7 @@ use crate::{
     release::Hold,
     staging::Staging,
     store::Store,
+    written::{Written, WrittenPages},
 };
 
 /// With this much free, in bytes, room may be allocated before it is needed.
@@ -75,7 +75,7 @@ struct State {
     /// The last is the one that is appended to.
     packs: Vec<OpenPack>,
     /// What has been written for this checkpoint.
-    written: NameMap,
+    written: Written,
     /// Why nothing more is taken.
     closed: Option<String>,
     /// Why the checkpoint cannot be made.
@@ -104,7 +104,7 @@ pub enum End {
 /// What a session has come to, handed to the commit.
 pub struct Outcome {
     pub finished: Vec<FinishedDump>,
-    pub written: Arc<NameMap>,
+    pub written: WrittenPages,
     pub grown: Vec<PackGrowth>,
 }
 
@@ -117,7 +117,7 @@ impl Session {
             outstanding: Outstanding::default(),
             state: Mutex::new(State {
                 packs: Vec::new(),
-                written: NameMap::default(),
+                written: Written::default(),
                 closed: None,
                 failed: None,
                 finished: Vec::new(),
@@ -238,7 +238,7 @@ impl Session {
         let mut written = 0;
         for candidate in candidates.iter_mut().filter(|candidate| candidate.place.is_none()) {
             if let Some(place) = state.written.get(&candidate.name) {
-                candidate.place = Some(*place);
+                candidate.place = Some(place);
                 continue;
             }
             if state.packs.last().is_none_or(|pack| pack.room() == 0) {
@@ -333,7 +333,7 @@ impl Session {
         if state.packs.iter().any(|pack| pack.end() > pack.durable) {
             let ends: BTreeMap<u32, u64> =
                 state.packs.iter().map(|pack| (pack.file.number, pack.durable)).collect();
-            state.written.retain(|_, place| ends.get(&place.pack).is_some_and(|end| place.offset() < *end));
+            state.written.retain(|place| ends.get(&place.pack).is_some_and(|end| place.offset() < *end));
         }
         let grown = state
             .packs
@@ -348,7 +348,7 @@ impl Session {
             .collect();
         Ok(Outcome {
             finished: std::mem::take(&mut state.finished),
-            written: Arc::new(std::mem::take(&mut state.written)),
+            written: std::mem::take(&mut state.written).finish(),
             grown,
         })
     }

@@ -91,10 +91,10 @@ pub fn memory(setting: &Setting<'_>) -> anyhow::Result<Vec<Line>> {
         dumper.next(dirty)?;
     }
     note(&server, "a hundredth, 3 times")?;
+    // The server's mapping of its staging buffer goes with it.
+    drop(dumper);
     let second = Dumper::new(&server, mib, 2)?.full()?;
     note(&server, "a second full dump")?;
-    // Its staging buffer is not the server's to answer for any more.
-    drop(dumper);
     let mut client = server.client()?;
     server.forget_peak()?;
     let found = client.verify(None)?;

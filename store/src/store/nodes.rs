@@ -11,7 +11,7 @@ use crate::{
     error::StoreError,
     failpoint::FailPoint,
     hash::Hash,
-    manifest::{LONGEST, Node, Stored, Version},
+    manifest::{LONGEST, Node, Reader, Stored, Version},
     nodelog::NodeLog,
     session::FinishedDump,
 };
@@ -62,7 +62,7 @@ impl Store {
         for ((name, bytes), known) in nodes.into_iter().zip(self.index().nodes(&names)?) {
             match known {
                 // How a leaf is stored must not change: what it rests on stays because of that.
-                Some(known) if self.stands(&known)? => {
+                Some(known) if self.stands(&name, &known)? => {
                     if !self.catalog.is_current(&known, own) {
                         moved.push((name, self.current(known, own)?));
                     }
@@ -76,13 +76,19 @@ impl Store {
         Ok(missing)
     }
 
-    /// Whether all is there that a node rests on. It does not go any more.
-    fn stands(&self, node: &[u8]) -> Result<bool, StoreError> {
+    /// Whether a node is what its name says, and all is there that it rests on. That does not go any more.
+    fn stands(&self, name: &Hash, node: &[u8]) -> Result<bool, StoreError> {
+        if Stored::packs_of(node).is_none() {
+            return Ok(self.node_names.is_name_of(name, node));
+        }
         let mut base = Stored::base_of(node);
         for _ in 0..=LONGEST {
-            let Some(name) = base else { return Ok(true) };
-            self.sharing.keep_nodes(iter::once(&name));
-            let Some(bytes) = self.index().node(&name)? else { return Ok(false) };
+            let Some(at) = base else {
+                let reader = Reader::new(self.index(), &self.node_names, self.hasher().zero());
+                return Ok(reader.named_leaf(name).is_ok());
+            };
+            self.sharing.keep_nodes(iter::once(&at));
+            let Some(bytes) = self.index().node(&at)? else { return Ok(false) };
             base = Stored::base_of(&bytes);
         }
         Ok(false)
