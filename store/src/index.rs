@@ -517,7 +517,9 @@ fn open(directory: &Path) -> Result<DB, Problem> {
 
     let mut pages = Options::default();
     pages.set_block_based_table_factory(&tables);
-    pages.set_write_buffer_size(16 << 20);
+    pages.set_write_buffer_size(8 << 20);
+    // While a table is made, its filter is in memory.
+    pages.set_target_file_size_base(16 << 20);
     // Names are evenly spread: whole-key probes of the memtable are worth a small filter, too.
     pages.set_memtable_prefix_bloom_ratio(0.02);
     pages.set_memtable_whole_key_filtering(true);
