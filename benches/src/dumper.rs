@@ -201,6 +201,7 @@ impl Dumper {
             host: String::new(),
             pause_us: 0,
             processes: vec![process],
+            shared: Vec::new(),
         };
         let record = self.client.commit(self.token, draft)?;
         self.base = Some(manifest);
