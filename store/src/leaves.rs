@@ -14,8 +14,8 @@ use std::{
 
 use crate::{hash::Hash, manifest::Version, names::NameHasher};
 
-/// How many leaves all dumps together hold before they put some into the index: those of 2 GiB.
-const HELD: usize = 1024;
+/// How many leaves all dumps together hold before they store some: those of 1 GiB, and some more.
+const HELD: usize = 640;
 
 /// A dump with fewer leaves keeps them whatever the others do.
 const OWN: usize = 128;
