@@ -18,7 +18,7 @@ use stasis_sys::{
 };
 
 use crate::{
-    arena, credentials,
+    arena, births, credentials,
     dump::Dump,
     link::{coordinator::Coordinator, store::Store},
     quiesce::{self, Quiet},
@@ -111,13 +111,15 @@ pub enum Own {
 }
 
 /// The ranges of the address space that are treated in a way of their own.
-pub fn own_ranges() -> [(u64, u64, Own); 3] {
+pub fn own_ranges() -> [(u64, u64, Own); 4] {
     let range = |start: usize, len: usize, own| (start as u64, (start + len) as u64, own);
     let (staging, len) = kept().store.as_ref().map_or((0, 0), Store::staging);
+    let (births, births_len) = births::range();
     [
         range(arena::start(), arena::RESERVED, Own::Scratch),
         range(STACK.load(Ordering::Relaxed), STACK_LEN.load(Ordering::Relaxed), Own::Scratch),
         range(staging, len, Own::Transient),
+        range(births, births_len, Own::Transient),
     ]
 }
 

@@ -1,7 +1,8 @@
 //! The child of a fork gets a checkpoint thread of its own.
 //!
-//! By a handler that glibc calls in the child (pthread_atfork(3)): fork(3), daemon(3), forkpty(3) and whatever else forks
-//! inside libc are alike. _Fork(3) calls no handlers, and is wrapped.
+//! By a handler that glibc calls in the child (pthread_atfork(3)): fork(3), forkpty(3) and whatever else forks inside libc
+//! are alike. _Fork(3) calls no handlers, and is wrapped; so are fork(3) and daemon(3), whose children are announced before
+//! their parents can end.
 
 use core::{
     ffi::c_void,
@@ -9,11 +10,20 @@ use core::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use crate::{start, wrappers::next};
+use stasis_sys::{file, process};
+
+use crate::{
+    births::Birth,
+    start,
+    wrappers::{exit, next, returned},
+};
 
 type Handler = unsafe extern "C" fn();
 
 unsafe extern "C" {
+    /// glibc's own name for fork(3), exported beside it and interposed by nobody.
+    fn __fork() -> i32;
+
     /// What pthread_atfork(3) calls, with the object that the handlers are unregistered with: none (nptl/register-atfork.c).
     /// It allocates nothing for the first 48 of them.
     fn __register_atfork(
@@ -42,6 +52,52 @@ pub unsafe fn init() {
     }
 }
 
+/// fork(3).
+///
+/// # Safety
+/// fork(3)'s.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fork() -> i32 {
+    let birth = Birth::announce();
+    // SAFETY: the caller's call.
+    let pid = unsafe { __fork() };
+    birth.tell(if pid == 0 { process::getpid() } else { pid });
+    pid
+}
+
+/// daemon(3).
+///
+/// # Safety
+/// daemon(3)'s.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn daemon(keep_directory: i32, keep_standard: i32) -> i32 {
+    // SAFETY: the child goes on as the caller.
+    match unsafe { fork() } {
+        -1 => return -1,
+        0 => {}
+        _ => exit::now(0),
+    }
+    let made = process::numbers(libc::SYS_setsid, [0; 5]);
+    if keep_directory == 0 {
+        // glibc's does not look at the result either (misc/daemon.c).
+        let _ = process::numbers(libc::SYS_chdir, [c"/".as_ptr() as usize, 0, 0, 0, 0]);
+    }
+    let made = made.and_then(|_| {
+        if keep_standard != 0 {
+            return Ok(());
+        }
+        let null = file::open(c"/dev/null", libc::O_RDWR, 0)?;
+        for standard in 0..3 {
+            process::numbers(libc::SYS_dup2, [null as usize, standard, 0, 0, 0])?;
+        }
+        if null > 2 { file::close(null) } else { Ok(()) }
+    });
+    match made {
+        Ok(()) => 0,
+        Err(error) => returned(-(error.0 as isize)) as i32,
+    }
+}
+
 /// The next definition of _Fork(3), which glibc has since 2.34.
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
@@ -58,15 +114,17 @@ pub unsafe extern "C" fn _Fork() -> i32 {
     }
     if address == 0 {
         // SAFETY: fork(2) without the handlers: what _Fork(3) is for.
-        return crate::wrappers::returned(unsafe { stasis_sys::raw(libc::SYS_fork, [0; 6]) }) as i32;
+        return returned(unsafe { stasis_sys::raw(libc::SYS_fork, [0; 6]) }) as i32;
     }
     // SAFETY: a function of this type, by its name.
     let fork: unsafe extern "C" fn() -> i32 = unsafe { core::mem::transmute(address) };
+    let birth = Birth::announce();
     // SAFETY: the caller's call.
     let pid = unsafe { fork() };
     if pid == 0 {
         // SAFETY: in the child, first of all.
         unsafe { in_child() };
     }
+    birth.tell(if pid == 0 { process::getpid() } else { pid });
     pid
 }

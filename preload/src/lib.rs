@@ -29,6 +29,7 @@ mod procfs;
 
 mod arch;
 mod arena;
+mod births;
 mod checkpoint;
 mod contagion;
 mod credentials;

@@ -17,7 +17,8 @@ use stasis_sys::{
 };
 
 use crate::{
-    arch, arena, checkpoint, contagion, credentials, fork, interrupted, link, state, stop, threads, wrappers,
+    arch, arena, births, checkpoint, contagion, credentials, fork, interrupted, link, snapshot, state, stop,
+    threads, wrappers,
 };
 
 #[used]
@@ -35,6 +36,7 @@ extern "C" fn constructor(_: i32, _: *const *const c_char, environment: *const *
     while process::take_pending(stop::SET).is_some() {}
     remember_disabled(variable(environment, "STASIS_DISABLE=").unwrap_or_default());
     if let Some(coordinator) = variable(environment, "STASIS_COORD=")
+        && !snapshot::is_command(process::getpid() as u64)
         && let Err(error) = begin(coordinator)
     {
         warn(error);
@@ -99,6 +101,7 @@ fn begin(coordinator: &[u8]) -> stasis_sys::Result<()> {
     threads::init()?;
     interrupted::call::init()?;
     stop::install()?;
+    births::open();
     // SAFETY: in the constructor.
     unsafe { fork::init() };
     // Where nobody listens, or is too busy, the checkpoint thread tries again.

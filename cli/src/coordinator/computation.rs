@@ -22,7 +22,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{log, message::Outgoing};
+use super::{births::Births, log, message::Outgoing};
 use crate::{
     address::Address,
     output,
@@ -122,6 +122,7 @@ struct Round {
 pub struct Computation {
     pub settings: Settings,
     state: RefCell<State>,
+    births: Option<Births>,
     /// Held by the checkpoint that is being taken.
     pub turn: Arc<Mutex<()>>,
     /// Told whenever something changed that somebody may wait for.
@@ -161,8 +162,12 @@ struct State {
 
 impl Computation {
     pub fn new(settings: Settings) -> Rc<Self> {
+        let births = Births::create(&settings.address)
+            .inspect_err(|error| log::line(format_args!("no list of births: {error}")))
+            .ok();
         Rc::new(Self {
             settings,
+            births,
             state: RefCell::default(),
             turn: Arc::default(),
             changed: watch::Sender::new(()),
@@ -228,6 +233,9 @@ impl Computation {
         state.next_member += 1;
         member.rank = before.unwrap_or(id);
         log::line(format_args!("{} joined", member.name()));
+        if let Some(births) = &self.births {
+            births.settle(member.pid);
+        }
         state.members.insert(id, member);
         state.arrived(id);
         (id, state.round.as_ref().map(|round| round.events.clone()))
@@ -285,6 +293,18 @@ impl Computation {
         };
         if let Some(events) = events {
             let _ = events.send((id, Event::Said(message))).await;
+        }
+    }
+
+    /// Children that have been made and have not come, by their pids as their parents know them.
+    pub fn births(&self) -> Vec<u32> {
+        self.births.as_ref().map(Births::awaited).unwrap_or_default()
+    }
+
+    /// A child that does not exist any more needs not come.
+    pub fn forget_birth(&self, pid: u32) {
+        if let Some(births) = &self.births {
+            births.settle(pid);
         }
     }
 

@@ -40,21 +40,31 @@ impl Newborn {
     /// Awaits the children of a process that `is_known` does not know.
     pub fn await_children(&mut self, parent: (u32, &str), is_known: impl Fn(u32) -> bool, events: &Events) {
         for child in children(parent.0).into_iter().filter(|&child| !is_known(child)) {
-            let Ok(pidfd) = Pidfd::open(child) else { continue };
-            // Also for those that end before their parent waits for them.
-            if pidfd.has_ended() {
-                continue;
-            }
-            let command = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
-            let refusal = Refusal {
-                what: format!("pid {child} ({}), child of {}", command.trim_end(), parent.1),
-                reason: "it runs without libstasis.so, and has not joined the computation: it is linked statically, gained \
-                         rights when it was executed, or was made by a raw system call"
-                    .into(),
-                remedy: "take the checkpoint when it has ended".into(),
-            };
-            self.insert(child, Rc::new(pidfd), refusal, events);
+            self.await_process(child, &format!("child of {}", parent.1), events);
         }
+    }
+
+    /// Awaits a process whose parent has ended; false where it has ended, too.
+    pub fn await_orphan(&mut self, real_pid: u32, events: &Events) -> bool {
+        self.await_process(real_pid, "whose parent has ended", events)
+    }
+
+    fn await_process(&mut self, real_pid: u32, whose: &str, events: &Events) -> bool {
+        let Ok(pidfd) = Pidfd::open(real_pid) else { return false };
+        // Also of those that their parent has not waited for.
+        if pidfd.has_ended() {
+            return false;
+        }
+        let command = fs::read_to_string(format!("/proc/{real_pid}/comm")).unwrap_or_default();
+        let refusal = Refusal {
+            what: format!("pid {real_pid} ({}), {whose}", command.trim_end()),
+            reason: "it runs without libstasis.so, and has not joined the computation: it is linked statically, gained \
+                     rights when it was executed, or was made by a raw system call"
+                .into(),
+            remedy: "take the checkpoint when it has ended".into(),
+        };
+        self.insert(real_pid, Rc::new(pidfd), refusal, events);
+        true
     }
 
     /// Awaits a process that has closed its connection and runs on.
@@ -113,5 +123,7 @@ fn children(pid: u32) -> Vec<u32> {
         .filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("children")).ok())
         .flat_map(|line| line.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>())
         .filter(|&child| !matches!(process::state(child), None | Some('Z' | 'X')))
+        // A command that a program gives about itself is no part of the computation.
+        .filter(|child| !fs::read_link(format!("/proc/{child}/exe")).is_ok_and(|exe| exe.ends_with("stasis")))
         .collect()
 }

@@ -264,6 +264,9 @@ impl<'a> Round<'a> {
                 Step::Captured | Step::Dumped => return Ok(()),
             };
             let all = self.subjects.values().all(|subject| subject.step >= next);
+            if all && next == Step::Stopped {
+                self.await_orphans();
+            }
             if !all || !self.newborn.is_empty() || self.subjects.is_empty() {
                 return Ok(());
             }
@@ -282,6 +285,18 @@ impl<'a> Round<'a> {
                 self.subjects.iter().filter(|(_, subject)| subject.step == next).map(|(id, _)| *id).collect();
             for id in waiting {
                 self.tell(id, next)?;
+            }
+        }
+    }
+
+    /// Children whose parents have ended since are in no list but that of births. All that could make more stand still.
+    fn await_orphans(&mut self) {
+        let Some(relative) = self.subjects.values().map(|subject| subject.real_pid).next() else { return };
+        for pid in self.computation.births() {
+            let known = self.subjects.values().any(|subject| subject.pid == pid);
+            match process::real_pid(pid, relative).filter(|_| !known) {
+                Some(real_pid) if self.newborn.await_orphan(real_pid, &self.sender) => {}
+                _ => self.computation.forget_birth(pid),
             }
         }
     }

@@ -15,14 +15,19 @@ extern "C" fn destructor() {
     stop::leave();
 }
 
+/// Ends the process as _exit(2) does.
+pub fn now(status: c_int) -> ! {
+    stop::leave();
+    process::exit_group(status)
+}
+
 /// _exit(2).
 ///
 /// # Safety
 /// None.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn _exit(status: c_int) -> ! {
-    stop::leave();
-    process::exit_group(status)
+    now(status)
 }
 
 /// _Exit(3).
@@ -31,6 +36,5 @@ pub unsafe extern "C" fn _exit(status: c_int) -> ! {
 /// None.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn _Exit(status: c_int) -> ! {
-    stop::leave();
-    process::exit_group(status)
+    now(status)
 }

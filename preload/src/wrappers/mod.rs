@@ -15,11 +15,12 @@
 //! [`arch::wrapped_call`]: crate::arch::wrapped_call
 
 mod exec;
-mod exit;
+pub mod exit;
 mod generic;
 mod identity;
 mod masks;
 pub mod next;
+mod raw;
 mod sleep;
 mod sockets;
 pub mod table;
