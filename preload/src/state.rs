@@ -61,6 +61,11 @@ pub fn await_stopping(timeout_ns: u64) {
     }
 }
 
+/// In the child of a fork: what its parent was about to do is not its own.
+pub fn forget_inherited() {
+    STOPPING.store(0, Ordering::Release);
+}
+
 /// Lets all parked threads go on.
 pub fn release() {
     STOPPING.store(0, Ordering::Release);
