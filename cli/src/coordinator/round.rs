@@ -89,6 +89,8 @@ pub struct Question {
     pub token: u64,
     pub store: String,
     pub hold: bool,
+    /// Processes without the library that the checkpoint is taken without.
+    pub without: Vec<u32>,
 }
 
 pub struct Round<'a> {
@@ -248,7 +250,7 @@ impl<'a> Round<'a> {
         if has_children {
             let (real_pid, name) = (subject.real_pid, subject.name.clone());
             let members: Vec<u32> = self.subjects.values().map(|subject| subject.real_pid).collect();
-            let is_known = |child| members.contains(&child);
+            let is_known = |child| members.contains(&child) || self.question.without.contains(&child);
             self.newborn.await_children((real_pid, &name), is_known, &self.sender);
         }
         if step <= self.passed { self.tell(id, step) } else { Ok(()) }
