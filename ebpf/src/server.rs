@@ -6,16 +6,13 @@ use std::{
     fs::File,
     io,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::net::UnixListener,
     },
     time::{Duration, Instant},
 };
 
-use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::signalfd::SignalFd,
-};
+use nix::sys::signalfd::SignalFd;
 use stasis_events::Counter;
 use stasis_protocol::{
     tracer::{self, Event, Reply, Request, What},
@@ -150,45 +147,44 @@ impl Server {
                 sooner(client.since + HELLO);
             }
         }
-        let timeout = deadline.map_or(PollTimeout::NONE, |at| {
+        let timeout = deadline.map_or(-1, |at| {
             // Rounded up: waking before the time would spin.
-            let millis = at.saturating_duration_since(now).as_micros().div_ceil(1000);
-            PollTimeout::try_from(millis.min(60_000) as u32).unwrap_or(PollTimeout::ZERO)
+            at.saturating_duration_since(now).as_micros().div_ceil(1000).min(60_000) as libc::c_int
         });
-        let input = PollFlags::POLLIN;
-        // nix does not know it.
-        let gone = PollFlags::from_bits_retain(libc::POLLRDHUP);
-        let ring = if self.drain_at.is_none() { input } else { PollFlags::empty() };
-        let listen = if self.clients.len() < CLIENTS { input } else { PollFlags::empty() };
+        let ring = if self.drain_at.is_none() { libc::POLLIN } else { 0 };
+        let listen = if self.clients.len() < CLIENTS { libc::POLLIN } else { 0 };
         let mut events = vec![
-            PollFd::new(self.signals.as_fd(), input),
-            PollFd::new(self.listener.as_fd(), listen),
-            PollFd::new(self.loaded.events.as_fd(), ring),
+            awaited(&self.signals, libc::POLLIN),
+            awaited(&self.listener, listen),
+            awaited(&self.loaded.events, ring),
         ];
         for client in self.clients.values() {
-            let mut flags = gone;
+            let mut flags = libc::POLLRDHUP;
             if Self::is_listened_to(client) {
-                flags |= input;
+                flags |= libc::POLLIN;
             }
             if !client.is_flushed() {
-                flags |= PollFlags::POLLOUT;
+                flags |= libc::POLLOUT;
             }
-            events.push(PollFd::new(client.as_fd(), flags));
+            events.push(awaited(client, flags));
         }
-        match poll(&mut events, timeout) {
-            Ok(_) => {}
-            Err(nix::Error::EINTR) => return Ok(Ready::default()),
-            Err(error) => return Err(error.into()),
+        // nix knows no POLLRDHUP, and tells nothing of a descriptor that has it.
+        // SAFETY: an array of as many entries, whose descriptors stay open meanwhile.
+        if unsafe { libc::poll(events.as_mut_ptr(), events.len() as libc::nfds_t, timeout) } < 0 {
+            let error = io::Error::last_os_error();
+            return if error.kind() == io::ErrorKind::Interrupted {
+                Ok(Ready::default())
+            } else {
+                Err(error)
+            };
         }
-        let is = |event: &PollFd<'_>| event.any().unwrap_or(false);
-        let ends = gone | PollFlags::POLLHUP | PollFlags::POLLERR;
-        let hung_up = |event: &PollFd<'_>| event.revents().is_some_and(|events| events.intersects(ends));
-        let clients = self.clients.keys().zip(&events[3..]).filter(|(_, event)| is(event));
+        let ends = libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR;
+        let clients = self.clients.keys().zip(&events[3..]).filter(|(_, event)| event.revents != 0);
         Ok(Ready {
-            signal: is(&events[0]),
-            listener: is(&events[1]),
-            ring: is(&events[2]),
-            clients: clients.map(|(id, event)| (*id, hung_up(event))).collect(),
+            signal: events[0].revents != 0,
+            listener: events[1].revents != 0,
+            ring: events[2].revents != 0,
+            clients: clients.map(|(id, event)| (*id, event.revents & ends != 0)).collect(),
         })
     }
 
@@ -299,6 +295,10 @@ struct Ready {
     ring: bool,
     /// Those of whom something came, and whether it was their end.
     clients: Vec<(u64, bool)>,
+}
+
+fn awaited(of: &impl AsFd, events: libc::c_short) -> libc::pollfd {
+    libc::pollfd { fd: of.as_fd().as_raw_fd(), events, revents: 0 }
 }
 
 /// Queues an event for those who watch its computation and may.
