@@ -65,6 +65,13 @@ impl Tracer {
         self.child.wait().expect("it is our child");
     }
 
+    /// Starts it again, with other options.
+    #[track_caller]
+    pub fn start_again_with(&mut self, options: &[&str]) {
+        self.options = options.iter().map(ToString::to_string).collect();
+        self.start_again();
+    }
+
     /// Starts it again.
     #[track_caller]
     pub fn start_again(&mut self) {

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fs, process::Command};
 
 use nix::sys::signal::Signal;
+use stasis_protocol::tracer::{Reply, Request, What};
 
 use crate::{Python, client::Client, tracer};
 
@@ -79,6 +80,80 @@ fn continue_until(python: &mut Python) {
     while used(python.pid()) < begun + 5 {
         std::thread::yield_now();
     }
+}
+
+#[test]
+fn another_version_takes_over_what_is_tracked() {
+    let Some((mut tracer, directory)) = tracer(&[]) else { return };
+    let script = "
+import os, signal
+print('ready', flush=True)
+input()
+pid = os.fork()
+if pid == 0:
+    signal.pause()
+print('made', flush=True)
+input()
+os.kill(pid, 9)
+os.wait()
+print('ended', flush=True)
+input()
+";
+    let mut python = Python::start(0, script);
+    let mut client = Client::connect(&tracer);
+    client.register(7, python.pid());
+    let before = client.tasks(7);
+    tracer.end(Signal::SIGKILL);
+    let pinned = |tracer: &stasis_tests::Tracer| fs::read_dir(tracer.pin()).unwrap().count();
+    assert_eq!(pinned(&tracer), 1);
+    // Other programs, which happen to do the same: whatever follows an ELF file's sections is nobody's.
+    let object = directory.path().join("other.bpf.o");
+    let mut bytes = fs::read(stasis_tests::lab::binary("stasis-tracer.bpf.o")).unwrap();
+    bytes.push(0);
+    fs::write(&object, bytes).unwrap();
+    tracer.start_again_with(&["--object", object.to_str().unwrap()]);
+    assert!(tracer.greeting.starts_with("loaded"), "{}", tracer.greeting);
+    assert_eq!(pinned(&tracer), 1, "the other version's are gone");
+    assert_eq!(Client::connect(&tracer).tasks(7), before);
+    python.go();
+    assert_eq!(python.line(), "made");
+    assert_eq!(Client::connect(&tracer).tasks(7).len(), 2, "what it makes is tracked");
+    python.go();
+    assert_eq!(python.line(), "ended");
+    assert_eq!(Client::connect(&tracer).tasks(7).len(), 1);
+}
+
+#[test]
+fn records_that_find_no_room_are_counted_and_made_good() {
+    const THREADS: u64 = 40_000;
+    let Some((tracer, _directory)) = tracer(&[]) else { return };
+    let mut client = Client::connect(&tracer);
+    client.register(7, std::process::id());
+    let mut watcher = Client::connect(&tracer);
+    watcher.watch(Some(7));
+    let service = nix::unistd::Pid::from_raw(tracer.pid() as i32);
+    nix::sys::signal::kill(service, Signal::SIGSTOP).unwrap();
+    for _ in 0..THREADS {
+        std::thread::spawn(|| {}).join().unwrap();
+    }
+    nix::sys::signal::kill(service, Signal::SIGCONT).unwrap();
+    let (mut threads, mut lost) = (0, 0);
+    loop {
+        let event = watcher.event();
+        match event.what {
+            What::Thread { .. } => threads += 1,
+            What::Lost { events } => lost += events,
+            What::Present { .. } => {
+                assert_eq!(event.pid, std::process::id());
+                break;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(lost > 0, "there was room for {THREADS} records");
+    assert_eq!(threads + lost, THREADS);
+    let Reply::State(state) = client.ask(&Request::State) else { panic!("no state") };
+    assert_eq!(state.dropped, lost);
 }
 
 #[test]
