@@ -18,7 +18,7 @@ use stasis_sys::{
 };
 
 use crate::{
-    arena, credentials,
+    arena, births, credentials,
     dump::Dump,
     link::{coordinator::Coordinator, store::Store},
     quiesce::{self, Quiet},
@@ -111,13 +111,15 @@ pub enum Own {
 }
 
 /// The ranges of the address space that are treated in a way of their own.
-pub fn own_ranges() -> [(u64, u64, Own); 3] {
+pub fn own_ranges() -> [(u64, u64, Own); 4] {
     let range = |start: usize, len: usize, own| (start as u64, (start + len) as u64, own);
     let (staging, len) = kept().store.as_ref().map_or((0, 0), Store::staging);
+    let (births, births_len) = births::range();
     [
         range(arena::start(), arena::RESERVED, Own::Scratch),
         range(STACK.load(Ordering::Relaxed), STACK_LEN.load(Ordering::Relaxed), Own::Scratch),
         range(staging, len, Own::Transient),
+        range(births, births_len, Own::Transient),
     ]
 }
 
@@ -125,6 +127,7 @@ pub fn own_ranges() -> [(u64, u64, Own); 3] {
 pub extern "C" fn thread() -> ! {
     let announced = ANNOUNCED.swap(-1, Ordering::Relaxed);
     keep_only(announced);
+    state::await_started();
     // The connection is made as whom the program was started by; only then does this thread follow it.
     let coordinator = match announced {
         0.. => {
@@ -253,6 +256,7 @@ fn take(coordinator: &Coordinator, order: &Order<'_>, passed: Option<Fd>) -> cor
             store.close();
         }
         let told = coordinator.send(&FromProcess::Refused { token, refusals });
+        state::set_storing(false);
         if was_stopped {
             taking.stop_again();
             taking.go_on();
@@ -261,6 +265,7 @@ fn take(coordinator: &Coordinator, order: &Order<'_>, passed: Option<Fd>) -> cor
         }
         return told;
     }
+    state::set_storing(false);
     // A connection that was passed is good for one dump; another one, for as long as this is the user who made it.
     let keep = |store: &mut Store| passed.is_none() && credentials::keep_store(store.fd());
     if let Some(store) = kept().store.take_if(|store| !keep(store)) {
@@ -423,6 +428,7 @@ impl Taking<'_> {
         if hold {
             self.report(Phase::Held);
         } else {
+            state::set_storing(true);
             self.go_on();
             self.report(Phase::Storing);
         }

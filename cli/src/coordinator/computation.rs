@@ -22,7 +22,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{log, message::Outgoing};
+use super::{births::Births, log, message::Outgoing};
 use crate::{
     address::Address,
     output,
@@ -110,15 +110,19 @@ pub enum Event {
     Ended(u32),
 }
 
+/// Where those who take a checkpoint are told of the processes.
+pub type Events = mpsc::Sender<(MemberId, Event)>;
+
 /// The checkpoint that is being taken.
 struct Round {
     token: u64,
-    events: mpsc::Sender<(MemberId, Event)>,
+    events: Events,
 }
 
 pub struct Computation {
     pub settings: Settings,
     state: RefCell<State>,
+    births: Option<Births>,
     /// Held by the checkpoint that is being taken.
     pub turn: Arc<Mutex<()>>,
     /// Told whenever something changed that somebody may wait for.
@@ -158,8 +162,12 @@ struct State {
 
 impl Computation {
     pub fn new(settings: Settings) -> Rc<Self> {
+        let births = Births::create(&settings.address)
+            .inspect_err(|error| log::line(format_args!("no list of births: {error}")))
+            .ok();
         Rc::new(Self {
             settings,
+            births,
             state: RefCell::default(),
             turn: Arc::default(),
             changed: watch::Sender::new(()),
@@ -187,7 +195,18 @@ impl Computation {
     }
 
     /// Adds a process.
-    pub async fn join(&self, mut member: Member) -> MemberId {
+    pub async fn join(&self, member: Member) -> MemberId {
+        let (id, events) = self.add(member);
+        if let Some(events) = events {
+            // Nobody listens any more when the checkpoint has just ended.
+            let _ = events.send((id, Event::Joined)).await;
+        }
+        self.changed.send_replace(());
+        id
+    }
+
+    /// The new member's id, and who is to be told of it.
+    fn add(&self, mut member: Member) -> (MemberId, Option<Events>) {
         let mut state = self.state.borrow_mut();
         // The connection of the program before an execve(2) may be seen to close only later.
         let replaced: Vec<_> =
@@ -214,15 +233,12 @@ impl Computation {
         state.next_member += 1;
         member.rank = before.unwrap_or(id);
         log::line(format_args!("{} joined", member.name()));
+        if let Some(births) = &self.births {
+            births.settle(member.pid);
+        }
         state.members.insert(id, member);
         state.arrived(id);
-        let events = state.round.as_ref().map(|round| round.events.clone());
-        drop(state);
-        if let Some(events) = events {
-            let _ = events.send((id, Event::Joined)).await;
-        }
-        self.changed.send_replace(());
-        id
+        (id, state.round.as_ref().map(|round| round.events.clone()))
     }
 
     /// Removes a process whose connection has ended.
@@ -280,16 +296,25 @@ impl Computation {
         }
     }
 
+    /// Children that have been made and have not come, by their pids as their parents know them.
+    pub fn births(&self) -> Vec<u32> {
+        self.births.as_ref().map(Births::awaited).unwrap_or_default()
+    }
+
+    /// A child that does not exist any more needs not come.
+    pub fn forget_birth(&self, pid: u32) {
+        if let Some(births) = &self.births {
+            births.settle(pid);
+        }
+    }
+
     /// Calls `look` with the processes, by their connections.
     pub fn with_members<T>(&self, look: impl FnOnce(&mut BTreeMap<MemberId, Member>) -> T) -> T {
         look(&mut self.state.borrow_mut().members)
     }
 
     /// Begins a round: what processes say of `token` comes out of the receiver.
-    pub fn open_round(
-        &self,
-        token: u64,
-    ) -> (mpsc::Sender<(MemberId, Event)>, mpsc::Receiver<(MemberId, Event)>) {
+    pub fn open_round(&self, token: u64) -> (Events, mpsc::Receiver<(MemberId, Event)>) {
         let (events, receiver) = mpsc::channel(64);
         self.state.borrow_mut().round = Some(Round { token, events: events.clone() });
         (events, receiver)

@@ -5,12 +5,11 @@ use std::{collections::BTreeMap, fs, rc::Rc, time::Duration};
 
 use stasis_protocol::coordinator::Refusal;
 use tokio::{
-    sync::mpsc,
     task::{AbortHandle, spawn_local},
     time::Instant,
 };
 
-use super::computation::{Event, MemberId};
+use super::computation::{Event, Events, MemberId};
 use crate::process::{self, Pidfd};
 
 /// How long one may take: it has only to be scheduled, and loaded.
@@ -39,38 +38,37 @@ pub struct Newborn(BTreeMap<u32, Awaited>);
 
 impl Newborn {
     /// Awaits the children of a process that `is_known` does not know.
-    pub fn await_children(
-        &mut self,
-        parent: (u32, &str),
-        is_known: impl Fn(u32) -> bool,
-        events: &mpsc::Sender<(MemberId, Event)>,
-    ) {
+    pub fn await_children(&mut self, parent: (u32, &str), is_known: impl Fn(u32) -> bool, events: &Events) {
         for child in children(parent.0).into_iter().filter(|&child| !is_known(child)) {
-            let Ok(pidfd) = Pidfd::open(child) else { continue };
-            // Also for those that end before their parent waits for them.
-            if pidfd.has_ended() {
-                continue;
-            }
-            let command = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
-            let refusal = Refusal {
-                what: format!("pid {child} ({}), child of {}", command.trim_end(), parent.1),
-                reason: "it runs without libstasis.so, and has not joined the computation: it is linked statically, gained \
-                         rights when it was executed, or was made by a raw system call"
-                    .into(),
-                remedy: "take the checkpoint when it has ended".into(),
-            };
-            self.insert(child, Rc::new(pidfd), refusal, events);
+            self.await_process(child, &format!("child of {}", parent.1), events);
         }
     }
 
+    /// Awaits a process whose parent has ended; false where it has ended, too.
+    pub fn await_orphan(&mut self, real_pid: u32, events: &Events) -> bool {
+        self.await_process(real_pid, "whose parent has ended", events)
+    }
+
+    fn await_process(&mut self, real_pid: u32, whose: &str, events: &Events) -> bool {
+        let Ok(pidfd) = Pidfd::open(real_pid) else { return false };
+        // Also of those that their parent has not waited for.
+        if pidfd.has_ended() {
+            return false;
+        }
+        let command = fs::read_to_string(format!("/proc/{real_pid}/comm")).unwrap_or_default();
+        let refusal = Refusal {
+            what: format!("pid {real_pid} ({}), {whose}", command.trim_end()),
+            reason: "it runs without libstasis.so, and has not joined the computation: it is linked statically, gained \
+                     rights when it was executed, or was made by a raw system call"
+                .into(),
+            remedy: "take the checkpoint when it has ended".into(),
+        };
+        self.insert(real_pid, Rc::new(pidfd), refusal, events);
+        true
+    }
+
     /// Awaits a process that has closed its connection and runs on.
-    pub fn await_program(
-        &mut self,
-        real_pid: u32,
-        name: &str,
-        pidfd: Rc<Pidfd>,
-        events: &mpsc::Sender<(MemberId, Event)>,
-    ) {
+    pub fn await_program(&mut self, real_pid: u32, name: &str, pidfd: Rc<Pidfd>, events: &Events) {
         let refusal = Refusal {
             what: name.into(),
             reason: "it has left the computation and runs on: it executes a program without libstasis.so, or closed the \
@@ -81,13 +79,7 @@ impl Newborn {
         self.insert(real_pid, pidfd, refusal, events);
     }
 
-    fn insert(
-        &mut self,
-        real_pid: u32,
-        pidfd: Rc<Pidfd>,
-        refusal: Refusal,
-        events: &mpsc::Sender<(MemberId, Event)>,
-    ) {
+    fn insert(&mut self, real_pid: u32, pidfd: Rc<Pidfd>, refusal: Refusal, events: &Events) {
         let events = events.clone();
         let watch = spawn_local(async move {
             if pidfd.ended().await.is_ok() {
@@ -131,5 +123,7 @@ fn children(pid: u32) -> Vec<u32> {
         .filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("children")).ok())
         .flat_map(|line| line.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>())
         .filter(|&child| !matches!(process::state(child), None | Some('Z' | 'X')))
+        // A command that a program gives about itself is no part of the computation.
+        .filter(|child| !fs::read_link(format!("/proc/{child}/exe")).is_ok_and(|exe| exe.ends_with("stasis")))
         .collect()
 }

@@ -21,7 +21,7 @@ use tokio::{
 
 use super::{
     checkpoint::{allowance, gone, one, overdue, refusal},
-    computation::{Computation, Event, Member, MemberId},
+    computation::{Computation, Event, Events, Member, MemberId},
     newborn::Newborn,
     stopped,
     together::{self, Holder},
@@ -100,7 +100,7 @@ pub struct Round<'a> {
     /// The last step that all have done, and beyond which they were told to go.
     passed: Step,
     newborn: Newborn,
-    sender: mpsc::Sender<(MemberId, Event)>,
+    sender: Events,
     events: mpsc::Receiver<(MemberId, Event)>,
     shared: Vec<Vec<SharedDescriptor>>,
 }
@@ -266,6 +266,9 @@ impl<'a> Round<'a> {
                 Step::Captured | Step::Dumped => return Ok(()),
             };
             let all = self.subjects.values().all(|subject| subject.step >= next);
+            if all && next == Step::Stopped {
+                self.await_orphans();
+            }
             if !all || !self.newborn.is_empty() || self.subjects.is_empty() {
                 return Ok(());
             }
@@ -284,6 +287,18 @@ impl<'a> Round<'a> {
                 self.subjects.iter().filter(|(_, subject)| subject.step == next).map(|(id, _)| *id).collect();
             for id in waiting {
                 self.tell(id, next)?;
+            }
+        }
+    }
+
+    /// Children whose parents have ended since are in no list but that of births. All that could make more stand still.
+    fn await_orphans(&mut self) {
+        let Some(relative) = self.subjects.values().map(|subject| subject.real_pid).next() else { return };
+        for pid in self.computation.births() {
+            let known = self.subjects.values().any(|subject| subject.pid == pid);
+            match process::real_pid(pid, relative).filter(|_| !known) {
+                Some(real_pid) if self.newborn.await_orphan(real_pid, &self.sender) => {}
+                _ => self.computation.forget_birth(pid),
             }
         }
     }
@@ -359,9 +374,16 @@ impl<'a> Round<'a> {
     }
 
     fn joined(&mut self, id: MemberId) -> Result<(), Failure> {
+        if self.subjects.contains_key(&id) {
+            return Ok(());
+        }
         let name = self.computation.with_members(|members| members.get(&id).map(Member::name));
         let Some(name) = name else { return Ok(()) };
-        if self.passed >= Step::Stopped {
+        if self.passed == Step::Captured {
+            // Made since the others went on.
+            return Ok(());
+        }
+        if self.passed == Step::Stopped {
             let reason = "joined while the others stood still";
             return Err(Failure::Again(refusal(name, reason, "take another checkpoint")));
         }
@@ -371,7 +393,13 @@ impl<'a> Round<'a> {
     fn left(&mut self, id: MemberId) -> Result<(), Failure> {
         let Some(subject) = self.subjects.get(&id) else { return Ok(()) };
         if self.passed >= Step::Stopped && subject.step != Step::Dumped {
-            return Err(one(gone(subject, subject.phase)).into());
+            let refusal = gone(subject, subject.phase);
+            // It was killed, which the others may take for what has happened before the next round.
+            return Err(if subject.pidfd.has_ended() {
+                Failure::Again(refusal)
+            } else {
+                one(refusal).into()
+            });
         }
         if subject.step == Step::Dumped {
             // What it was is in the store.
@@ -379,12 +407,14 @@ impl<'a> Round<'a> {
         }
         if !subject.pidfd.has_ended() {
             let (real_pid, name, pidfd) = (subject.real_pid, subject.name.clone(), Rc::clone(&subject.pidfd));
-            // It may be back already.
-            let back = self
-                .computation
-                .with_members(|members| members.values().any(|member| member.real_pid == real_pid));
-            if !back {
-                self.newborn.await_program(real_pid, &name, pidfd, &self.sender);
+            self.subjects.remove(&id);
+            // It may be back already: then it must not be missed.
+            let back = self.computation.with_members(|members| {
+                members.iter().find(|(_, member)| member.real_pid == real_pid).map(|(id, _)| *id)
+            });
+            match back {
+                Some(back) => return self.joined(back),
+                None => self.newborn.await_program(real_pid, &name, pidfd, &self.sender),
             }
         }
         self.subjects.remove(&id);

@@ -12,6 +12,7 @@
 
 extern crate alloc;
 
+pub mod births;
 pub mod coordinator;
 pub mod image;
 pub mod plan;

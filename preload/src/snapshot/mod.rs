@@ -16,7 +16,7 @@ use stasis_protocol::{
 };
 
 pub use objects::{Objects, Source};
-pub use process::{Children, children, credentials};
+pub use process::{Children, children, credentials, is_command};
 
 use crate::{arch, checkpoint, quiesce::Quiet, restart};
 

@@ -67,6 +67,8 @@ pub fn children() -> Children {
         for child in procfs::words(&listed).filter_map(procfs::decimal) {
             match zombie(child as i32) {
                 Some(zombie) => children.zombies.push(zombie),
+                // A program that asks for a checkpoint of itself finds that it was taken, when it is restarted.
+                None if is_command(child) => children.zombies.push(as_ended(child as i32)),
                 None => children.alive.push(child as u32),
             }
         }
@@ -74,13 +76,26 @@ pub fn children() -> Children {
     children
 }
 
+/// Whether a process is a `stasis` command, which is no part of a computation.
+pub fn is_command(pid: u64) -> bool {
+    // Also asked by the constructor, which may not allocate yet.
+    let mut exe = [0; 512];
+    let len = file::readlink(path!("/proc/{pid}/exe").as_c_str(), &mut exe);
+    len.is_ok_and(|len| exe[..len].ends_with(b"/stasis"))
+}
+
+/// A child as it will be when it has ended well.
+fn as_ended(pid: i32) -> Zombie {
+    let stat = procfs::read(path!("/proc/{pid}/stat").as_c_str()).unwrap_or_default();
+    let fields = stat_fields(&stat);
+    let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0) as i32;
+    Zombie { pid, pgid: field(5), sid: field(6), status: 0 }
+}
+
 /// What is left of a child that has ended; `None` where it has not, or somebody has waited for it.
 fn zombie(pid: i32) -> Option<Zombie> {
     let status = process::ended_child(pid).ok().flatten()?;
-    let stat = procfs::read(path!("/proc/{pid}/stat").as_c_str()).ok()?;
-    let fields = stat_fields(&stat);
-    let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0) as i32;
-    Some(Zombie { pid, pgid: field(5), sid: field(6), status })
+    Some(Zombie { status, ..as_ended(pid) })
 }
 
 /// The fields of a stat file from the state on, as numbers (proc_pid_stat(5), where the state is field 3).

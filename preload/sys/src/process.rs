@@ -62,12 +62,21 @@ pub unsafe fn sigaction(signal: i32, new: Option<&KernelSigaction>) -> Result<Ke
 
 /// Sets the calling thread's signal mask; the previous one.
 pub fn sigmask(mask: u64) -> u64 {
+    change_mask(libc::SIG_SETMASK, mask)
+}
+
+/// Blocks signals in the calling thread; the previous mask.
+pub fn block(set: u64) -> u64 {
+    change_mask(libc::SIG_BLOCK, set)
+}
+
+fn change_mask(how: i32, set: u64) -> u64 {
     let mut old = 0u64;
     // SAFETY: reads and writes one u64 each.
     let _ = unsafe {
         call(
             libc::SYS_rt_sigprocmask,
-            [libc::SIG_SETMASK as usize, &raw const mask as usize, &raw mut old as usize, 8, 0, 0],
+            [how as usize, &raw const set as usize, &raw mut old as usize, 8, 0, 0],
         )
     };
     old
