@@ -40,7 +40,8 @@ fn wait_outside(lab: &Lab, kinds: &[&str]) -> Vec<u32> {
 fn a_static_program_and_a_cleared_environment_are_named_with_who_started_them() {
     let lab = Lab::new();
     let Some(_tracer) = Tracer::start(&lab, &[]) else { return };
-    let running = shell(&lab, "busybox sleep 1000 & env -i sleep 1001 & sleep 1002 & echo ready; wait");
+    let running =
+        shell(&lab, "busybox sleep 1000 & busybox env -i /bin/sleep 1001 & sleep 1002 & echo ready; wait");
     let pids = wait_outside(&lab, &["environment", "static"]);
     let status = lab.run(["status"]).expect_success().stdout;
     let creator = format!("made by pid {} (bash)", running.pid());
@@ -172,7 +173,9 @@ fn doctor_says_whether_it_runs_and_what_is_lost_without_it() {
     let Some(tracer) = Tracer::start(&lab, &[]) else { return };
     let with = probe(&lab);
     assert_eq!(with["state"], "ok", "{with:#}");
-    assert!(with["detail"].as_str().unwrap().contains(&format!("pid {}", tracer.pid())), "{with:#}");
+    for words in [format!("pid {}", tracer.pid()).as_str(), "forks, execs, exits", "hands out userfaultfds"] {
+        assert!(with["detail"].as_str().unwrap().contains(words), "{with:#}");
+    }
 }
 
 #[test]
@@ -213,3 +216,28 @@ fn trace_prints_what_a_computation_does_as_lines_of_json() {
     std::fs::write(go, "").unwrap();
     running.expect_code(3);
 }
+
+#[test]
+fn a_restarted_computation_is_tracked_like_a_launched_one() {
+    let lab = Lab::new();
+    let Some(_tracer) = Tracer::start(&lab, &[]) else { return };
+    let running = lab.launch(["/usr/bin/python3", "-c", PYTHON]);
+    running.wait_ready();
+    lab.checkpoint_kill(running);
+    let again = lab.restart(["latest"]);
+    lab.wait_joined(&again);
+    assert_eq!(outside(&lab), []);
+    std::fs::write(lab.work().join("go"), "").unwrap();
+    let pids = wait_outside(&lab, &["static"]);
+    assert_eq!(pids.len(), 1);
+    ProcessHandle::open(pids[0]).unwrap().signal(Signal::SIGKILL).unwrap();
+}
+
+/// One process, until the file `go` is there; then it starts a static program.
+const PYTHON: &str = "
+import os, subprocess, time
+print('ready', flush=True)
+while not os.path.exists('go'):
+    time.sleep(0.05)
+subprocess.call(['/bin/busybox', 'sleep', '1000'])
+";

@@ -111,10 +111,10 @@ impl<'a> Round<'a> {
         let (sender, events) = computation.open_round(question.token);
         Self {
             computation,
+            newborn: Newborn::but(&question.without),
             question,
             subjects: BTreeMap::new(),
             passed: Step::Asked,
-            newborn: Newborn::default(),
             sender,
             events,
             shared: Vec::new(),
@@ -250,7 +250,7 @@ impl<'a> Round<'a> {
         if has_children {
             let (real_pid, name) = (subject.real_pid, subject.name.clone());
             let members: Vec<u32> = self.subjects.values().map(|subject| subject.real_pid).collect();
-            let is_known = |child| members.contains(&child) || self.question.without.contains(&child);
+            let is_known = |child| members.contains(&child);
             self.newborn.await_children((real_pid, &name), is_known, &self.sender);
         }
         if step <= self.passed { self.tell(id, step) } else { Ok(()) }

@@ -1,14 +1,20 @@
 //! The tracer: whether it runs, and what is lost without it.
 
 use super::Finding;
-use crate::tracer::client::{Tracer, socket};
+use crate::{
+    context::Context,
+    tracer::{
+        self,
+        client::{Tracer, socket},
+    },
+};
 
 const LOST: &str = "programs without the library (static, set-user-id, cleared environment) are seen only while their \
                     parents are there, and not told why; `stasis trace` shows nothing";
 
 const REMEDY: &str = "as root: systemctl enable --now stasis-tracer.socket, or stasis-tracer by hand";
 
-pub fn service() -> Finding {
+pub fn service(context: &Context) -> Finding {
     match Tracer::connect() {
         Ok(Some(mut tracer)) => match tracer.state() {
             Ok(state) => {
@@ -21,6 +27,7 @@ pub fn service() -> Finding {
                     state.features.join(", "),
                     state.dropped
                 );
+                let text = format!("{text}; {}", userfaultfd(context));
                 if missing.is_empty() {
                     Finding::Works(text)
                 } else {
@@ -35,5 +42,13 @@ pub fn service() -> Finding {
             None => Finding::falls(format!("STASIS_TRACER is empty: {LOST}"), "unset STASIS_TRACER"),
         },
         Err(error) => Finding::falls(format!("{error:#}: {LOST}"), REMEDY),
+    }
+}
+
+/// Takes one, as a lazy restart of an ordinary user does.
+fn userfaultfd(context: &Context) -> String {
+    match context.address().and_then(|address| tracer::userfaultfd(&address)) {
+        Ok(_) => "hands out userfaultfds".into(),
+        Err(error) => format!("hands out no userfaultfd ({error:#})"),
     }
 }

@@ -40,6 +40,7 @@ use crate::{
     failure::{ExitCode, Failure},
     image, locate, output,
     store::Store,
+    tracer,
 };
 
 /// A process of a checkpoint, as it came from the store.
@@ -70,6 +71,7 @@ pub fn run(context: &Context, args: &RestartArgs) -> anyhow::Result<ExitCode> {
     if let Some(interval) = args.interval {
         client.count(&start::interval_request(interval))?;
     }
+    tracer::join(&address);
     let request = spawn::Request {
         saved: &saved,
         policy: &policy,

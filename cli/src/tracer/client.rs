@@ -2,9 +2,10 @@
 
 use std::{
     env,
-    io::{self, Write},
+    fs::File,
+    io::{self, IoSliceMut, Read, Write},
     os::{
-        fd::{AsFd, AsRawFd},
+        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
         unix::net::UnixStream,
     },
     path::PathBuf,
@@ -12,13 +13,18 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use nix::sys::socket::{ControlMessage, MsgFlags, getsockopt, sendmsg, sockopt::PeerCredentials};
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, getsockopt, recvmsg, sendmsg, sockopt::PeerCredentials,
+};
 use stasis_protocol::{
     tracer::{self, Connection, Event, Hello, Limits, Reply, Request, State, Task},
     wire,
 };
 
-use crate::{client::read_payload, failure::Failure};
+use crate::{
+    client::{read_payload, read_payload_from},
+    failure::Failure,
+};
 
 /// Far above what it needs: a tracer that hangs must not hang everybody's launches.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -139,6 +145,36 @@ impl Tracer {
         }
     }
 
+    /// An open /dev/userfaultfd, for this process, which must be registered.
+    ///
+    /// # Errors
+    /// [`Failure::Refused`] when it is not to have one.
+    pub fn userfaultfd(&mut self) -> anyhow::Result<File> {
+        self.stream.write_all(&wire::frame(&Request::Userfaultfd)?).context("speaking to the tracer")?;
+        // The descriptor comes with the answer's first byte.
+        let mut first = [0];
+        let mut control = nix::cmsg_space!([RawFd; 1]);
+        let mut parts = [IoSliceMut::new(&mut first)];
+        let message = recvmsg::<()>(
+            self.stream.as_raw_fd(),
+            &mut parts,
+            Some(&mut control),
+            MsgFlags::MSG_CMSG_CLOEXEC,
+        )?;
+        let beside = message.cmsgs()?.find_map(|part| match part {
+            // SAFETY: the kernel has just made this descriptor for this process.
+            ControlMessageOwned::ScmRights(fds) => fds.first().map(|&fd| unsafe { OwnedFd::from_raw_fd(fd) }),
+            _ => None,
+        });
+        let payload =
+            read_payload_from(&mut first.chain(&mut self.stream)).context("the tracer does not answer")?;
+        match (wire::decode(&payload)?, beside) {
+            (Reply::Done, Some(device)) => Ok(device.into()),
+            (Reply::Refused(refusal), _) => bail!(Failure::Refused(vec![refusal])),
+            (reply, _) => bail!(unexpected(&reply)),
+        }
+    }
+
     /// Calls `look` with every event from now on, until it says that it has seen enough.
     ///
     /// # Errors
@@ -154,7 +190,7 @@ impl Tracer {
         began()?;
         let mut stream = io::BufReader::with_capacity(1 << 16, self.stream);
         loop {
-            let payload = crate::client::read_payload_from(&mut stream).context("the tracer has ended")?;
+            let payload = read_payload_from(&mut stream).context("the tracer has ended")?;
             match wire::decode(&payload)? {
                 Reply::Event(event) => {
                     if !look(event)? {

@@ -8,7 +8,7 @@
 pub mod client;
 pub mod escapes;
 
-use std::os::unix::ffi::OsStrExt;
+use std::{fs::File, os::unix::ffi::OsStrExt};
 
 use stasis_protocol::tracer::MAX_LABEL;
 
@@ -40,4 +40,16 @@ pub fn join(address: &Address) {
     if let Ok(own) = crate::process::Pidfd::open(std::process::id()) {
         let _ = tracer.register(number(address), &label(address), &own);
     }
+}
+
+/// An open /dev/userfaultfd from the tracer, with which an ordinary user's process can make a full userfaultfd, also one
+/// that it hands it on to. This process becomes part of the computation for that.
+///
+/// # Errors
+/// Why there is none.
+pub fn userfaultfd(address: &Address) -> anyhow::Result<File> {
+    let Some(mut tracer) = client::Tracer::connect()? else { anyhow::bail!("no tracer runs") };
+    let own = crate::process::Pidfd::open(std::process::id())?;
+    tracer.register(number(address), &label(address), &own)?;
+    tracer.userfaultfd()
 }
