@@ -241,3 +241,82 @@ while not os.path.exists('go'):
     time.sleep(0.05)
 subprocess.call(['/bin/busybox', 'sleep', '1000'])
 ";
+
+/// Stasis as an ordinary user has it: root's target directory is nobody else's to enter.
+struct Ordinary {
+    lab: Lab,
+    stasis: PathBuf,
+}
+
+impl Ordinary {
+    const USER: &str = "65534";
+
+    fn new(lab: &Lab) -> Self {
+        use std::os::unix::fs::{PermissionsExt, chown};
+        let home = lab.work().join("home");
+        std::fs::create_dir(&home).unwrap();
+        // The store's server is not needed where no checkpoint is taken, and has 400 MB.
+        for name in ["stasis", "stasis-restorer", "libstasis.so"] {
+            std::fs::copy(stasis_tests::lab::binary(name), home.join(name)).unwrap();
+        }
+        let user = Self::USER.parse().unwrap();
+        chown(&home, Some(user), Some(user)).unwrap();
+        for directory in [&lab.work(), lab.work().parent().unwrap()] {
+            std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let lab = lab.with_coordinator("work/home/coordinator").with_store(&home.join("store"));
+        Self { lab, stasis: home.join("stasis") }
+    }
+
+    fn command(&self, arguments: &[&str]) -> std::process::Command {
+        let mut command = self.lab.command("setpriv");
+        command.arg(format!("--reuid={}", Self::USER)).arg(format!("--regid={}", Self::USER));
+        command.arg("--clear-groups").arg(&self.stasis).args(arguments);
+        command.env_remove("XDG_RUNTIME_DIR").env_remove("XDG_STATE_HOME").env("STASIS_BIN_DIR", "");
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> std::process::Output {
+        self.command(arguments).output().expect("setpriv is installed")
+    }
+}
+
+#[test]
+fn ordinary_users_see_their_own_computations_and_root_sees_all() {
+    let lab = Lab::new();
+    let Some(_tracer) = Tracer::start(&lab, &[]) else { return };
+    let user = Ordinary::new(&lab);
+    let script = "busybox sleep 1000 & while :; do sleep 0.1; done";
+    let null = std::process::Stdio::null;
+    // What runs on would keep a pipe open.
+    let mut launch = user.command(&["launch", "--detach", "--", "/bin/bash", "-c", script]);
+    assert!(launch.stdout(null()).stderr(null()).status().unwrap().success());
+    let text = |output: std::process::Output| {
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    };
+    let end = std::time::Instant::now() + stasis_tests::DEADLINE;
+    while !text(user.run(&["status"])).contains("linked statically") {
+        assert!(std::time::Instant::now() < end, "{}", text(user.run(&["status"])));
+    }
+    let refused = user.run(&["checkpoint"]);
+    assert_eq!(refused.status.code(), Some(4), "{refused:?}");
+    assert!(text(refused).contains("busybox sleep 1000"));
+    let doctor = text(user.run(&["doctor"]));
+    assert!(doctor.contains("hands out userfaultfds"), "{doctor}");
+
+    // Side by side with one of root's, which is not the user's to see.
+    let _roots = shell(&lab, "busybox sleep 1001 & echo ready; wait");
+    wait_outside(&lab, &["static"]);
+    let users_view: serde_json::Value = serde_json::from_slice(&user.run(&["top", "--json"]).stdout).unwrap();
+    let uids = |view: &serde_json::Value| -> Vec<u64> {
+        let mut uids: Vec<u64> =
+            view.as_array().unwrap().iter().map(|computation| computation["uid"].as_u64().unwrap()).collect();
+        uids.sort_unstable();
+        uids
+    };
+    assert_eq!(uids(&users_view), [65534], "{users_view:#}");
+    let roots_view = lab.json(["top"]);
+    assert_eq!(uids(&roots_view), [0, 65534], "{roots_view:#}");
+    let ended = user.run(&["kill"]);
+    assert!(ended.status.success(), "{ended:?}");
+}
