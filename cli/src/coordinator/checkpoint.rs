@@ -32,6 +32,8 @@ const END_DEADLINE: Duration = Duration::from_secs(5);
 pub struct Order {
     pub kill: bool,
     pub label: Option<String>,
+    /// See [`stasis_protocol::coordinator::ClientRequest::Checkpoint`].
+    pub without: Vec<u32>,
 }
 
 /// The outcome of a checkpoint.
@@ -69,7 +71,12 @@ async fn round(computation: &Rc<Computation>, order: &Order) -> Result<Checkpoin
     let token = random().map_err(|error| {
         one(refusal("the coordinator", format!("has no random numbers: {error}"), "is /dev/urandom there?"))
     })?;
-    let question = Question { token, store: store.socket().to_string_lossy().into_owned(), hold: order.kill };
+    let question = Question {
+        token,
+        store: store.socket().to_string_lossy().into_owned(),
+        hold: order.kill,
+        without: order.without.clone(),
+    };
     for &(_, real_pid) in &members {
         stopped::settle(real_pid).await;
     }

@@ -89,6 +89,8 @@ pub struct Question {
     pub token: u64,
     pub store: String,
     pub hold: bool,
+    /// Processes without the library that the checkpoint is taken without.
+    pub without: Vec<u32>,
 }
 
 pub struct Round<'a> {
@@ -111,10 +113,10 @@ impl<'a> Round<'a> {
         let (sender, events) = computation.open_round(question.token);
         Self {
             computation,
+            newborn: Newborn::but(&question.without),
             question,
             subjects: BTreeMap::new(),
             passed: Step::Asked,
-            newborn: Newborn::default(),
             sender,
             events,
             shared: Vec::new(),

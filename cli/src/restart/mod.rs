@@ -37,7 +37,7 @@ use stasis_protocol::coordinator::{ClientRequest, Refusal};
 use self::{computation::Computation, running::Child};
 use crate::{
     address::Address, args::RestartArgs, context::Context, coordinator::start, failure::ExitCode, locate,
-    output,
+    output, tracer,
 };
 
 /// `stasis restart`; ends as the program does, or returns why it could not be restarted.
@@ -60,6 +60,7 @@ pub fn run(context: &Context, args: &RestartArgs) -> anyhow::Result<ExitCode> {
     if let Some(interval) = args.interval {
         client.count(&start::interval_request(interval))?;
     }
+    tracer::join(&address);
     let request = spawn::Request {
         computation: &computation,
         tree: &tree,

@@ -181,7 +181,12 @@ pub enum ToProcess {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ClientRequest {
     /// Take a checkpoint and answer when it is durable: [`ClientReply::Checkpoint`].
-    Checkpoint { kill: bool, label: Option<String> },
+    Checkpoint {
+        kill: bool,
+        label: Option<String>,
+        /// Processes without the library, by the kernel's pids: they are left out, instead of being awaited and refused.
+        without: Vec<u32>,
+    },
     /// [`ClientReply::Status`].
     Status,
     /// End every process of the computation (SIGKILL). [`ClientReply::Done`] with how many.

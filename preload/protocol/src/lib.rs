@@ -17,6 +17,7 @@ pub mod coordinator;
 pub mod image;
 pub mod plan;
 pub mod store;
+pub mod tracer;
 pub mod wire;
 
 /// The version of all that is defined in this crate.
