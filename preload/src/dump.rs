@@ -19,6 +19,7 @@ use stasis_sys::{
 
 use crate::{
     checkpoint::store_refusal,
+    lazy,
     link::store::Store,
     pagemap::{self, Pagemap, Run, State, Which},
     procfs,
@@ -177,6 +178,7 @@ impl<'a> Dump<'a> {
     /// # Errors
     /// Refusals that name the mapping or object; the dump is to be given up then.
     pub fn finish(&mut self, snapshot: &mut Snapshot, base_objects: u32) -> Result<Rest, Vec<Refusal>> {
+        lazy::settle();
         let mut density = Density::of_this_process();
         let mut gap = 0;
         for (found, mapping) in snapshot.mappings.iter().zip(&mut snapshot.image.mappings) {
@@ -230,6 +232,7 @@ impl<'a> Dump<'a> {
         if looked.is_err() && self.tracker.watch(range).is_ok() {
             looked = self.tracker.look(&mut self.pagemap, range, true, &mut found);
         }
+        let registered = looked.is_ok();
         let shown = match looked {
             Ok(shown) => shown,
             // Not to be watched.
@@ -246,20 +249,19 @@ impl<'a> Dump<'a> {
                 self.spoiled.retain(|&(start, end)| start < range.start || range.end < end);
             }
         }
-        let (mut pages, mut gap) = (0, range.start);
+        if shown == Shown::All {
+            fill_gaps(&mut found, range.start, range.end);
+        }
+        if registered {
+            lazy::sort_out(&mut found).map_err(|error| refusal("the table of its pages", error))?;
+        }
+        let mut pages = 0;
         for &run in &found {
-            if shown == Shown::All {
-                self.forget(MEMORY, gap, run.start);
-                gap = run.end;
-            }
             if run.state == State::Hole {
                 self.forget(MEMORY, run.start, run.end);
             } else {
                 pages += (run.end - run.start) / PAGE;
             }
-        }
-        if shown == Shown::All {
-            self.forget(MEMORY, gap, range.end);
         }
         let copied = match moment {
             Moment::Running => self.copy_running(&found),
@@ -600,6 +602,23 @@ fn add(ranges: &mut Vec<(u64, u64)>, mut start: u64, mut end: u64) {
         (start, end) = (start.min(one.0), end.max(last.1));
     }
     ranges.splice(first..behind, [(start, end)]);
+}
+
+/// Adds holes where nothing was found.
+fn fill_gaps(found: &mut Vec<Run>, start: u64, end: u64) {
+    let mut whole = Vec::with_capacity(2 * found.len() + 1);
+    let mut at = start;
+    for &run in found.iter() {
+        if at < run.start {
+            whole.push(Run { start: at, end: run.start, state: State::Hole });
+        }
+        whole.push(run);
+        at = run.end;
+    }
+    if at < end {
+        whole.push(Run { start: at, end, state: State::Hole });
+    }
+    *found = whole;
 }
 
 /// Whether threads may read it.

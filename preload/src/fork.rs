@@ -1,6 +1,6 @@
 //! The child of a fork gets a checkpoint thread of its own.
 
-use crate::start;
+use crate::{lazy, start};
 
 unsafe extern "C" {
     /// glibc's own name for fork(3), exported beside it and interposed by nobody.
@@ -13,6 +13,7 @@ unsafe extern "C" {
 /// fork(3)'s.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fork() -> i32 {
+    lazy::await_all();
     // SAFETY: the caller's call.
     let pid = unsafe { __fork() };
     if pid == 0 {

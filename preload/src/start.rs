@@ -16,7 +16,7 @@ use stasis_sys::{
     memory, process,
 };
 
-use crate::{arch, arena, checkpoint, credentials, interrupted, link, stop, threads, wrappers};
+use crate::{arch, arena, checkpoint, credentials, interrupted, lazy, link, stop, threads, wrappers};
 
 #[used]
 #[unsafe(link_section = ".init_array")]
@@ -109,6 +109,7 @@ pub unsafe fn begin_in_child() {
     // SAFETY: the checkpoint thread, whose allocations these were, is not in this process.
     unsafe { arena::reset() };
     checkpoint::forget_inherited();
+    lazy::forget();
     if let Err(error) = start_thread(None) {
         warn(error);
     }

@@ -6,6 +6,7 @@
 //! program: signals that it gets are passed on, and it ends as the program does.
 //!
 //! - `machine`, `credentials`, `layout`, `settings`, `descriptors`: what is checked, and what goes into the plan
+//! - `lazy`: which memory is left to a pager, and starting it
 //! - `objects`: content of memory and files that exist in the checkpoint only
 //! - `spawn`: the child that becomes the program; `session`: where it belongs
 //! - `place`, `namespace`: where its ids can be had: here, or in a pid namespace of its own
@@ -14,6 +15,7 @@
 mod credentials;
 mod descriptors;
 mod layout;
+mod lazy;
 mod machine;
 pub mod namespace;
 mod objects;
@@ -49,7 +51,7 @@ struct Saved {
     pages: layout::Pages,
     key: [u8; 32],
     /// While it is open the packs stay where they are.
-    _store: Store,
+    store: Store,
 }
 
 /// `stasis restart`; ends as the program does, or returns why it could not be restarted.
@@ -58,6 +60,15 @@ pub fn run(context: &Context, args: &RestartArgs) -> anyhow::Result<ExitCode> {
     let saved = read(context, &args.reference)?;
     check(&saved.image, &policy)?;
     let restorer = locate::find(locate::RESTORER)?;
+    let wish = match (args.lazy, args.eager) {
+        (true, _) => lazy::Wish::Lazy,
+        (_, true) => lazy::Wish::Eager,
+        _ => lazy::Wish::Auto,
+    };
+    let memory = lazy::choose(wish, &saved.image, &saved.pages);
+    if let Some(why_not) = memory.why_not.as_deref().filter(|_| !context.quiet) {
+        let _ = lazy::explain(why_not);
+    }
 
     let address = context.address()?;
     let directory = context.store()?;
@@ -72,6 +83,7 @@ pub fn run(context: &Context, args: &RestartArgs) -> anyhow::Result<ExitCode> {
     let request = spawn::Request {
         saved: &saved,
         policy: &policy,
+        memory: &memory,
         restorer: &restorer,
         address: &address,
         detach: args.detach,
@@ -109,7 +121,7 @@ fn read(context: &Context, reference: &str) -> anyhow::Result<Saved> {
         .map_err(|error| error.failure(&whose, |error| failed(error.to_string())))?;
     let (extents, hashes) = process.pages().map_err(|error| failed(error.to_string()))?;
     let pages = layout::Pages { extents, hashes, directory: process.directory };
-    Ok(Saved { record, image, pages, key: process.key, _store: store })
+    Ok(Saved { record, image, pages, key: process.key, store })
 }
 
 fn check(image: &ProcessImage, policy: &descriptors::Policy) -> anyhow::Result<()> {

@@ -26,7 +26,7 @@ use stasis_protocol::{
 use super::{
     Saved, credentials,
     descriptors::{self, Places},
-    layout,
+    layout, lazy,
     namespace::{self, Init},
     objects,
     place::Place,
@@ -40,6 +40,7 @@ use crate::{address::Address, failure::Failure, process::Pidfd};
 pub struct Request<'a> {
     pub saved: &'a Saved,
     pub policy: &'a descriptors::Policy,
+    pub memory: &'a lazy::Choice,
     pub restorer: &'a Path,
     pub address: &'a Address,
     pub detach: bool,
@@ -155,7 +156,7 @@ fn prepare(request: &Request<'_>, report: OwnedFd) -> anyhow::Result<Prepared> {
     let objects = descriptors::create_objects(image).map_err(|refusal| Failure::Refused(vec![refusal]))?;
     objects::fill(image, &objects, pages, &saved.key)?;
     descriptors::seal_objects(image, &objects).map_err(|refusal| Failure::Refused(vec![refusal]))?;
-    layout::plan(image, pages, &objects, &mut places, &mut plan)?;
+    layout::plan(image, pages, &objects, &request.memory.regions, &mut places, &mut plan)?;
     let exe = match File::open(&image.exe.path) {
         Ok(exe) => Some(places.place(exe.into())?),
         Err(_) => None,
@@ -164,6 +165,9 @@ fn prepare(request: &Request<'_>, report: OwnedFd) -> anyhow::Result<Prepared> {
     threads(image, &mut plan);
     plan.header.restart_info = image.resume.restart_info;
     plan.header.info = info(saved, request.address, plan.keep(&image.handover));
+    if request.memory.is_lazy() {
+        lazy::start(saved, request.memory, &mut places, &mut plan)?;
+    }
     // SAFETY: memfd_create(2) gives a descriptor that nobody else has.
     let memory = unsafe { libc::memfd_create(c"stasis-plan".as_ptr(), 0) };
     if memory < 0 {
