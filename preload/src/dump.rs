@@ -253,7 +253,11 @@ impl<'a> Dump<'a> {
             fill_gaps(&mut found, range.start, range.end);
         }
         if registered {
-            lazy::sort_out(&mut found).map_err(|error| refusal("the table of its pages", error))?;
+            let moved = lazy::sort_out(&mut found);
+            if moved.map_err(|error| refusal("the table of its pages", error))? && !readable {
+                // Read through /proc/self/mem, nothing arrives.
+                lazy::finish();
+            }
         }
         let mut pages = 0;
         for &run in &found {
@@ -339,7 +343,10 @@ impl<'a> Dump<'a> {
             match run.state {
                 State::Present if readable => self.memory(run.start, run.end)?,
                 State::Swapped if readable => self.copy_running(core::slice::from_ref(run))?,
-                State::Present | State::Swapped => self.careful(run.start, run.end, false)?,
+                State::Present => self.careful(run.start, run.end, false)?,
+                // What cannot be read is a marker where the program has discarded a page: that is not to be read through
+                // /proc/self/mem while a pager answers for it.
+                State::Swapped => self.careful(run.start, run.end, true)?,
                 State::Hole | State::Guard => {}
             }
         }
@@ -356,9 +363,29 @@ impl<'a> Dump<'a> {
                 found.content != Content::None && mapping.start <= start && end <= mapping.end
             });
             let Some((_, mapping)) = holding.next() else { continue };
-            if !self.page(start)? && mapping.protection & libc::PROT_READ as u32 != 0 {
-                mapping.guards.push((start, end));
+            let readable = is_readable(mapping);
+            // Not through /proc/self/mem at first: what a pager has to bring is not brought for that.
+            if readable && self.readable_page(start)? || self.page(start)? {
+                continue;
             }
+            if readable {
+                mapping.guards.push((start, end));
+            } else {
+                self.not_there(start)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A page that cannot be read, since nothing is there: as it was at the restart, or gone since.
+    fn not_there(&mut self, at: u64) -> Result<(), Vec<Refusal>> {
+        let mut runs = vec![Run { start: at, end: at + PAGE, state: State::Hole }];
+        if lazy::sort_out(&mut runs).map_err(|error| refusal("the table of its pages", error))? {
+            lazy::finish();
+            return self.page(at).map(drop);
+        }
+        for run in runs {
+            self.forget(MEMORY, run.start, run.end);
         }
         Ok(())
     }
@@ -461,6 +488,18 @@ impl Dump<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Copies a page as threads read it, waiting for it to be brought; whether there is one.
+    fn readable_page(&mut self, at: u64) -> Result<bool, Vec<Refusal>> {
+        let (offset, to, _) = self.room()?;
+        // SAFETY: the room is ours.
+        let copied = unsafe { process::gather(&[Part { start: at, len: PAGE }], to) };
+        let whole = copied == Ok(PAGE_SIZE);
+        if whole {
+            self.filled(MEMORY, at, offset, PAGE_SIZE);
+        }
+        Ok(whole)
     }
 
     /// Copies a page through /proc/self/mem; whether there is one: not beyond the end of a file, nor in a guard region.

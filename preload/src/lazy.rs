@@ -187,15 +187,17 @@ pub fn finish() {
 }
 
 /// Takes out of `runs`, which a look at a mapping has found, what is as it was at the restart. What has not arrived looks like
-/// a hole, or, where the tracker has made markers, like something in swap; what arrives while it is looked at, too.
+/// a hole, or, where the tracker has made markers, like something in swap; what arrives while it is looked at, too. Whether
+/// anything has been moved before it arrived: that is in `runs`, as if in swap.
 ///
 /// # Errors
 /// The table cannot be read.
-pub fn sort_out(runs: &mut Vec<Run>) -> Result<()> {
+pub fn sort_out(runs: &mut Vec<Run>) -> Result<bool> {
     let table = TABLE.load(Ordering::Relaxed);
     if table < 0 || !runs.iter().any(|run| matches!(run.state, State::Hole | State::Swapped)) {
-        return Ok(());
+        return Ok(false);
     }
+    let mut any_moved = false;
     let mut words = Words::new(table);
     let mut sorted: Vec<Run> = Vec::with_capacity(runs.len());
     let mut add = |start: u64, end: u64, state: State| match sorted.last_mut() {
@@ -214,6 +216,7 @@ pub fn sort_out(runs: &mut Vec<Run>) -> Result<()> {
             let as_it_was = if run.state == State::Hole { stored & !removed } else { stored & absent };
             // Moved here before it arrived: it is read, and arrives by that.
             let moved = absent & !stored;
+            any_moved |= moved != 0;
             while page < next {
                 let bit = 1 << (page % 64);
                 if as_it_was & bit == 0 {
@@ -234,7 +237,7 @@ pub fn sort_out(runs: &mut Vec<Run>) -> Result<()> {
         }
     }
     *runs = sorted;
-    Ok(())
+    Ok(any_moved)
 }
 
 const PAGE: u64 = PAGE_SIZE as u64;

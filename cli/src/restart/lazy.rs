@@ -34,6 +34,7 @@ use super::{
 const PAGE: u64 = PAGE_SIZE as u64;
 
 /// A mapping with fewer pages than this in the checkpoint is filled at once: stacks, and what libraries have of their own.
+/// For tests, STASIS_LAZY_FROM says it otherwise.
 const FEW: u64 = 64;
 
 /// Less memory than this is filled at once, in pages: that takes less time than a pager to get ready, and gives huge pages.
@@ -68,7 +69,7 @@ impl Choice {
 /// Chooses what is left to a pager.
 pub fn choose(wish: Wish, image: &ProcessImage, pages: &Pages) -> Choice {
     let eager = |why_not: Option<String>| Choice { regions: Vec::new(), device: None, why_not };
-    if wish == Wish::Eager || disabled() {
+    if wish == Wish::Eager || disabled("lazy") {
         return eager(None);
     }
     let (regions, stored) = regions(image, pages);
@@ -92,8 +93,8 @@ pub fn choose(wish: Wish, image: &ProcessImage, pages: &Pages) -> Choice {
 }
 
 /// Whether STASIS_DISABLE names this part.
-fn disabled() -> bool {
-    std::env::var("STASIS_DISABLE").is_ok_and(|names| names.split(',').any(|name| name == "lazy"))
+fn disabled(part: &str) -> bool {
+    std::env::var("STASIS_DISABLE").is_ok_and(|names| names.split(',').any(|name| name == part))
 }
 
 /// Private anonymous memory of which much is in the checkpoint, and how many pages that are.
@@ -103,6 +104,7 @@ fn regions(image: &ProcessImage, pages: &Pages) -> (Vec<Range<u64>>, u64) {
         .filter(|(extent, _)| extent.kind != kind::ZERO)
         .map(|(extent, _)| extent.first_page * PAGE..(extent.first_page + extent.pages) * PAGE)
         .peekable();
+    let few = std::env::var("STASIS_LAZY_FROM").ok().and_then(|pages| pages.parse().ok()).unwrap_or(FEW);
     let (mut regions, mut all) = (Vec::new(), 0);
     for mapping in &image.mappings {
         let mut stored = 0;
@@ -117,7 +119,7 @@ fn regions(image: &ProcessImage, pages: &Pages) -> (Vec<Range<u64>>, u64) {
             }
             extents.next();
         }
-        if stored >= FEW && is_fit(mapping) {
+        if stored >= few && is_fit(mapping) {
             regions.push(mapping.start..mapping.end);
             all += stored;
         }
@@ -159,7 +161,7 @@ pub fn start(saved: &Saved, choice: &Choice, places: &mut Places, plan: &mut Pla
         source,
         regions,
         order: Vec::new(),
-        prefetch: true,
+        prefetch: !disabled("prefetch"),
         socket: ours,
         table,
         whose: format!("pid {} of checkpoint {}", saved.image.ids.pid, saved.record.id),

@@ -31,7 +31,7 @@ pub enum Map {
     Absent = 0,
     /// Discarded, or moved away, at some time since the restart. Never taken back.
     Removed = 1,
-    /// Was to come when the process was restarted. Never taken back.
+    /// Was to come when the process was restarted, and has not been unmapped or moved since.
     Stored = 2,
 }
 

@@ -179,6 +179,8 @@ impl Space {
     /// been moved to where another thread had unmapped something. What was moved there is placed at once: where nothing
     /// is registered any more the kernel does not take it, and it counts as gone then.
     fn unmapped(&self, layout: &Layout, pages: Pages) {
+        // What is mapped there next is not what was there at the restart.
+        self.table.clear(Map::Stored, pages.clone());
         for (part, _, moved) in layout.pieces(pages) {
             if !moved {
                 self.gone(self.table.clear(Map::Absent, part));
@@ -218,14 +220,20 @@ impl Space {
     /// was done. The write tracker took them for what they were before, at another address.
     pub fn settle_moves(&self) -> bool {
         let mut layout = self.write();
-        while let Some(pages) = layout.unprotect.last() {
-            let (start, len) = (pages.start * PAGE, (pages.end - pages.start) * PAGE);
-            match userfaultfd::unprotect(self.uffd(), start, len) {
-                Err(Errno(libc::EAGAIN)) if self.clean => return false,
-                // Gone again, or there is no tracker.
+        while let Some(pages) = layout.unprotect.pop() {
+            let len = pages.end - pages.start;
+            match userfaultfd::unprotect(self.uffd(), pages.start * PAGE, len * PAGE) {
+                Err(Errno(libc::EAGAIN)) if self.clean => {
+                    layout.unprotect.push(pages);
+                    return false;
+                }
+                // Parts of it are gone again, or other mappings'.
+                Err(Errno(libc::ENOENT)) if len > 1 => {
+                    let middle = pages.start + len / 2;
+                    layout.unprotect.extend([pages.start..middle, middle..pages.end]);
+                }
                 _ => {}
             }
-            layout.unprotect.pop();
         }
         true
     }
