@@ -103,6 +103,24 @@ pub fn threads(pid: u32) -> io::Result<Vec<Thread>> {
     Ok(threads)
 }
 
+/// The pid here of the process that `relative`, by its pid here, knows as `pid`; `None` when there is none.
+pub fn real_pid(pid: u32, relative: u32) -> Option<u32> {
+    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid"));
+    let theirs = namespace(&relative.to_string()).ok()?;
+    if namespace("self").is_ok_and(|ours| ours == theirs) {
+        return state(pid).map(|_| pid);
+    }
+    // status tells the pids in all namespaces, from ours to the process' own (proc(5), NSpid).
+    let is_it = |other: &u32| {
+        let status = fs::read_to_string(format!("/proc/{other}/status")).unwrap_or_default();
+        let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+        pids.split_whitespace().last().and_then(|last| last.parse().ok()) == Some(pid)
+            && namespace(&other.to_string()).is_ok_and(|other| other == theirs)
+    };
+    let entries = fs::read_dir("/proc").ok()?;
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).find(is_it)
+}
+
 /// pidfd_open(2)'s descriptor.
 #[derive(Debug)]
 pub struct Pidfd(OwnedFd);

@@ -29,7 +29,9 @@ mod procfs;
 
 mod arch;
 mod arena;
+mod births;
 mod checkpoint;
+mod contagion;
 mod credentials;
 mod dump;
 mod fork;

@@ -15,7 +15,7 @@ use stasis_sys::{
 };
 
 use crate::{
-    arch, arena, checkpoint, credentials, lazy,
+    arch, arena, births, checkpoint, credentials, lazy,
     link::{self, coordinator::Coordinator},
     procfs,
     snapshot::kernel_state::{self, KernelState, PosixTimer},
@@ -88,24 +88,26 @@ pub extern "C" fn checkpoint_thread() -> ! {
     let kernel_state: KernelState = wire::decode(handover).unwrap_or_default();
     // SAFETY: every thread has left the restorer's code.
     let _ = unsafe { memory::unmap(info.area as usize, info.area_len as usize) };
-    put_back(&kernel_state);
-    // Beside the timers, which go on from here with what they had left.
-    state::set_skipped((sync::monotonic_ns() as i64).saturating_sub(kernel_state.monotonic_ns as i64));
-    credentials::set_thread(process::gettid());
-    credentials::listen();
-
     checkpoint::restored_from(info.manifest, info.objects);
     link::coordinator::set_address(info.coordinator.split(|&byte| byte == 0).next().unwrap_or_default());
+    births::forget();
+    births::open();
     let socket = info.coordinator_fd;
     let coordinator = if socket >= 0 {
         let [pager, userfaultfd, table] = lazy::descriptors(&info);
         checkpoint::keep_these([socket, pager, userfaultfd, table]);
         let from = core::str::from_utf8(&info.checkpoint).ok().map(Into::into);
-        Coordinator::greet(socket, from).ok()
+        Coordinator::greet(socket, from).inspect(Coordinator::await_others).ok()
     } else {
         checkpoint::keep_these(lazy::descriptors(&info));
         None
     };
+    // Not before all processes are there: time goes on from here.
+    put_back(&kernel_state);
+    // Beside the timers, which go on from here with what they had left.
+    state::set_skipped((sync::monotonic_ns() as i64).saturating_sub(kernel_state.monotonic_ns as i64));
+    credentials::set_thread(process::gettid());
+    credentials::listen();
     if info.stopped != 0 {
         let _ = process::kill(process::getpid(), libc::SIGSTOP);
     }

@@ -1,0 +1,73 @@
+//! Children that nobody has in a list, should their parent end at once: see [`stasis_protocol::births`].
+
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+use stasis_protocol::births::{LEN, PENDING, SLOTS, SUFFIX};
+use stasis_sys::{file, memory, process};
+
+use crate::link;
+
+/// Where the list is mapped; 0: nowhere.
+static LIST: AtomicUsize = AtomicUsize::new(0);
+
+/// The range of addresses that the list takes: its start and length.
+pub fn range() -> (usize, usize) {
+    match LIST.load(Ordering::Relaxed) {
+        0 => (0, 0),
+        start => (start, LEN),
+    }
+}
+
+/// Maps the coordinator's list. Without one, the children of parents that end at once may be missed by a checkpoint that
+/// is taken at that moment.
+pub fn open() {
+    let address = link::coordinator::address();
+    let Ok(address) = core::str::from_utf8(address) else { return };
+    let path = path!("{address}{SUFFIX}");
+    let Ok(fd) = file::open(path.as_c_str(), libc::O_RDWR | libc::O_CLOEXEC | libc::O_NOFOLLOW, 0) else {
+        return;
+    };
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping where the kernel finds room.
+    if let Ok(list) = unsafe { memory::map(0, LEN, protection, libc::MAP_SHARED, fd, 0) } {
+        LIST.store(list, Ordering::Release);
+    }
+    let _ = file::close(fd);
+}
+
+/// The memory that this process had mapped is not there any more.
+pub fn forget() {
+    LIST.store(0, Ordering::Release);
+}
+
+/// A fork that is about to be.
+pub struct Birth(Option<(&'static AtomicU32, u32)>);
+
+impl Birth {
+    /// Before the fork. Where the list is full the child goes without.
+    pub fn announce() -> Self {
+        /// A list that is full nearby is full of children that wait for a coordinator that is busy.
+        const TRIES: usize = 64;
+        let list = LIST.load(Ordering::Acquire);
+        if list == 0 {
+            return Self(None);
+        }
+        let tid = process::gettid() as u32;
+        let pending = PENDING | tid;
+        let free = (0..TRIES).find_map(|attempt| {
+            let index = (tid as usize).wrapping_mul(0x9e37_79b1).wrapping_add(attempt) % SLOTS;
+            // SAFETY: inside the mapping, which stays.
+            let slot = unsafe { &*(list as *const AtomicU32).add(index) };
+            slot.compare_exchange(0, pending, Ordering::AcqRel, Ordering::Relaxed).is_ok().then_some(slot)
+        });
+        Self(free.map(|slot| (slot, pending)))
+    }
+
+    /// After it, in both processes: `pid` is the child's, or negative where there is none. Whoever comes first tells; the
+    /// child may have said hello already when its parent comes to it.
+    pub fn tell(self, pid: i32) {
+        if let Some((slot, pending)) = self.0 {
+            let _ = slot.compare_exchange(pending, pid.max(0) as u32, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+}
