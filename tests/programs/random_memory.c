@@ -206,14 +206,23 @@ static void protect(struct region *r) {
 
 static bool raw;
 
+// By no function of libc, which might be wrapped.
+static pid_t raw_fork(void) {
+    long result = SYS_fork;
+    __asm__ volatile("syscall" : "+a"(result) : : "rcx", "r11", "memory");
+    return result;
+}
+
 // A child writes to what are copies of these pages, and ends.
 static void fork_child(uint64_t steps) {
-    pid_t child = raw ? syscall(SYS_fork) : fork();
+    pid_t child = raw ? raw_fork() : fork();
     REQUIRE(child >= 0);
     if (child == 0) {
         if (raw) {
             verify("in a child, after", steps);
-            _exit(failures ? 1 : 0);
+            // Not exit(3)'s, nor _exit(2)'s function.
+            long status = failures ? 1 : 0;
+            __asm__ volatile("syscall" : : "a"((long)SYS_exit_group), "D"(status) : "rcx", "r11", "memory");
         }
         for (struct region *r = regions; r < regions + REGIONS; r++)
             if (r->kind == ANONYMOUS && r->writable)
@@ -221,7 +230,9 @@ static void fork_child(uint64_t steps) {
         _exit(0);
     }
     int status = 1;
-    REQUIRE(waitpid(child, &status, 0) == child && status == 0);
+    pid_t ended = waitpid(child, &status, 0);
+    // Nobody knows of a child that was made like that: it is in no checkpoint.
+    REQUIRE((ended == child && status == 0) || (raw && ended < 0 && errno == ECHILD));
 }
 
 static void __attribute__((noinline)) deepen(int levels) {

@@ -1,5 +1,8 @@
 //! `stasis status`.
 
+use stasis_protocol::PAGE_SIZE;
+use stasis_store::pager::report::Progress;
+
 use crate::{client::Client, context::Context, failure::ExitCode, output, process, report};
 
 pub fn run(context: &Context) -> anyhow::Result<ExitCode> {
@@ -57,7 +60,30 @@ fn render(status: &report::Status, quiet: bool) -> String {
         ]);
     }
     text.push_str(&table.render());
+    for process in &status.processes {
+        if let Some(memory) = process.memory.as_ref().filter(|_| !quiet) {
+            text.push_str(&arriving(process.pid, memory));
+        }
+    }
     text
+}
+
+/// How the memory of a lazily restarted process arrives.
+fn arriving(pid: u32, memory: &Progress) -> String {
+    let size = |pages: u64| output::bytes(pages * PAGE_SIZE as u64);
+    let state = match memory.complete_us {
+        Some(us) => format!("{} in after {}", size(memory.pages), output::duration(us)),
+        None => format!("{} in, {} left", size(memory.pages - memory.left), size(memory.left)),
+    };
+    let time = |ns: Option<u64>| or_dash(ns.map(|ns| output::duration(ns.div_ceil(1000))));
+    format!(
+        "\nmemory of {pid}: {state}; {} faults, median {}, p99 {}; from {} (pager {})\n",
+        memory.faults,
+        time(memory.fault_median_ns),
+        time(memory.fault_p99_ns),
+        memory.source,
+        memory.pager_pid
+    )
 }
 
 fn or_dash(text: Option<String>) -> String {

@@ -176,12 +176,9 @@ fn enter_namespace(user: Option<(u32, u32)>) -> anyhow::Result<()> {
     const PID: i32 = 1000;
     let request = namespace::Request { pid: PID, last_tid: PID, user, session: Session::Same };
     let before = namespace::hold_signals()?;
-    let entered = namespace::enter(&request, || ());
-    if let Ok((init, _)) = &entered {
-        init.collect();
-    }
+    let tried = namespace::try_one(&request);
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-    entered.map(drop)
+    tried
 }
 
 /// Runs `body` in a child; returns the child's pid, which is free again, and what `body` returned.

@@ -126,7 +126,7 @@ pub fn free_area(image: &ProcessImage, len: u64) -> Option<u64> {
 pub fn plan(
     image: &ProcessImage,
     pages: &Pages,
-    objects: &BTreeMap<u32, OwnedFd>,
+    objects: &dyn Fn(u32) -> Option<OwnedFd>,
     lazy: &[Range<u64>],
     places: &mut Places,
     plan: &mut Plan,
@@ -146,9 +146,8 @@ pub fn plan(
             }
             Backing::Anonymous => flags |= libc::MAP_ANONYMOUS,
             Backing::Object(id) => {
-                let object =
-                    objects.get(id).ok_or_else(|| anyhow::anyhow!("the image names no object {id}"))?;
-                fd = places.place(object.try_clone()?)?;
+                let object = objects(*id).ok_or_else(|| anyhow::anyhow!("the image names no object {id}"))?;
+                fd = places.place(object)?;
             }
             Backing::File(file) => {
                 let write = mapping.shared && mapping.protection & libc::PROT_WRITE as u32 != 0;

@@ -15,7 +15,10 @@ use std::{
 };
 
 use anyhow::Context as _;
-use nix::unistd::{ForkResult, fork};
+use nix::{
+    sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask},
+    unistd::{ForkResult, fork},
+};
 use stasis_protocol::{
     PAGE_SIZE,
     image::{Backing, Mapping, ProcessImage, flag},
@@ -25,10 +28,11 @@ use stasis_store::pager::{self, Source, Table, Task};
 use stasis_sys::userfaultfd;
 
 use super::{
-    Saved,
+    computation::{Computation, Saved},
     descriptors::{self, Places},
     layout::Pages,
     plan::Plan,
+    spawn::Request,
 };
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -51,9 +55,10 @@ pub enum Wish {
 }
 
 /// How memory comes back.
+#[derive(Default)]
 pub struct Choice {
-    /// What is left to the pager, in bytes; in address order. Empty: nothing.
-    pub regions: Vec<Range<u64>>,
+    /// What of each process is left to a pager, in bytes; in address order. Empty: nothing.
+    regions: Vec<Vec<Range<u64>>>,
     /// An open /dev/userfaultfd, where there is one for this user.
     device: Option<File>,
     /// Why it is not lazy, though that was asked for or worth it.
@@ -61,20 +66,24 @@ pub struct Choice {
 }
 
 impl Choice {
-    pub fn is_lazy(&self) -> bool {
-        !self.regions.is_empty()
+    /// What of a process is left to a pager.
+    pub fn regions(&self, process: usize) -> &[Range<u64>] {
+        self.regions.get(process).map_or(&[], Vec::as_slice)
     }
 }
 
-/// Chooses what is left to a pager.
-pub fn choose(wish: Wish, image: &ProcessImage, pages: &Pages) -> Choice {
-    let eager = |why_not: Option<String>| Choice { regions: Vec::new(), device: None, why_not };
+/// Chooses what is left to pagers.
+pub fn choose(wish: Wish, processes: &[Saved]) -> Choice {
     if wish == Wish::Eager || disabled("lazy") {
-        return eager(None);
+        return Choice::default();
     }
-    let (regions, stored) = regions(image, pages);
-    if regions.is_empty() || wish == Wish::Auto && stored < SMALL {
-        return eager(None);
+    let choose = |saved: &Saved| {
+        let (regions, stored) = regions(&saved.image, &saved.pages);
+        if wish == Wish::Auto && stored < SMALL { Vec::new() } else { regions }
+    };
+    let regions: Vec<_> = processes.iter().map(choose).collect();
+    if regions.iter().all(Vec::is_empty) {
+        return Choice::default();
     }
     let device = OpenOptions::new().read(true).write(true).open("/dev/userfaultfd");
     match device {
@@ -84,10 +93,13 @@ pub fn choose(wish: Wish, image: &ProcessImage, pages: &Pages) -> Choice {
                 let _ = stasis_sys::file::close(fd);
                 Choice { regions, device: None, why_not: None }
             }
-            Err(error) => eager(Some(format!(
-                "userfaultfd(2): {error}, /dev/userfaultfd: {no_device}; a lazy restart needs root, access to \
-                 /dev/userfaultfd, or the sysctl vm.unprivileged_userfaultfd=1"
-            ))),
+            Err(error) => {
+                let why_not = format!(
+                    "userfaultfd(2): {error}, /dev/userfaultfd: {no_device}; a lazy restart needs root, access to \
+                     /dev/userfaultfd, or the sysctl vm.unprivileged_userfaultfd=1"
+                );
+                Choice { why_not: Some(why_not), ..Choice::default() }
+            }
         },
     }
 }
@@ -135,28 +147,68 @@ fn is_fit(mapping: &Mapping) -> bool {
         && mapping.flags & (flag::LOCKED | flag::GROWSDOWN) == 0
 }
 
-/// Starts the pager of a process and tells its restorer of it.
-///
-/// # Errors
-/// A pack cannot be opened; resources are short.
-pub fn start(saved: &Saved, choice: &Choice, places: &mut Places, plan: &mut Plan) -> anyhow::Result<()> {
+/// What the processes are given of their pagers.
+pub struct Pagers(Vec<Option<Ends>>);
+
+struct Ends {
+    socket: OwnedFd,
+    table: OwnedFd,
+}
+
+impl Pagers {
+    /// Starts a pager for each process that is to have one.
+    ///
+    /// # Errors
+    /// A pack cannot be opened; resources are short.
+    pub fn start(request: &Request<'_>) -> anyhow::Result<Self> {
+        let mut pagers = Self(Vec::new());
+        for process in 0..request.computation.processes.len() {
+            let ends = match request.memory.regions(process) {
+                [] => None,
+                regions => Some(start(request.computation, process, regions)?),
+            };
+            pagers.0.push(ends);
+        }
+        Ok(pagers)
+    }
+
+    /// Tells the restorer of a process of its pager.
+    ///
+    /// # Errors
+    /// No descriptor number is left.
+    pub fn plan(
+        &self,
+        choice: &Choice,
+        process: usize,
+        places: &mut Places,
+        plan: &mut Plan,
+    ) -> anyhow::Result<()> {
+        let Some(Some(ends)) = self.0.get(process) else { return Ok(()) };
+        plan.header.info.table_fd = places.place(ends.table.try_clone()?)?;
+        plan.header.info.pager_fd = places.place(ends.socket.try_clone()?)?;
+        plan.header.userfaultfd_device = match &choice.device {
+            Some(device) => places.place(device.try_clone()?.into())?.into(),
+            None => -1,
+        };
+        let regions = choice.regions(process).iter();
+        plan.lazy = regions.map(|region| [region.start, region.end - region.start]).collect();
+        Ok(())
+    }
+}
+
+fn start(computation: &Computation, process: usize, regions: &[Range<u64>]) -> anyhow::Result<Ends> {
+    let saved = &computation.processes[process];
     let pages = &saved.pages;
     let regions: Vec<Range<u64>> =
-        choice.regions.iter().map(|region| region.start / PAGE..region.end / PAGE).collect();
+        regions.iter().map(|region| region.start / PAGE..region.end / PAGE).collect();
     let source =
         Source::open(&pages.directory, &saved.key, &pages.extents, pages.hashes.try_clone()?, &regions)
             .context("the store's packs")?;
     let table = Table::make().context("a table for the pager")?;
     let (theirs, ours) = UnixStream::pair()?;
-    plan.header.info.table_fd = places.place(table.as_fd().try_clone_to_owned()?)?;
-    plan.header.info.pager_fd = places.place(OwnedFd::from(theirs))?;
-    plan.header.userfaultfd_device = match &choice.device {
-        Some(device) => places.place(device.try_clone()?.into())?.into(),
-        None => -1,
-    };
-    plan.lazy = choice.regions.iter().map(|region| [region.start, region.end - region.start]).collect();
+    let ends = Ends { socket: theirs.into(), table: table.as_fd().try_clone_to_owned()? };
     let kept = BTreeSet::from([0, 1, 2, ours.as_raw_fd(), table.as_fd().as_raw_fd()]);
-    let lease = saved.store.as_fd().as_raw_fd();
+    let lease = computation.store.as_fd().as_raw_fd();
     let task = Task {
         source,
         regions,
@@ -164,12 +216,15 @@ pub fn start(saved: &Saved, choice: &Choice, places: &mut Places, plan: &mut Pla
         prefetch: !disabled("prefetch"),
         socket: ours,
         table,
-        whose: format!("pid {} of checkpoint {}", saved.image.ids.pid, saved.record.id),
+        whose: format!("pid {} of checkpoint {}", saved.image.ids.pid, computation.record.id),
     };
     // SAFETY: this process has one thread, so that the child may do what it likes.
     match unsafe { fork() }.context("no process for the pager")? {
-        ForkResult::Parent { .. } => Ok(()),
-        ForkResult::Child => be_pager(task, kept, lease),
+        ForkResult::Parent { .. } => Ok(ends),
+        ForkResult::Child => {
+            drop(ends);
+            be_pager(task, kept, lease)
+        }
     }
 }
 
@@ -179,6 +234,9 @@ fn be_pager(task: Task, mut kept: BTreeSet<RawFd>, lease: RawFd) -> ! {
     unsafe { libc::prctl(libc::PR_SET_NAME, c"stasis-pager".as_ptr()) };
     // What the terminal sends is for the program.
     let _ = nix::unistd::setsid();
+    // SAFETY: no handler is installed.
+    let _ = unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigIgn) };
+    let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
     if let Ok(null) = OpenOptions::new().read(true).write(true).open("/dev/null") {
         for number in 0..3 {
             // SAFETY: dup2(2) with numbers. Who waits for the end of an output waits for the program's only.

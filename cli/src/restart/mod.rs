@@ -5,13 +5,18 @@
 //! restorer, which follows the plan written here. What remains of this process stands in for the
 //! program: signals that it gets are passed on, and it ends as the program does.
 //!
+//! - `computation`: all processes of the checkpoint, read and checked
 //! - `machine`, `credentials`, `layout`, `settings`, `descriptors`: what is checked, and what goes into the plan
 //! - `lazy`: which memory is left to a pager, and starting it
 //! - `objects`: content of memory and files that exist in the checkpoint only
-//! - `spawn`: the child that becomes the program; `session`: where it belongs
-//! - `place`, `namespace`: where its ids can be had: here, or in a pid namespace of its own
-//! - `supervise`: standing in for the program
+//! - `tree`: who makes whom; `assembly`, `board`: they are made, and wait for each other
+//! - `spawn`: the children that become the processes of the computation; `session`: where init belongs
+//! - `place`, `namespace`: where their ids can be had: here, or in a pid namespace of their own
+//! - `running`: until all of them are there; `supervise`: standing in for the program
 
+mod assembly;
+mod board;
+mod computation;
 mod credentials;
 mod descriptors;
 mod layout;
@@ -22,50 +27,35 @@ mod objects;
 mod place;
 mod plan;
 mod report;
+mod running;
 pub mod session;
 mod settings;
 mod spawn;
 mod supervise;
+mod tree;
 
-use anyhow::bail;
-use stasis_protocol::{
-    coordinator::{ClientRequest, Refusal},
-    image::ProcessImage,
-    store::CheckpointRecord,
-};
+use stasis_protocol::coordinator::{ClientRequest, Refusal};
 
+use self::{computation::Computation, running::Child};
 use crate::{
-    address::Address,
-    args::RestartArgs,
-    context::Context,
-    coordinator::start,
-    failure::{ExitCode, Failure},
-    image, locate, output,
-    store::Store,
+    address::Address, args::RestartArgs, context::Context, coordinator::start, failure::ExitCode, locate,
+    output,
 };
-
-/// A process of a checkpoint, as it came from the store.
-struct Saved {
-    record: CheckpointRecord,
-    image: ProcessImage,
-    pages: layout::Pages,
-    key: [u8; 32],
-    /// While it is open the packs stay where they are.
-    store: Store,
-}
 
 /// `stasis restart`; ends as the program does, or returns why it could not be restarted.
 pub fn run(context: &Context, args: &RestartArgs) -> anyhow::Result<ExitCode> {
+    let passed = descriptors::Passed::look();
+    descriptors::raise_limit();
     let policy = descriptors::Policy { missing: args.on_missing_file, changed: args.on_changed_file };
-    let saved = read(context, &args.reference)?;
-    check(&saved.image, &policy)?;
+    let computation = Computation::read(context, &args.reference)?;
+    let tree = computation.check(&policy, args.detach)?;
     let restorer = locate::find(locate::RESTORER)?;
     let wish = match (args.lazy, args.eager) {
         (true, _) => lazy::Wish::Lazy,
         (_, true) => lazy::Wish::Eager,
         _ => lazy::Wish::Auto,
     };
-    let memory = lazy::choose(wish, &saved.image, &saved.pages);
+    let memory = lazy::choose(wish, &computation.processes);
     if let Some(why_not) = memory.why_not.as_deref().filter(|_| !context.quiet) {
         let _ = lazy::explain(why_not);
     }
@@ -74,65 +64,32 @@ pub fn run(context: &Context, args: &RestartArgs) -> anyhow::Result<ExitCode> {
     let directory = context.store()?;
     let mut client = start::connect_or_start(&address, &directory, &start::Options::default())?;
     client.count(&ClientRequest::Resume {
-        computation: saved.record.draft.computation.clone(),
-        checkpoint: saved.record.id.clone(),
-        processes: 1,
+        computation: computation.record.draft.computation.clone(),
+        checkpoint: computation.record.id.clone(),
+        processes: computation.processes.len() as u32,
     })?;
     if let Some(interval) = args.interval {
         client.count(&start::interval_request(interval))?;
     }
     let request = spawn::Request {
-        saved: &saved,
+        computation: &computation,
+        tree: &tree,
         policy: &policy,
         memory: &memory,
+        passed: &passed,
         restorer: &restorer,
         address: &address,
         detach: args.detach,
     };
     let child = place::spawn(&request)?;
-    drop(client);
+    child.await_others(&request, client)?;
     if args.detach {
-        print(context, &saved, &address, child.pid.as_raw())?;
+        print(context, &computation, &address, &child)?;
         return Ok(ExitCode::SUCCESS);
     }
     // Or the store's server would stay for as long as the program runs.
-    drop(saved);
+    drop((computation, tree));
     supervise::stand_in(child)
-}
-
-/// Reads a checkpoint of one process.
-fn read(context: &Context, reference: &str) -> anyhow::Result<Saved> {
-    let directory = context.store()?;
-    let mut store = Store::open(&directory)?;
-    let failed = |message: String| Failure::Store { directory: directory.clone(), message };
-    let record = store.resolve(reference)?;
-    let [entry] = record.draft.processes.as_slice() else {
-        bail!(Failure::refused(
-            format!("checkpoint {}", record.id),
-            format!(
-                "it holds {} processes; computations of several are not supported yet",
-                record.draft.processes.len()
-            ),
-            "restart a checkpoint of a single process"
-        ))
-    };
-    let process = store.read_process(&entry.manifest)?;
-    let whose = format!("pid {} in checkpoint {}", entry.pid, record.id);
-    let image = image::decode(&process.record)
-        .map_err(|error| error.failure(&whose, |error| failed(error.to_string())))?;
-    let (extents, hashes) = process.pages().map_err(|error| failed(error.to_string()))?;
-    let pages = layout::Pages { extents, hashes, directory: process.directory };
-    Ok(Saved { record, image, pages, key: process.key, store })
-}
-
-fn check(image: &ProcessImage, policy: &descriptors::Policy) -> anyhow::Result<()> {
-    let mut refusals = Vec::new();
-    layout::check(image, &mut refusals);
-    machine::check(&image.machine, &mut refusals);
-    credentials::check(image, &mut refusals);
-    settings::check(image, &mut refusals);
-    refusals.extend(descriptors::check(image, policy));
-    if refusals.is_empty() { Ok(()) } else { Err(Failure::Refused(refusals).into()) }
 }
 
 fn refusal(what: impl Into<String>, reason: impl Into<String>, remedy: impl Into<String>) -> Refusal {
@@ -140,29 +97,41 @@ fn refusal(what: impl Into<String>, reason: impl Into<String>, remedy: impl Into
 }
 
 /// What `--detach` prints.
-fn print(context: &Context, saved: &Saved, address: &Address, pid: i32) -> anyhow::Result<()> {
+fn print(
+    context: &Context,
+    computation: &Computation,
+    address: &Address,
+    child: &Child,
+) -> anyhow::Result<()> {
     #[derive(serde::Serialize)]
     struct Restarted<'a> {
         checkpoint: &'a str,
         computation: &'a str,
         coordinator: String,
-        pids: [i32; 1],
+        pids: Vec<i32>,
     }
     let restarted = Restarted {
-        checkpoint: &saved.record.id,
-        computation: &saved.record.draft.computation,
+        checkpoint: &computation.record.id,
+        computation: &computation.record.draft.computation,
         coordinator: address.to_string(),
-        pids: [pid],
+        pids: child.processes.iter().map(|process| process.here.as_raw()).collect(),
     };
     if context.json {
         output::json(&restarted)?;
     } else if !context.quiet {
-        let own = saved.image.ids.pid;
-        let inside =
-            if own == pid { String::new() } else { format!(" (for itself, in a pid namespace: {own})") };
+        let here: Vec<String> = restarted.pids.iter().map(ToString::to_string).collect();
+        let own: Vec<String> = child.processes.iter().map(|process| process.own.to_string()).collect();
+        let inside = if own == here {
+            String::new()
+        } else {
+            let themselves = if own.len() == 1 { "itself" } else { "themselves" };
+            format!(" (for {themselves}, in a pid namespace: {})", own.join(" "))
+        };
         println!(
-            "computation {} goes on from {}: pid {pid}{inside}",
-            restarted.computation, restarted.checkpoint
+            "computation {} goes on from {}: pid {}{inside}",
+            restarted.computation,
+            restarted.checkpoint,
+            here.join(" ")
         );
     }
     Ok(())

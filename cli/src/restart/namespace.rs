@@ -1,8 +1,8 @@
 //! A pid namespace of the program's own: there its ids are free, and may be asked for.
 //!
 //! `stasis restart` makes the namespace's first process, here called init; it gives the namespace a /proc of its
-//! own and makes the program with the id that it is to have. From then on init only collects what ends, and tells
-//! `stasis restart` of each change of the program, which is not its child. Init has no part in signals: they are
+//! own and makes the processes that have their parents outside. From then on init only collects what ends, and tells
+//! `stasis restart` of each change of the one that it stands in for, which is not its child. Init has no part in signals: they are
 //! sent to the program directly, by its pid as it is outside.
 //!
 //! Alike with and without a namespace: when `stasis restart` is killed the program lives on (init does not care
@@ -10,8 +10,10 @@
 //! any more; the kernel would end all others with it, pid_namespaces(7)).
 
 use std::{
+    cell::RefCell,
+    collections::VecDeque,
     fs, io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd},
     ptr,
 };
 
@@ -19,7 +21,7 @@ use anyhow::{Context as _, bail};
 use nix::{
     errno::Errno,
     sys::{
-        signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask},
+        signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, kill, sigaction, sigprocmask},
         socket::{
             AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, send, setsockopt,
             socketpair, sockopt::PassCred,
@@ -33,9 +35,9 @@ use super::session::Session;
 
 /// What is asked of a namespace.
 pub struct Request {
-    /// The program's pid inside.
+    /// The pid inside of the process whose changes are told.
     pub pid: i32,
-    /// The greatest of its thread ids: ids that the kernel chooses are above.
+    /// The greatest of all ids: those that the kernel chooses are above.
     pub last_tid: i32,
     /// With a user namespace, in which an unprivileged user may choose ids: the caller's user and group, the only
     /// ones there.
@@ -49,6 +51,8 @@ pub struct Request {
 pub struct Init {
     pid: Pid,
     channel: OwnedFd,
+    /// What was heard before anybody asked for changes.
+    early: RefCell<VecDeque<(i32, bool)>>,
 }
 
 /// A change of the program, as init tells it.
@@ -63,8 +67,8 @@ pub enum Change {
 /// A message on the channel: three words.
 #[derive(Clone, Copy)]
 enum Message {
-    /// From the program itself, so that the kernel says who that is outside (unix(7), SCM_CREDENTIALS).
-    Made,
+    /// From a process itself, so that the kernel says who that is outside (unix(7), SCM_CREDENTIALS).
+    Made { pid: i32 },
     /// waitpid(2)'s status word, and whether init ends now.
     Status { status: i32, ends: bool },
     /// What was tried, and its errno.
@@ -82,7 +86,7 @@ enum Step {
 impl Message {
     fn to_words(self) -> [i32; 3] {
         match self {
-            Self::Made => [0, 0, 0],
+            Self::Made { pid } => [0, pid, 0],
             Self::Status { status, ends } => [1, status, ends.into()],
             Self::Failed { step, errno } => [2, step as i32, errno],
         }
@@ -90,7 +94,7 @@ impl Message {
 
     fn from_words([kind, first, second]: [i32; 3]) -> Self {
         match kind {
-            0 => Self::Made,
+            0 => Self::Made { pid: first },
             1 => Self::Status { status: first, ends: second != 0 },
             _ => {
                 let step = match first {
@@ -104,13 +108,12 @@ impl Message {
     }
 }
 
-/// Makes a namespace and in it a process with the id that is asked for, which calls `program` and ends. Returns init and the
-/// process' pid as it is here. All signals must be blocked and SIGCHLD not be ignored, and this process must have one
-/// thread.
+/// Makes a namespace, in which init calls `make` with the number of its channel, for the processes that it makes.
+/// All signals must be blocked and SIGCHLD not be ignored, and this process must have one thread.
 ///
 /// # Errors
-/// What could not be done, for the user; nothing is left then.
-pub fn enter(request: &Request, program: impl FnOnce()) -> anyhow::Result<(Init, Pid)> {
+/// Why there can be no namespace.
+pub fn enter(request: &Request, make: impl FnOnce(RawFd)) -> anyhow::Result<Init> {
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     setsockopt(&ours, PassCred, &true)?;
     let mut flags = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
@@ -121,29 +124,41 @@ pub fn enter(request: &Request, program: impl FnOnce()) -> anyhow::Result<(Init,
         .with_context(|| if request.user.is_some() { "a user namespace" } else { "a pid namespace" })?;
     if made == 0 {
         drop(ours);
-        be_init(request, theirs, program)
+        be_init(request, theirs, make)
     }
-    // Its own copies are its own to close.
-    drop(program);
-    drop(theirs);
-    let init = Init { pid: Pid::from_raw(made), channel: ours };
-    match init.receive(MsgFlags::empty()) {
-        Ok(Some((Message::Made, pid))) => Ok((init, pid)),
-        Ok(Some((Message::Failed { step, errno }, _))) => {
-            init.collect();
-            let what = match step {
-                Step::Map => "the user namespace's id maps",
-                Step::Mount => "mounting /proc in the namespace",
-                Step::Clone => "the program's pid in the namespace",
-            };
-            Err(anyhow::Error::from(io::Error::from_raw_os_error(errno)).context(what))
+    Ok(Init { pid: Pid::from_raw(made), channel: ours, early: RefCell::default() })
+}
+
+/// Makes a namespace and in it one process, which ends.
+///
+/// # Errors
+/// Why that cannot be.
+pub fn try_one(request: &Request) -> anyhow::Result<()> {
+    let init = enter(request, |channel| match clone3(0, Some(request.pid)) {
+        Ok(0) => {
+            say_made(channel, request.pid);
+            exit()
         }
-        Ok(Some((Message::Status { .. }, _)) | None) => {
-            init.collect();
-            bail!("the namespace's first processes were killed")
-        }
-        Err(error) => Err(error.into()),
-    }
+        Ok(_) => {}
+        Err(error) => failed(channel, Step::Clone, &error),
+    })?;
+    let heard = init.receive(MsgFlags::empty()).map_err(Into::into).and_then(|message| init.heard(message));
+    init.collect();
+    heard.map(drop)
+}
+
+/// Says, by a process itself, that it is there.
+pub fn say_made(channel: RawFd, pid: i32) {
+    tell(channel, Message::Made { pid });
+}
+
+/// What is heard while processes are made.
+pub enum News {
+    /// A process has this pid inside, and that one here.
+    Made(i32, Pid),
+    Other,
+    /// Nothing more for now.
+    None,
 }
 
 impl Init {
@@ -152,19 +167,60 @@ impl Init {
         self.channel.as_fd()
     }
 
+    /// Who was made since it was last asked. Does not wait.
+    ///
+    /// # Errors
+    /// Why the namespace cannot be used.
+    pub fn news(&self) -> anyhow::Result<News> {
+        match self.receive(MsgFlags::MSG_DONTWAIT) {
+            Err(Errno::EAGAIN) => Ok(News::None),
+            message => self.heard(message?),
+        }
+    }
+
+    fn heard(&self, message: Option<(Message, Pid)>) -> anyhow::Result<News> {
+        match message {
+            Some((Message::Made { pid }, here)) => Ok(News::Made(pid, here)),
+            Some((Message::Failed { step, errno }, _)) => {
+                let what = match step {
+                    Step::Map => "the user namespace's id maps",
+                    Step::Mount => "mounting /proc in the namespace",
+                    Step::Clone => "the program's pid in the namespace",
+                };
+                Err(anyhow::Error::from(io::Error::from_raw_os_error(errno)).context(what))
+            }
+            // The program was faster.
+            Some((Message::Status { status, ends }, _)) => {
+                self.early.borrow_mut().push_back((status, ends));
+                Ok(News::Other)
+            }
+            None => bail!("the namespace's first processes were killed"),
+        }
+    }
+
+    /// Ends init, and with it every process of the namespace.
+    pub fn end(&self) {
+        let _ = kill(self.pid, Signal::SIGKILL);
+        self.collect();
+    }
+
     /// What has become of the program since it was last asked. Does not wait.
     ///
     /// # Errors
     /// When the channel cannot be read.
     pub fn change(&self) -> io::Result<Change> {
+        let told = |(status, ends)| {
+            if ends {
+                self.collect();
+            }
+            Ok(Change::Status(status))
+        };
+        if let Some(early) = self.early.borrow_mut().pop_front() {
+            return told(early);
+        }
         loop {
             match self.receive(MsgFlags::MSG_DONTWAIT) {
-                Ok(Some((Message::Status { status, ends }, _))) => {
-                    if ends {
-                        self.collect();
-                    }
-                    return Ok(Change::Status(status));
-                }
+                Ok(Some((Message::Status { status, ends }, _))) => return told((status, ends)),
                 Ok(Some(_)) => {}
                 // Init was killed, and the kernel has killed the program with it.
                 Ok(None) => {
@@ -242,39 +298,29 @@ pub fn hold_signals() -> nix::Result<SigSet> {
     Ok(before)
 }
 
-fn be_init(request: &Request, channel: OwnedFd, program: impl FnOnce()) -> ! {
+fn be_init(request: &Request, channel: OwnedFd, make: impl FnOnce(RawFd)) -> ! {
     // Another name than that of the process that stands in for the program, for who looks at ps(1).
     // SAFETY: reads a string.
     unsafe { libc::prctl(libc::PR_SET_NAME, c"stasis-init".as_ptr()) };
     request.session.enter();
-    let failed = |step, error: &io::Error| -> ! {
-        tell(&channel, Message::Failed { step, errno: error.raw_os_error().unwrap_or(libc::EIO) });
-        exit()
-    };
     if let Some((uid, gid)) = request.user
         && let Err(error) = map_ids(uid, gid)
     {
-        failed(Step::Map, &error);
+        failed(channel.as_raw_fd(), Step::Map, &error);
     }
     if let Err(error) = mount_proc() {
-        failed(Step::Mount, &error);
+        failed(channel.as_raw_fd(), Step::Mount, &error);
     }
     // Otherwise the threads of the restorer, which come first, may take the ids of the program's. The file is there
     // where set_tid is (CONFIG_CHECKPOINT_RESTORE), and for the same rights.
     let _ = fs::write("/proc/sys/kernel/ns_last_pid", request.last_tid.to_string());
-    match clone3(0, Some(request.pid)) {
-        Ok(0) => {
-            tell(&channel, Message::Made);
-            drop(channel);
-            program();
-            exit()
-        }
-        Ok(made) => {
-            drop(program);
-            serve(&let_go(channel), made)
-        }
-        Err(error) => failed(Step::Clone, &error),
-    }
+    make(channel.as_raw_fd());
+    serve(&let_go(channel), request.pid)
+}
+
+fn failed(channel: RawFd, step: Step, error: &io::Error) -> ! {
+    tell(channel, Message::Failed { step, errno: error.raw_os_error().unwrap_or(libc::EIO) });
+    exit()
 }
 
 /// The only ids that an unprivileged process may map are its own (user_namespaces(7)).
@@ -329,7 +375,7 @@ fn serve(channel: &OwnedFd, program: i32) -> ! {
         }
         let ended = !libc::WIFSTOPPED(status);
         let ends = ended && nobody_is_left();
-        tell(channel, Message::Status { status, ends });
+        tell(channel.as_raw_fd(), Message::Status { status, ends });
         if ends {
             exit()
         }
@@ -349,12 +395,12 @@ fn nobody_is_left() -> bool {
 }
 
 /// Nobody may be there to hear it.
-fn tell(channel: &OwnedFd, message: Message) {
+fn tell(channel: RawFd, message: Message) {
     let mut bytes = [0; 12];
     for (four, word) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(message.to_words()) {
         *four = word.to_ne_bytes();
     }
-    let _ = send(channel.as_raw_fd(), &bytes, MsgFlags::MSG_NOSIGNAL);
+    let _ = send(channel, &bytes, MsgFlags::MSG_NOSIGNAL);
 }
 
 /// Ends this process without running the parent's exit handlers.

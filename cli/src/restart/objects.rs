@@ -1,34 +1,36 @@
 //! The content of objects: memory and files that exist in the checkpoint only.
 
 use std::{
-    collections::BTreeMap,
     fs::File,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::fs::FileExt,
-    },
+    os::{fd::AsFd, unix::fs::FileExt},
 };
 
 use anyhow::{Context as _, bail};
-use stasis_protocol::{PAGE_SIZE, image::ProcessImage, store::kind};
+use stasis_protocol::{PAGE_SIZE, store::kind};
 use stasis_store::hash::{BATCH, Page, PageHasher};
 
-use super::layout::Pages;
+use super::{computation::Saved, descriptors::Objects};
 
 /// Fills objects with their content, each page compared with its hash.
 ///
 /// # Errors
 /// Names the pack and page that cannot be read or is damaged.
-pub fn fill(
-    image: &ProcessImage,
-    objects: &BTreeMap<u32, OwnedFd>,
-    pages: &Pages,
-    key: &[u8; 32],
-) -> anyhow::Result<()> {
-    let hasher = PageHasher::new(key);
+pub fn fill(processes: &[Saved], objects: &Objects) -> anyhow::Result<()> {
+    for (process, saved) in processes.iter().enumerate() {
+        fill_from(process, saved, objects)?;
+    }
+    Ok(())
+}
+
+/// Of an object that several processes have, one has the pages.
+fn fill_from(process: usize, saved: &Saved, objects: &Objects) -> anyhow::Result<()> {
+    if saved.image.objects.is_empty() {
+        return Ok(());
+    }
+    let (pages, hasher) = (&saved.pages, PageHasher::new(&saved.key));
     let page = PAGE_SIZE as u64;
-    for object in &image.objects {
-        let Some(fd) = objects.get(&object.id) else { continue };
+    for object in &saved.image.objects {
+        let Some(fd) = objects.get(process, object.id) else { continue };
         let file = File::from(fd.as_fd().try_clone_to_owned()?);
         for (extent, first_hash) in pages.of(object.id).filter(|(extent, _)| extent.kind != kind::ZERO) {
             let path = pages.pack(extent.pack);

@@ -1,16 +1,16 @@
-//! Where the program's ids can be had.
+//! Where the ids of a computation can be had: all of them in one place.
 //!
 //! Here, when they are free and may be asked for: then nothing differs from before. Otherwise in a pid namespace of
-//! the program's own; for those who may not make one, inside a user namespace.
+//! its own; for those who may not make one, inside a user namespace.
 
 use std::path::Path;
 
 use anyhow::bail;
-use stasis_protocol::image::ProcessImage;
 
 use super::{
     credentials,
-    spawn::{self, Child, Request, Unspawned},
+    running::Child,
+    spawn::{self, Request, Unspawned},
 };
 use crate::failure::Failure;
 
@@ -27,15 +27,14 @@ pub enum Place {
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 const CAP_CHECKPOINT_RESTORE: u64 = 1 << 40;
 
-/// Makes the program go on, in the first place where that is possible.
+/// Makes the computation go on, in the first place where that is possible.
 ///
 /// # Errors
 /// Why it is in none, or what else could not be restored. Nothing is left then.
 pub fn spawn(request: &Request<'_>) -> anyhow::Result<Child> {
-    let image = &request.saved.image;
     let mut reasons = Vec::new();
     for place in [here, namespace, user_namespace] {
-        let spawned = match place(image) {
+        let spawned = match place(request) {
             Ok(place) => spawn::spawn(request, place),
             Err(reason) => Err(Unspawned::Ids(reason)),
         };
@@ -46,17 +45,23 @@ pub fn spawn(request: &Request<'_>) -> anyhow::Result<Child> {
         }
     }
     bail!(Failure::refused(
-        format!("pid {}", image.ids.pid),
+        format!("pid {}", request.computation.processes[0].image.ids.pid),
         format!("the program must have the ids that it knows itself by: {}", reasons.join("; ")),
         "restart when they are free (`stasis kill` ends a computation), as root, or where user namespaces are allowed \
          (sysctl user.max_user_namespaces); see `stasis doctor`"
     ))
 }
 
-fn here(image: &ProcessImage) -> Result<Place, String> {
-    let tids = image.threads.iter().map(|thread| thread.tid);
+/// The ids that must be had: of processes, of their threads, of those that have ended.
+pub fn ids<'a>(request: &'a Request<'_>) -> impl Iterator<Item = i32> + 'a {
+    let processes = request.computation.processes.iter();
+    let threads = processes.flat_map(|saved| saved.image.threads.iter().map(|thread| thread.tid));
+    threads.chain(request.tree.nodes.iter().map(|node| node.id))
+}
+
+fn here(request: &Request<'_>) -> Result<Place, String> {
     // A zombie has its id still, and is seen here.
-    if let Some(taken) = tids.into_iter().find(|tid| Path::new(&format!("/proc/{tid}")).exists()) {
+    if let Some(taken) = ids(request).find(|id| Path::new(&format!("/proc/{id}")).exists()) {
         return Err(format!("{taken} is in use"));
     }
     if credentials::own().effective & (CAP_CHECKPOINT_RESTORE | CAP_SYS_ADMIN) == 0 {
@@ -65,31 +70,32 @@ fn here(image: &ProcessImage) -> Result<Place, String> {
     Ok(Place::Here)
 }
 
-fn namespace(image: &ProcessImage) -> Result<Place, String> {
-    not_init(image)?;
+fn namespace(request: &Request<'_>) -> Result<Place, String> {
+    not_init(request)?;
     if credentials::own().effective & CAP_SYS_ADMIN == 0 {
         return Err("you may not make a pid namespace (CAP_SYS_ADMIN)".into());
     }
     Ok(Place::Namespace { user: None })
 }
 
-fn user_namespace(image: &ProcessImage) -> Result<Place, String> {
-    not_init(image)?;
-    if image.credentials.permitted != 0 {
-        return Err("its capabilities would be worth nothing in a user namespace".into());
-    }
+fn user_namespace(request: &Request<'_>) -> Result<Place, String> {
+    not_init(request)?;
     let own = credentials::own();
     let one = |ids: [u32; 4]| ids.iter().all(|id| *id == ids[0]);
-    if !one(own.uid) || !one(own.gid) || own.uid != image.credentials.uid || own.gid != image.credentials.gid
-    {
-        return Err("a user namespace has one user and group only".into());
+    for had in request.computation.processes.iter().map(|saved| &saved.image.credentials) {
+        if had.permitted != 0 {
+            return Err("its capabilities would be worth nothing in a user namespace".into());
+        }
+        if !one(own.uid) || !one(own.gid) || own.uid != had.uid || own.gid != had.gid {
+            return Err("a user namespace has one user and group only".into());
+        }
     }
     Ok(Place::Namespace { user: Some((own.uid[0], own.gid[0])) })
 }
 
-/// The id 1 is that of the process which makes the program in its namespace.
-fn not_init(image: &ProcessImage) -> Result<(), String> {
-    if image.threads.iter().any(|thread| thread.tid == 1) {
+/// The id 1 is that of the process which makes the others in their namespace.
+fn not_init(request: &Request<'_>) -> Result<(), String> {
+    if ids(request).any(|id| id == 1) {
         return Err("1 is in use in every pid namespace".into());
     }
     Ok(())

@@ -16,65 +16,88 @@ use stasis_protocol::{
     wire,
 };
 
-use super::{
-    Saved,
-    layout::Pages,
-    spawn::{Child, Unspawned},
-};
+use super::{computation::Computation, layout::Pages, spawn::Unspawned};
 use crate::failure::Failure;
 
 /// In place of a step of the restorer's: the child's own words follow.
 const IN_WORDS: u64 = 0;
 
-/// Tells why the child does not become the restorer; whatever fails here, nobody is left to be told.
-pub fn tell(report: RawFd, error: &anyhow::Error) {
+/// Tells why process `pid` does not become the restorer; whatever fails here, nobody is left to be told. `ids`: it may be
+/// possible in another place.
+pub fn tell(report: RawFd, pid: i32, error: &anyhow::Error, ids: bool) {
     let refusals: &[Refusal] = match error.downcast_ref() {
         Some(Failure::Refused(refusals)) => refusals,
         _ => &[],
     };
-    let words = wire::encode(&(refusals, format!("{error:#}"))).unwrap_or_default();
-    // A report is four words; the first is the step.
-    let mut bytes = vec![0; size_of::<Report>()];
-    bytes[..8].copy_from_slice(&IN_WORDS.to_ne_bytes());
+    let words = wire::encode(&(refusals, format!("{error:#}"), ids)).unwrap_or_default();
+    let header = Report { step: IN_WORDS, index: words.len() as u64, pid: pid as u64, ..Report::default() };
+    // SAFETY: numbers without padding.
+    let mut bytes = unsafe { std::mem::transmute::<Report, [u8; size_of::<Report>()]>(header) }.to_vec();
     bytes.extend(words);
     // SAFETY: the pipe's number is not closed here.
     let _ = ManuallyDrop::new(unsafe { File::from_raw_fd(report) }).write_all(&bytes);
 }
 
-/// Waits until all threads run.
+/// Reads on in what is told. `None`: nobody is left to tell anything, and all went well.
 ///
 /// # Errors
-/// What was told. The child is gone then.
-pub fn wait(mut report: File, saved: &Saved, child: &Child) -> Result<(), Unspawned> {
-    let mut bytes = Vec::new();
-    report.read_to_end(&mut bytes)?;
-    if bytes.is_empty() {
-        return Ok(());
+/// What was told, once it is known in full.
+pub fn read(
+    report: &mut File,
+    told: &mut Vec<u8>,
+    computation: &Computation,
+) -> Result<Option<()>, Unspawned> {
+    let mut bytes = [0; 4096];
+    let count = report.read(&mut bytes)?;
+    told.extend(&bytes[..count]);
+    if told.is_empty() {
+        return Ok((count > 0).then_some(()));
     }
-    child.collect();
-    if bytes.len() < size_of::<Report>() {
-        return Err(anyhow!("the restorer ended without saying why").into());
+    let (words, rest) = match told.split_at_checked(size_of::<Report>()) {
+        Some((header, rest)) => {
+            // SAFETY: numbers, any bits are valid.
+            let header: Report = unsafe { std::ptr::read_unaligned(header.as_ptr().cast()) };
+            if header.step != IN_WORDS {
+                return Err(of_restorer(&header, computation));
+            }
+            (header, rest)
+        }
+        None if count == 0 => return Err(anyhow!("the restorer ended without saying why").into()),
+        None => return Ok(Some(())),
+    };
+    match rest.get(..words.index as usize) {
+        Some(rest) => Err(in_words(words.pid as i32, rest, computation)),
+        None if count == 0 => Err(anyhow!("a process ended without saying why").into()),
+        None => Ok(Some(())),
     }
-    // SAFETY: four words, any bits are valid.
-    let failure: Report = unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) };
-    if failure.step == IN_WORDS {
-        return Err(in_words(&bytes[size_of::<Report>()..]).into());
-    }
-    let message = explain(&failure, &saved.image, &saved.pages);
-    if failure.step == step::THREAD && failure.errno == libc::EEXIST as u64 {
-        return Err(Unspawned::Ids(message));
-    }
-    if failure.step == step::CORRUPT || failure.step == step::FILL {
-        return Err(anyhow!(Failure::Store { directory: saved.pages.directory.clone(), message }).into());
-    }
-    Err(anyhow!(message).into())
 }
 
-fn in_words(bytes: &[u8]) -> anyhow::Error {
-    match wire::decode::<(Vec<Refusal>, String)>(bytes) {
-        Ok((refusals, _)) if !refusals.is_empty() => Failure::Refused(refusals).into(),
-        Ok((_, message)) => anyhow!(message),
-        Err(error) => anyhow!("the program could not be restarted, and why cannot be read: {error}"),
+fn of_restorer(failure: &Report, computation: &Computation) -> Unspawned {
+    let own = computation.processes.iter().find(|saved| saved.image.ids.pid as u64 == failure.pid);
+    let Some(saved) = own.or(computation.processes.first()) else {
+        return anyhow!("nothing was restarted").into();
+    };
+    let message = with_pid(failure.pid as i32, explain(failure, &saved.image, &saved.pages), computation);
+    if failure.step == step::THREAD && failure.errno == libc::EEXIST as u64 {
+        return Unspawned::Ids(message);
+    }
+    if failure.step == step::CORRUPT || failure.step == step::FILL {
+        return anyhow!(Failure::Store { directory: saved.pages.directory.clone(), message }).into();
+    }
+    anyhow!(message).into()
+}
+
+/// Where there are several, it is told which.
+fn with_pid(pid: i32, message: String, computation: &Computation) -> String {
+    if computation.processes.len() > 1 && pid > 0 { format!("pid {pid}: {message}") } else { message }
+}
+
+fn in_words(pid: i32, bytes: &[u8], computation: &Computation) -> Unspawned {
+    match wire::decode::<(Vec<Refusal>, String, bool)>(bytes) {
+        Ok((_, message, true)) => Unspawned::Ids(message),
+        Ok((refusals, ..)) if !refusals.is_empty() => Failure::Refused(refusals).into(),
+        Ok((_, message, _)) => anyhow!(with_pid(pid, message, computation)).into(),
+        Err(error) => anyhow!("the program could not be restarted, and why cannot be read: {error}").into(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Sessions and process groups: the program gets one of its own where it led one.
+//! Where init belongs: with the first process of the computation.
 
 use nix::unistd::{Pid, setpgid, setsid};
 use stasis_protocol::image::ProcessImage;

@@ -1,4 +1,4 @@
-//! The child that becomes the program: with its pid, its session, its limits and its descriptors.
+//! The children that become the processes of the computation, each with its limits and its descriptors.
 
 use std::{
     convert::Infallible,
@@ -6,17 +6,14 @@ use std::{
     fs::File,
     io,
     os::{
-        fd::{FromRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
         unix::{ffi::OsStrExt, net::UnixStream},
     },
     path::Path,
 };
 
 use anyhow::Context as _;
-use nix::{
-    sys::signal::{SigmaskHow, sigprocmask},
-    unistd::Pid,
-};
+use nix::sys::signal::{SigmaskHow, sigprocmask};
 use stasis_protocol::{
     PAGE_SIZE,
     image::{Credentials, ProcessImage},
@@ -24,50 +21,30 @@ use stasis_protocol::{
 };
 
 use super::{
-    Saved, credentials,
-    descriptors::{self, Places},
-    layout, lazy,
-    namespace::{self, Init},
-    objects,
-    place::Place,
+    assembly::{self, Assembly},
+    board::Board,
+    computation::{Computation, Saved},
+    credentials,
+    descriptors::{self, Common, Objects, Places},
+    layout, lazy, namespace, objects,
+    place::{self, Place},
     plan::{Plan, call},
-    report,
+    running::{self, Child},
     session::Session,
     settings,
+    tree::Tree,
 };
-use crate::{address::Address, failure::Failure, process::Pidfd};
+use crate::{address::Address, failure::Failure};
 
 pub struct Request<'a> {
-    pub saved: &'a Saved,
+    pub computation: &'a Computation,
+    pub tree: &'a Tree,
     pub policy: &'a descriptors::Policy,
     pub memory: &'a lazy::Choice,
+    pub passed: &'a descriptors::Passed,
     pub restorer: &'a Path,
     pub address: &'a Address,
     pub detach: bool,
-}
-
-/// The restarted program.
-pub struct Child {
-    /// Its pid here.
-    pub pid: Pid,
-    /// The same, in a form that no other process can come to have.
-    pub handle: Pidfd,
-    /// Whose child it is: ours, or that of the first process of its pid namespace.
-    pub init: Option<Init>,
-    /// Whether it leads a process group of its own that is to have the terminal.
-    pub owns_terminal: bool,
-}
-
-impl Child {
-    /// Waits for the end of a child that is about to end.
-    pub fn collect(&self) {
-        match &self.init {
-            Some(init) => init.collect(),
-            None => {
-                let _ = nix::sys::wait::waitpid(self.pid, None);
-            }
-        }
-    }
 }
 
 /// Why the program does not run.
@@ -84,118 +61,178 @@ impl<E: Into<anyhow::Error>> From<E> for Unspawned {
     }
 }
 
-/// Makes the program go on in one place; returns when it does. All signals are blocked from then on, for
-/// [`super::supervise`] to pass on.
+/// Makes the computation go on in one place; returns when all of its threads are there. All signals are blocked from
+/// then on, for [`super::supervise`] to pass on.
 ///
 /// # Errors
 /// What could not be restored. Nothing is left then.
 pub fn spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
-    let image = &request.saved.image;
-    let (report_read, report_write) = io::pipe().context("no pipe")?;
-    let mut prepared = prepare(request, report_write.into())?;
     let before = namespace::hold_signals()?;
-    let program = || become_program(request, &mut prepared);
-    let made = match place {
-        Place::Here => make_here(image.ids.pid, program).map(|pid| (None, pid)),
-        Place::Namespace { user } => {
-            let asked = namespace::Request {
-                pid: image.ids.pid,
-                last_tid: image.threads.iter().map(|thread| thread.tid).max().unwrap_or(0),
-                user,
-                session: Session::of(image, request.detach),
-            };
-            namespace::enter(&asked, program).map(|(init, pid)| (Some(init), pid))
-        }
-    };
-    drop(prepared);
-    let spawned = made.map_err(|error| Unspawned::Ids(format!("{error:#}"))).and_then(|(init, pid)| {
-        let child = Child {
-            pid,
-            handle: Pidfd::open(pid.as_raw() as u32).context("the program was killed")?,
-            init,
-            owns_terminal: image.ids.pgid == image.ids.pid && image.settings.foreground && !request.detach,
-        };
-        report::wait(OwnedFd::from(report_read).into(), request.saved, &child)?;
-        Ok(child)
-    });
+    let spawned = try_spawn(request, place);
     if spawned.is_err() {
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
     }
     spawned
 }
 
-/// Makes a child with the id, which calls `program` and ends.
-fn make_here(pid: i32, program: impl FnOnce()) -> anyhow::Result<Pid> {
-    let child = namespace::clone3(0, Some(pid))?;
-    if child == 0 {
-        program();
-        namespace::exit()
-    }
-    Ok(Pid::from_raw(child))
+fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
+    let computation = request.computation;
+    let images = computation.images();
+    let refused = |refusal| Failure::Refused(vec![refusal]);
+    let objects = Objects::create(&images).map_err(refused)?;
+    objects::fill(&computation.processes, &objects)?;
+    objects.seal(&images).map_err(refused)?;
+    let shared = &computation.record.draft.shared;
+    let mut common = Common::new(images, shared, objects, request.passed, request.policy);
+    common.make().map_err(refused)?;
+
+    let pagers = lazy::Pagers::start(request)?;
+    let board = Board::new(request.tree.nodes.len()).context("no memory for the restart")?;
+    let (report, theirs) = io::pipe().context("no pipe")?;
+    let making = Making {
+        request,
+        common: &common,
+        pagers: &pagers,
+        report: theirs.as_raw_fd(),
+        // A user namespace shows only those that it maps.
+        groups: credentials::own().groups,
+    };
+    let assembly = Assembly {
+        tree: request.tree,
+        board: &board,
+        report: theirs.as_raw_fd(),
+        subreapers: common.images.iter().map(|image| image.settings.subreaper).collect(),
+        become_program: &|process| match making.become_program(process) {
+            Ok(never) => match never {},
+            Err(error) => error,
+        },
+    };
+    let init = match place {
+        Place::Here => {
+            assembly::become_subreaper();
+            assembly.start(None);
+            None
+        }
+        Place::Namespace { user } => {
+            let asked = namespace::Request {
+                pid: request.tree.nodes[request.tree.root].id,
+                last_tid: place::ids(request).max().unwrap_or(0),
+                user,
+                session: Session::of(common.images[0], request.detach),
+            };
+            let entered = namespace::enter(&asked, |channel| assembly.start(Some(channel)));
+            Some(entered.map_err(|error| Unspawned::Ids(format!("{error:#}")))?)
+        }
+    };
+    // What is the processes' own is not held here: who reads from a pipe must see its end.
+    drop(common);
+    drop(pagers);
+    drop(theirs);
+    running::await_all(request, File::from(OwnedFd::from(report)), init, &board)
 }
 
-/// All that is made before the child is.
-struct Prepared {
-    plan: Plan,
-    places: Places,
-    objects: std::collections::BTreeMap<u32, OwnedFd>,
-    /// Where the plan is written: placed already.
-    plan_file: i32,
-    /// The groups of this process: a user namespace shows only those that it maps.
+/// What a process is made from.
+struct Making<'a> {
+    request: &'a Request<'a>,
+    common: &'a Common<'a>,
+    pagers: &'a lazy::Pagers,
+    report: RawFd,
     groups: Vec<u32>,
 }
 
-fn prepare(request: &Request<'_>, report: OwnedFd) -> anyhow::Result<Prepared> {
-    let (saved, image) = (request.saved, &request.saved.image);
-    let pages = &saved.pages;
-    let mut places = Places::new(image);
-    let mut plan = Plan::default();
-    plan.header.report_fd = places.place(report)? as u64;
-    plan.header.key = saved.key;
+impl Making<'_> {
+    /// Becomes the restorer of a process.
+    fn become_program(&self, process: usize) -> anyhow::Result<Infallible> {
+        let saved = &self.request.computation.processes[process];
+        let image = &saved.image;
+        let mut places = Places::new(image);
+        let mut plan = self.plan(process, &mut places)?;
+        // SAFETY: memfd_create(2) gives a descriptor that nobody else has.
+        let memory = unsafe { libc::memfd_create(c"stasis-plan".as_ptr(), 0) };
+        if memory < 0 {
+            return Err(io::Error::last_os_error()).context("no memory for the restart plan");
+        }
+        // SAFETY: as above.
+        let plan_file = places.place(unsafe { OwnedFd::from_raw_fd(memory) })?;
 
-    let objects = descriptors::create_objects(image).map_err(|refusal| Failure::Refused(vec![refusal]))?;
-    objects::fill(image, &objects, pages, &saved.key)?;
-    descriptors::seal_objects(image, &objects).map_err(|refusal| Failure::Refused(vec![refusal]))?;
-    layout::plan(image, pages, &objects, &request.memory.regions, &mut places, &mut plan)?;
-    let exe = match File::open(&image.exe.path) {
-        Ok(exe) => Some(places.place(exe.into())?),
-        Err(_) => None,
-    };
-    settings::plan(image, exe, &mut plan);
-    threads(image, &mut plan);
-    plan.header.restart_info = image.resume.restart_info;
-    plan.header.info = info(saved, request.address, plan.keep(&image.handover));
-    if request.memory.is_lazy() {
-        lazy::start(saved, request.memory, &mut places, &mut plan)?;
-    }
-    // SAFETY: memfd_create(2) gives a descriptor that nobody else has.
-    let memory = unsafe { libc::memfd_create(c"stasis-plan".as_ptr(), 0) };
-    if memory < 0 {
-        return Err(io::Error::last_os_error()).context("no memory for the restart plan");
-    }
-    // SAFETY: as above.
-    let plan_file = places.place(unsafe { OwnedFd::from_raw_fd(memory) })?;
-    Ok(Prepared { plan, places, objects, plan_file, groups: credentials::own().groups })
-}
+        settings::apply(image);
+        std::env::set_current_dir(&image.cwd)
+            .with_context(|| format!("the working directory {}", image.cwd))?;
+        // Here, since what this process has depends on the namespaces that it is in.
+        credentials::keep_across_exec()?;
+        let have = Credentials { groups: self.groups.clone(), ..credentials::own() };
+        credentials::plan(image, &have, &mut plan);
+        // By the process itself: the coordinator takes who connects (SO_PEERCRED) for the process.
+        let coordinator = UnixStream::connect(self.request.address.path())
+            .with_context(|| format!("the coordinator at {}", self.request.address))?;
+        plan.header.info.coordinator_fd = places.place(coordinator.into())?;
+        let placed = places.placed();
+        let installed = descriptors::install(self.common, process, &placed)
+            .map_err(|refusal| Failure::Refused(vec![refusal]))?;
+        // They are at numbers that are the restorer's now.
+        std::mem::forget(places);
+        let base = plan.keep(&installed.data);
+        for mut late in installed.late {
+            for position in (0..6).filter(|position| late.relocate & 1 << position != 0) {
+                late.args[position] += base;
+            }
+            plan.last_calls.push(late);
+        }
+        // The program's table is to hold the program's descriptors only; the checkpoint thread has its own.
+        for fd in placed {
+            plan.last_calls.push(call(libc::SYS_close, &[fd as u64]));
+        }
+        fit(image, self.request.restorer, &mut plan)?;
+        plan.write(plan_file)?;
 
-fn info(saved: &Saved, address: &Address, handover: u64) -> RestartInfo {
-    let image = &saved.image;
-    let mut info = RestartInfo {
-        threads: image.threads.iter().filter(|thread| !thread.exited).count() as u32,
-        handover,
-        handover_len: image.handover.len() as u64,
-        stopped: image.settings.stopped.into(),
-        objects: image.objects.len() as u32,
-        manifest: saved.record.draft.processes.first().map_or([0; 32], |process| process.manifest),
-        ..RestartInfo::default()
-    };
-    for (to, from) in info.checkpoint.iter_mut().zip(saved.record.id.bytes()) {
-        *to = from;
+        let restorer = CString::new(self.request.restorer.as_os_str().as_bytes())?;
+        let number = CString::new(plan_file.to_string())?;
+        nix::unistd::execve::<_, &std::ffi::CStr>(&restorer, &[&restorer, &number], &[])
+            .with_context(|| format!("{}", self.request.restorer.display()))
     }
-    for (to, from) in info.coordinator.iter_mut().zip(address.path().as_os_str().as_bytes()) {
-        *to = *from;
+
+    fn plan(&self, process: usize, places: &mut Places) -> anyhow::Result<Plan> {
+        let saved = &self.request.computation.processes[process];
+        let (image, pages) = (&saved.image, &saved.pages);
+        let mut plan = Plan::default();
+        // SAFETY: open for as long as this process is `stasis restart`.
+        let report = unsafe { std::os::fd::BorrowedFd::borrow_raw(self.report) };
+        plan.header.report_fd = places.place(report.try_clone_to_owned()?)? as u64;
+        plan.header.key = saved.key;
+        let objects = |id| self.common.objects.get(process, id)?.as_fd().try_clone_to_owned().ok();
+        layout::plan(image, pages, &objects, self.request.memory.regions(process), places, &mut plan)?;
+        let exe = match File::open(&image.exe.path) {
+            Ok(exe) => Some(places.place(exe.into())?),
+            Err(_) => None,
+        };
+        settings::plan(image, exe, &mut plan);
+        threads(image, &mut plan);
+        plan.header.restart_info = image.resume.restart_info;
+        plan.header.info = self.info(saved, plan.keep(&image.handover));
+        self.pagers.plan(self.request.memory, process, places, &mut plan)?;
+        Ok(plan)
     }
-    info
+
+    fn info(&self, saved: &Saved, handover: u64) -> RestartInfo {
+        let image = &saved.image;
+        let mut info = RestartInfo {
+            threads: image.threads.iter().filter(|thread| !thread.exited).count() as u32,
+            handover,
+            handover_len: image.handover.len() as u64,
+            stopped: image.settings.stopped.into(),
+            objects: image.objects.len() as u32,
+            manifest: saved.manifest,
+            ..RestartInfo::default()
+        };
+        for (to, from) in info.checkpoint.iter_mut().zip(self.request.computation.record.id.bytes()) {
+            *to = from;
+        }
+        let address = self.request.address.path().as_os_str().as_bytes();
+        for (to, from) in info.coordinator.iter_mut().zip(address) {
+            *to = *from;
+        }
+        info
+    }
 }
 
 fn threads(image: &ProcessImage, plan: &mut Plan) {
@@ -215,50 +252,6 @@ fn threads(image: &ProcessImage, plan: &mut Plan) {
     }
     plan.header.checkpoint_thread =
         Thread { entry: image.resume.checkpoint_entry, sp: image.resume.checkpoint_sp, ..Thread::default() };
-}
-
-/// In the child: becomes the restorer, or tells why that failed.
-fn become_program(request: &Request<'_>, prepared: &mut Prepared) {
-    let report = prepared.plan.header.report_fd as i32;
-    let Err(error) = try_become_program(request, prepared);
-    report::tell(report, &error);
-}
-
-fn try_become_program(request: &Request<'_>, prepared: &mut Prepared) -> anyhow::Result<Infallible> {
-    let image = &request.saved.image;
-    Session::of(image, request.detach).enter();
-    settings::apply(image);
-    std::env::set_current_dir(&image.cwd).with_context(|| format!("the working directory {}", image.cwd))?;
-    let mut plan = std::mem::take(&mut prepared.plan);
-    // Here, since what this process has depends on the namespaces that it is in.
-    credentials::keep_across_exec()?;
-    let have = Credentials { groups: std::mem::take(&mut prepared.groups), ..credentials::own() };
-    credentials::plan(image, &have, &mut plan);
-    // By the child: the coordinator takes who connects (SO_PEERCRED) for the process.
-    let coordinator = UnixStream::connect(request.address.path())
-        .with_context(|| format!("the coordinator at {}", request.address))?;
-    plan.header.info.coordinator_fd = prepared.places.place(coordinator.into())?;
-    let placed = prepared.places.placed();
-    let installed = descriptors::install(image, &prepared.objects, &placed, request.policy)
-        .map_err(|refusal| Failure::Refused(vec![refusal]))?;
-    let base = plan.keep(&installed.data);
-    for mut late in installed.late {
-        for position in (0..6).filter(|position| late.relocate & 1 << position != 0) {
-            late.args[position] += base;
-        }
-        plan.last_calls.push(late);
-    }
-    // The program's table is to hold the program's descriptors only; the checkpoint thread has its own.
-    for fd in placed {
-        plan.last_calls.push(call(libc::SYS_close, &[fd as u64]));
-    }
-    fit(image, request.restorer, &mut plan)?;
-    plan.write(prepared.plan_file)?;
-
-    let restorer = CString::new(request.restorer.as_os_str().as_bytes())?;
-    let number = CString::new(prepared.plan_file.to_string())?;
-    nix::unistd::execve::<_, &std::ffi::CStr>(&restorer, &[&restorer, &number], &[])
-        .with_context(|| format!("{}", request.restorer.display()))
 }
 
 /// Chooses where the restorer lives while it works, and how many threads fill memory.

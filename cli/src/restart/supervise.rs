@@ -13,7 +13,7 @@ use nix::{
     unistd::{Pid, getpgrp, tcsetpgrp},
 };
 
-use super::{namespace::Change, spawn::Child};
+use super::{namespace::Change, running::Child};
 use crate::failure::ExitCode;
 
 /// Waits for the program's end; the exit code is the program's.
@@ -24,8 +24,8 @@ pub fn stand_in(child: Child) -> anyhow::Result<ExitCode> {
     let all = SigSet::all();
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), None)?;
     let mut signals = SignalFd::with_flags(&all, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-    if child.owns_terminal {
-        give_terminal(child.pid);
+    if let Some(group) = child.terminal {
+        give_terminal(group);
     }
     loop {
         while let Change::Status(status) = change(&child)? {
@@ -49,12 +49,16 @@ fn change(child: &Child) -> io::Result<Change> {
     if let Some(init) = &child.init {
         return init.change();
     }
-    let mut status = 0;
-    // SAFETY: waitpid(2) writes one word.
-    match unsafe { libc::waitpid(child.pid.as_raw(), &raw mut status, libc::WNOHANG | libc::WUNTRACED) } {
-        0 => Ok(Change::None),
-        -1 => Err(io::Error::last_os_error()),
-        _ => Ok(Change::Status(status)),
+    loop {
+        let mut status = 0;
+        // Whoever has ended: orphans of the computation are children of this process.
+        // SAFETY: waitpid(2) writes one word.
+        match unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG | libc::WUNTRACED) } {
+            0 => return Ok(Change::None),
+            -1 => return Err(io::Error::last_os_error()),
+            changed if changed == child.pid.as_raw() => return Ok(Change::Status(status)),
+            _ => {}
+        }
     }
 }
 
@@ -66,8 +70,8 @@ fn stopped(child: &Child, signal: i32) {
     }
     take_terminal(child);
     let _ = raise(Signal::SIGSTOP);
-    if child.owns_terminal {
-        give_terminal(child.pid);
+    if let Some(group) = child.terminal {
+        give_terminal(group);
     }
     let _ = child.handle.signal(libc::SIGCONT);
 }
@@ -88,7 +92,7 @@ fn pass_on(signals: &mut SignalFd, child: &Child) -> nix::Result<()> {
     while let Some(info) = signals.read_signal()? {
         let signal = info.ssi_signo as i32;
         let from_terminal = info.ssi_code == libc::SI_KERNEL;
-        if signal != libc::SIGCHLD && (!from_terminal || child.owns_terminal) {
+        if signal != libc::SIGCHLD && (!from_terminal || child.terminal.is_some()) {
             // A realtime signal keeps its number, not its value. The program may have ended just now.
             let _ = child.handle.signal(signal);
         }
@@ -96,14 +100,14 @@ fn pass_on(signals: &mut SignalFd, child: &Child) -> nix::Result<()> {
     Ok(())
 }
 
-fn give_terminal(pid: Pid) {
+fn give_terminal(group: Pid) {
     if let Ok(terminal) = std::fs::File::open("/dev/tty") {
-        let _ = tcsetpgrp(&terminal, pid);
+        let _ = tcsetpgrp(&terminal, group);
     }
 }
 
 fn take_terminal(child: &Child) {
-    if child.owns_terminal
+    if child.terminal.is_some()
         && let Ok(terminal) = std::fs::File::open("/dev/tty")
     {
         let _ = tcsetpgrp(&terminal, getpgrp());

@@ -155,6 +155,8 @@ pub struct Failure {
     pub errno: u64,
     /// The address concerned.
     pub address: u64,
+    /// The process that it went wrong in.
+    pub pid: u64,
 }
 
 /// Values of [`Failure::step`].

@@ -13,8 +13,9 @@ pub fn set(header: &Header) {
 
 /// Ends the process, saying at which step and why.
 pub fn fail(step: u64, index: usize, errno: i32, address: u64) -> ! {
-    let failure = Failure { step, index: index as u64, errno: errno as u64, address };
-    // SAFETY: four words without padding.
+    let pid = process::getpid() as u64;
+    let failure = Failure { step, index: index as u64, errno: errno as u64, address, pid };
+    // SAFETY: words without padding.
     let bytes =
         unsafe { core::slice::from_raw_parts((&raw const failure).cast::<u8>(), size_of::<Failure>()) };
     let _ = file::write(REPORT.load(Ordering::Relaxed), bytes);

@@ -78,7 +78,10 @@ pub fn children() -> Children {
 
 /// Whether a process is a `stasis` command, which is no part of a computation.
 pub fn is_command(pid: u64) -> bool {
-    procfs::link(path!("/proc/{pid}/exe").as_c_str()).is_ok_and(|exe| exe.ends_with(b"/stasis"))
+    // Also asked by the constructor, which may not allocate yet.
+    let mut exe = [0; 512];
+    let len = file::readlink(path!("/proc/{pid}/exe").as_c_str(), &mut exe);
+    len.is_ok_and(|len| exe[..len].ends_with(b"/stasis"))
 }
 
 /// A child as it will be when it has ended well.

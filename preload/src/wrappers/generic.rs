@@ -2,7 +2,7 @@
 
 use core::{arch::naked_asm, mem::MaybeUninit};
 
-use super::{fill, finish, given, masks, note_deadline, now, returned, sockets, table};
+use super::{fill, finish, given, masks, note_deadline, now, raw, returned, sockets, table};
 use crate::{arch, interrupted::call::Call};
 
 /// syscall(2).
@@ -19,8 +19,9 @@ pub unsafe extern "C" fn syscall() {
         "cmp rdi, {numbers}",
         "jae 2f",
         "lea rax, [rip + {seen}]",
-        "cmp byte ptr [rax + rdi], 0",
-        "jne 4f",
+        "cmp byte ptr [rax + rdi], 1",
+        "je 4f",
+        "ja 5f",
         "2:",
         "mov rax, rdi",
         "mov rdi, rsi",
@@ -40,12 +41,15 @@ pub unsafe extern "C" fn syscall() {
         "lea rax, [rip + {prepare}]",
         "lea r11, [rip + {finish}]",
         "jmp {call}",
+        "5:",
+        "jmp {by_number}",
         ".cfi_endproc",
         numbers = const table::NUMBERS,
         seen = sym table::SEEN,
         prepare = sym prepare,
         finish = sym finish,
         call = sym arch::wrapped_call,
+        by_number = sym raw::by_number,
         returned = sym returned,
     )
 }

@@ -20,6 +20,7 @@ mod generic;
 mod identity;
 mod masks;
 pub mod next;
+mod raw;
 mod sleep;
 mod sockets;
 pub mod table;

@@ -34,6 +34,8 @@
 
 use libc::*;
 
+use super::raw;
+
 /// Not in the libc crate (asm/unistd_64.h).
 const SYS_IO_PGETEVENTS: i64 = 333;
 
@@ -170,7 +172,8 @@ pub const fn of(nr: i64) -> Option<Entry> {
 /// System calls are numbered below.
 pub const NUMBERS: usize = 512;
 
-/// For syscall(2): which calls have a time-out that somebody must keep, or a set of signals to block (1).
+/// For syscall(2): which calls have a time-out that somebody must keep, or a set of signals to block (1), and
+/// which make, replace or end a process (2).
 pub static SEEN: [u8; NUMBERS] = {
     let mut seen = [0; NUMBERS];
     let mut nr = 0;
@@ -183,5 +186,10 @@ pub static SEEN: [u8; NUMBERS] = {
         nr += 1;
     }
     seen[SYS_rt_sigprocmask as usize] = 1;
+    let mut at = 0;
+    while at < raw::NUMBERS.len() {
+        seen[raw::NUMBERS[at] as usize] = 2;
+        at += 1;
+    }
     seen
 };

@@ -33,16 +33,17 @@ pub fn is_verified(path: &str) -> bool {
     !path.starts_with("/proc/") && !path.starts_with("/sys/")
 }
 
-/// Every reason why the descriptors of an image cannot be made again here and now. Nothing is changed.
-pub fn check(image: &ProcessImage, policy: &Policy) -> Vec<Refusal> {
-    let written: BTreeSet<&str> = image
-        .descriptions
-        .iter()
-        .filter_map(|description| match &description.kind {
-            DescriptionKind::Regular { file, .. } if writes(description) => Some(file.path.as_str()),
-            _ => None,
-        })
-        .collect();
+/// The files that an image writes to: what was written to them after the checkpoint is cut off.
+pub fn written(image: &ProcessImage) -> impl Iterator<Item = &str> {
+    image.descriptions.iter().filter_map(|description| match &description.kind {
+        DescriptionKind::Regular { file, .. } if writes(description) => Some(file.path.as_str()),
+        _ => None,
+    })
+}
+
+/// Every reason why the descriptors of an image cannot be made again here and now. Nothing is changed. `written`: the
+/// files that any process of the computation writes to.
+pub fn check(image: &ProcessImage, written: &BTreeSet<&str>, policy: &Policy) -> Vec<Refusal> {
     let mut refusals = consistent(image);
     for (index, description) in image.descriptions.iter().enumerate() {
         let checked = match &description.kind {

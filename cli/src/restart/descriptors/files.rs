@@ -35,7 +35,7 @@ pub fn open(
     let fd = match opened {
         Ok(fd) => fd,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return match maker.policy.missing {
+            return match maker.common.policy.missing {
                 MissingFile::Refuse => Err(refuse(image, index, "it is gone", check::PUT_IT_BACK)),
                 MissingFile::Skip => Ok(None),
                 MissingFile::Null => kernel::open("/dev/null", libc::O_RDWR)
@@ -90,7 +90,7 @@ pub fn open_object(
     object: u32,
 ) -> Result<OwnedFd, Refusal> {
     let image = maker.image;
-    let Some(content) = maker.objects.get(&object) else {
+    let Some(content) = maker.common.objects.get(maker.process, object) else {
         return Err(refuse(image, index, "the checkpoint does not hold its content", "run `stasis verify`"));
     };
     let flags = description.flags as i32 & !(MAKING | libc::O_TMPFILE);

@@ -9,36 +9,50 @@ use stasis_protocol::{
 
 use super::{kernel::done, refuse};
 
-/// Takes the locks of a description, without waiting. Record locks of the process last across exec, but not
-/// across any close of the file: nothing of it may be closed afterwards.
+/// Takes the locks of a description, without waiting.
 ///
 /// # Errors
 /// Names the file when somebody else holds a lock on it.
 pub fn take(image: &ProcessImage, index: usize, description: &Description, fd: RawFd) -> Result<(), Refusal> {
-    let refused = |kind: &str, error: io::Error| {
-        let reason = match error.raw_os_error() {
-            Some(libc::EAGAIN | libc::EACCES) => {
-                format!("somebody else holds the {kind} that the program had")
-            }
-            _ => format!("its {kind} cannot be taken: {error}"),
-        };
-        refuse(image, index, reason, "end the process that has it (lslocks tells which)")
-    };
     if let Some(operation) = description.flock {
         // SAFETY: no memory is touched.
         done(unsafe { libc::flock(fd, operation | libc::LOCK_NB) })
-            .map_err(|error| refused("flock", error))?;
+            .map_err(|error| refused(image, index, "flock", &error))?;
     }
     for &lock in &description.ofd_locks {
-        record(fd, libc::F_OFD_SETLK, lock).map_err(|error| refused("lock (F_OFD_SETLK)", error))?;
-    }
-    if let DescriptionKind::Regular { locks, .. } | DescriptionKind::Object { locks, .. } = &description.kind
-    {
-        for &lock in locks {
-            record(fd, libc::F_SETLK, lock).map_err(|error| refused("lock (F_SETLK)", error))?;
-        }
+        record(fd, libc::F_OFD_SETLK, lock)
+            .map_err(|error| refused(image, index, "lock (F_OFD_SETLK)", &error))?;
     }
     Ok(())
+}
+
+/// Takes the record locks that the process has by a description, without waiting. They last across exec, but not
+/// across any close of the file: nothing of it may be closed afterwards.
+///
+/// # Errors
+/// Names the file when somebody else holds a lock on it.
+pub fn take_records(
+    image: &ProcessImage,
+    index: usize,
+    description: &Description,
+    fd: RawFd,
+) -> Result<(), Refusal> {
+    let (DescriptionKind::Regular { locks, .. } | DescriptionKind::Object { locks, .. }) = &description.kind
+    else {
+        return Ok(());
+    };
+    for &lock in locks {
+        record(fd, libc::F_SETLK, lock).map_err(|error| refused(image, index, "lock (F_SETLK)", &error))?;
+    }
+    Ok(())
+}
+
+fn refused(image: &ProcessImage, index: usize, kind: &str, error: &io::Error) -> Refusal {
+    let reason = match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) => format!("somebody else holds the {kind} that the program had"),
+        _ => format!("its {kind} cannot be taken: {error}"),
+    };
+    refuse(image, index, reason, "end the process that has it (lslocks tells which)")
 }
 
 fn record(fd: RawFd, command: i32, (kind, start, len): (i32, u64, u64)) -> io::Result<()> {

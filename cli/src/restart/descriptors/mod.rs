@@ -16,6 +16,7 @@
 mod anonymous;
 mod check;
 mod files;
+mod joint;
 mod kernel;
 mod locks;
 mod numbers;
@@ -45,9 +46,10 @@ use crate::args::{ChangedFile, MissingFile};
 
 pub use self::numbers::close_others;
 pub use self::{
-    check::check,
-    numbers::Places,
-    objects::{create_objects, seal_objects},
+    check::{check, written},
+    joint::{Common, Passed},
+    numbers::{Places, raise_limit},
+    objects::Objects,
 };
 
 /// What is done about files that are not as they were.
@@ -129,16 +131,13 @@ fn failed(image: &ProcessImage, index: usize, what: &str, error: &io::Error) -> 
 
 /// What descriptions are made from.
 struct Maker<'a> {
+    common: &'a Common<'a>,
+    /// The process for which one is made, by its place in the checkpoint, and its image.
+    process: usize,
     image: &'a ProcessImage,
-    objects: &'a BTreeMap<u32, OwnedFd>,
-    policy: &'a Policy,
     numbers: Numbers,
-    /// The descriptors 0, 1 and 2 of `stasis restart`, where they are open.
-    standard: [Option<OwnedFd>; 3],
     pipes: BTreeMap<u64, pipes::Ends>,
     pairs: BTreeMap<u64, Option<OwnedFd>>,
-    /// What takes the place of a description at some of its numbers.
-    instead: BTreeMap<RawFd, OwnedFd>,
     installed: Installed,
 }
 
@@ -146,35 +145,24 @@ struct Maker<'a> {
 /// use. All are open across exec; what the program had close-on-exec is made so by a late call.
 ///
 /// To be called in a process with one thread that goes on to exec or to end: afterwards none of the descriptors
-/// that it had before is what it was, those of `objects` included, so that nothing that owns one may be
+/// that it had before is what it was, those of `common` included, so that nothing that owns one may be
 /// dropped.
 ///
 /// # Errors
 /// A refusal that names the descriptor. The process is of no use then.
-pub fn install(
-    image: &ProcessImage,
-    objects: &BTreeMap<u32, OwnedFd>,
-    reserved: &[RawFd],
-    policy: &Policy,
-) -> Result<Installed, Refusal> {
-    let mut numbers = Numbers::new(image);
-    let standard = [0, 1, 2].map(|fd| numbers.copy(fd).ok());
-    let mut maker = Maker {
-        image,
-        objects,
-        policy,
-        numbers,
-        standard,
-        pipes: BTreeMap::new(),
-        pairs: BTreeMap::new(),
-        instead: BTreeMap::new(),
-        installed: Installed::default(),
-    };
+pub fn install(common: &Common<'_>, process: usize, reserved: &[RawFd]) -> Result<Installed, Refusal> {
+    let image = common.images[process];
+    let mut maker = Maker::new(common, process, Numbers::new(image));
     let mut made = Vec::with_capacity(image.descriptions.len());
+    let mut instead: BTreeMap<RawFd, RawFd> = BTreeMap::new();
     for (index, description) in image.descriptions.iter().enumerate() {
-        made.push(maker.make(index, description)?.map(IntoRawFd::into_raw_fd));
+        let fd = maker.have(index, description)?;
+        if let (DescriptionKind::Terminal { .. }, Some(fd)) = (&description.kind, &fd) {
+            instead.extend(terminals::stand_ins(&mut maker, index, fd));
+        }
+        made.push(fd.map(IntoRawFd::into_raw_fd));
     }
-    let (mut installed, instead) = maker.finish();
+    let mut installed = maker.finish();
     for warning in installed.warnings.drain(..) {
         eprintln!("stasis: {warning}");
     }
@@ -201,6 +189,12 @@ pub fn install(
             continue;
         }
         let Some(fd) = numbers_of(image, index).next() else { continue };
+        locks::take_records(image, index, description, fd)?;
+        terminals::tell_size(image, description, fd, &mut installed);
+        // What belongs to a description that several processes share is given to it once.
+        if common.ready((process, index)).is_some_and(|(_, is_first)| !is_first) {
+            continue;
+        }
         locks::take(image, index, description, fd)?;
         if let DescriptionKind::Epoll { targets } = &description.kind {
             anonymous::watch(image, index, fd, targets, &mut installed)?;
@@ -239,10 +233,38 @@ fn late(description: &Description, fd: RawFd, installed: &mut Installed) {
     }
 }
 
-impl Maker<'_> {
+impl<'a> Maker<'a> {
+    fn new(common: &'a Common<'a>, process: usize, numbers: Numbers) -> Self {
+        Self {
+            common,
+            process,
+            image: common.images[process],
+            numbers,
+            pipes: BTreeMap::new(),
+            pairs: BTreeMap::new(),
+            installed: Installed::default(),
+        }
+    }
+
+    /// A description at a number that is out of the way: the one that was made for several processes, or a new one.
+    fn have(&mut self, index: usize, description: &'a Description) -> Result<Option<OwnedFd>, Refusal> {
+        let Some((ready, _)) = self.common.ready((self.process, index)) else {
+            return self.make(index, description);
+        };
+        let Some(ready) = ready else { return Ok(None) };
+        self.numbers
+            .copy(raw(ready))
+            .map(Some)
+            .map_err(|error| failed(self.image, index, "no descriptor number is free", &error))
+    }
+
     /// Makes a description, at a number that is out of the way; `None` where the policy is to go without it.
-    fn make(&mut self, index: usize, description: &Description) -> Result<Option<OwnedFd>, Refusal> {
+    fn make(&mut self, index: usize, description: &'a Description) -> Result<Option<OwnedFd>, Refusal> {
         let fd = match &description.kind {
+            kind if self.common.relations.leads_outside(kind) => {
+                let number = self.lowest_number(index);
+                self.inherit(index, number)?
+            }
             DescriptionKind::Regular { .. }
             | DescriptionKind::Directory { .. }
             | DescriptionKind::Path { .. }
@@ -287,12 +309,7 @@ impl Maker<'_> {
     /// The descriptor of `stasis restart` of the same number; beyond the standard ones, which mean the same to
     /// everybody, only where it is a pipe as well.
     fn inherit(&mut self, index: usize, fd: i32) -> Result<OwnedFd, Refusal> {
-        let own = match usize::try_from(fd).ok().and_then(|fd| self.standard.get(fd)) {
-            Some(standard) => standard.as_ref().and_then(|own| own.try_clone().ok()),
-            None => self.numbers.copy(fd).ok().filter(|own| {
-                kernel::stat(own).is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFIFO)
-            }),
-        };
+        let own = self.common.passed.copy(fd);
         let copy = match own {
             Some(own) => Ok(own),
             None => {
@@ -306,10 +323,17 @@ impl Maker<'_> {
         copy.map_err(|error| failed(self.image, index, "it cannot be passed on", &error))
     }
 
+    /// The lowest number at which any process has a description.
+    fn lowest_number(&self, index: usize) -> RawFd {
+        let places = self.common.relations.places((self.process, index));
+        let numbers =
+            places.iter().flat_map(|&(process, index)| numbers_of(self.common.images[process], index));
+        numbers.min().unwrap_or(-1)
+    }
+
     /// Lets go of what was needed for making.
-    fn finish(self) -> (Installed, BTreeMap<RawFd, RawFd>) {
-        let instead = self.instead.into_iter().map(|(fd, own)| (fd, own.into_raw_fd())).collect();
-        (self.installed, instead)
+    fn finish(self) -> Installed {
+        self.installed
     }
 }
 

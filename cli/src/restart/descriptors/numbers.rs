@@ -12,10 +12,17 @@ use stasis_protocol::image::ProcessImage;
 
 use super::kernel::{done, owned};
 
+/// By default, no number is used by an image.
 pub struct Numbers {
     used: BTreeSet<RawFd>,
     /// Below this, all numbers are used by the image or taken.
     next: RawFd,
+}
+
+impl Default for Numbers {
+    fn default() -> Self {
+        Self { used: BTreeSet::new(), next: 3 }
+    }
 }
 
 impl Numbers {
@@ -59,15 +66,7 @@ pub struct Places {
 impl Places {
     /// Raises the soft limit on descriptors as far as it goes; the image's own is set later.
     pub fn new(image: &ProcessImage) -> Self {
-        let mut limit = libc::rlimit { rlim_cur: 1024, rlim_max: 1024 };
-        // SAFETY: both calls use one struct rlimit.
-        unsafe {
-            if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
-                limit.rlim_cur = limit.rlim_max;
-                libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
-            }
-        }
-        let limit = RawFd::try_from(limit.rlim_max).unwrap_or(RawFd::MAX);
+        let limit = raise_limit();
         let mut numbers = Numbers::new(image);
         let behind = numbers.used.last().map_or(3, |last| last.saturating_add(1)).max(64);
         // Where there is room, behind all of the image's, out of the way of what is made next.
@@ -97,6 +96,19 @@ impl Places {
     pub fn placed(&self) -> Vec<RawFd> {
         self.placed.iter().map(AsRawFd::as_raw_fd).collect()
     }
+}
+
+/// Raises the soft limit on descriptors as far as it goes, which is returned.
+pub fn raise_limit() -> RawFd {
+    let mut limit = libc::rlimit { rlim_cur: 1024, rlim_max: 1024 };
+    // SAFETY: both calls use one struct rlimit.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+    }
+    RawFd::try_from(limit.rlim_max).unwrap_or(RawFd::MAX)
 }
 
 /// Closes everything but `kept` (close_range(2), Linux 5.9), and makes those survive exec.

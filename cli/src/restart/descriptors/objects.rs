@@ -37,25 +37,77 @@ fn refused(image: &ProcessImage, object: &Object, what: &str, error: &io::Error)
     )
 }
 
-/// Makes the objects of an image, each of its size and empty, by id.
-///
-/// # Errors
-/// Names the object that cannot be made.
-pub fn create_objects(image: &ProcessImage) -> Result<BTreeMap<u32, OwnedFd>, Refusal> {
-    let mut objects = BTreeMap::new();
-    for object in &image.objects {
-        let fd = create(object).map_err(|error| refused(image, object, "it cannot be made", &error))?;
-        // The owner is not in the image: it is taken to be who the program makes files as. Only the privileged can
-        // say so, and for others it is so already.
-        let (uid, gid) = (image.credentials.uid[3], image.credentials.gid[3]);
-        // SAFETY: no memory is touched.
-        let _ = unsafe { libc::fchown(fd.as_raw_fd(), uid, gid) };
-        objects.insert(object.id, fd);
-    }
-    Ok(objects)
+/// The objects of a computation: each is made once, however many processes have it.
+#[derive(Default)]
+pub struct Objects {
+    made: Vec<OwnedFd>,
+    /// Which of `made` the object of a process is, by its place in the checkpoint and the object's id.
+    numbers: BTreeMap<(usize, u32), usize>,
 }
 
-fn create(object: &Object) -> io::Result<OwnedFd> {
+impl Objects {
+    /// Makes each of its size and empty.
+    ///
+    /// # Errors
+    /// Names the object that cannot be made.
+    pub fn create(images: &[&ProcessImage]) -> Result<Self, Refusal> {
+        let mut keys: BTreeMap<u64, Vec<(usize, &Object)>> = BTreeMap::new();
+        for (process, image) in images.iter().enumerate() {
+            for object in &image.objects {
+                keys.entry(object.key).or_default().push((process, object));
+            }
+        }
+        let mut objects = Self::default();
+        for having in keys.into_values() {
+            let Some(&(process, first)) = having.first() else { continue };
+            let image = images[process];
+            // Who has but a part of it mapped may not know how long it is.
+            let size = having.iter().map(|(_, object)| object.size).max().unwrap_or(0);
+            let fd =
+                create(first, size).map_err(|error| refused(image, first, "it cannot be made", &error))?;
+            // The owner is not in the image: it is taken to be who the program makes files as. Only the privileged can
+            // say so, and for others it is so already.
+            let (uid, gid) = (image.credentials.uid[3], image.credentials.gid[3]);
+            // SAFETY: no memory is touched.
+            let _ = unsafe { libc::fchown(fd.as_raw_fd(), uid, gid) };
+            for (process, object) in having {
+                objects.numbers.insert((process, object.id), objects.made.len());
+            }
+            objects.made.push(fd);
+        }
+        Ok(objects)
+    }
+
+    pub fn get(&self, process: usize, id: u32) -> Option<&OwnedFd> {
+        self.numbers.get(&(process, id)).and_then(|&number| self.made.get(number))
+    }
+
+    /// Seals the memfds that were sealed (F_ADD_SEALS). To be called when they are filled; one sealed against future
+    /// writing must be mapped before, where it is mapped for writing.
+    ///
+    /// # Errors
+    /// Names the memfd.
+    pub fn seal(&self, images: &[&ProcessImage]) -> Result<(), Refusal> {
+        let mut sealed: BTreeMap<i32, i32> = BTreeMap::new();
+        for (process, image) in images.iter().enumerate() {
+            for object in &image.objects {
+                let (ObjectKind::Memfd { seals, .. }, Some(fd)) =
+                    (&object.kind, self.get(process, object.id))
+                else {
+                    continue;
+                };
+                let seals = *seals as i32;
+                if seals & !sealed.insert(fd.as_raw_fd(), seals).unwrap_or(0) != 0 {
+                    kernel::fcntl(fd, libc::F_ADD_SEALS, seals)
+                        .map_err(|error| refused(image, object, "it cannot be sealed", &error))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn create(object: &Object, size: u64) -> io::Result<OwnedFd> {
     let fd = match &object.kind {
         ObjectKind::SharedMemory => memfd("stasis-shared", 0)?,
         ObjectKind::Memfd { hugetlb: true, .. } => return Err(io::ErrorKind::Unsupported.into()),
@@ -69,7 +121,7 @@ fn create(object: &Object) -> io::Result<OwnedFd> {
     };
     // SAFETY: no memory is touched.
     done(unsafe { libc::fchmod(fd.as_raw_fd(), object.mode & 0o7777) })?;
-    let size = i64::try_from(object.size).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+    let size = i64::try_from(size).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
     // SAFETY: no memory is touched.
     done(unsafe { libc::ftruncate(fd.as_raw_fd(), size) })?;
     Ok(fd)
@@ -79,22 +131,4 @@ fn memfd(name: &str, flags: u32) -> io::Result<OwnedFd> {
     let name = CString::new(name).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     // SAFETY: reads a string.
     owned(unsafe { libc::memfd_create(name.as_ptr(), flags | libc::MFD_CLOEXEC) })
-}
-
-/// Seals the memfds that were sealed (F_ADD_SEALS). To be called when they are filled; one sealed against future
-/// writing must be mapped before, where it is mapped for writing.
-///
-/// # Errors
-/// Names the memfd.
-pub fn seal_objects(image: &ProcessImage, objects: &BTreeMap<u32, OwnedFd>) -> Result<(), Refusal> {
-    for object in &image.objects {
-        let (ObjectKind::Memfd { seals, .. }, Some(fd)) = (&object.kind, objects.get(&object.id)) else {
-            continue;
-        };
-        if *seals != 0 {
-            kernel::fcntl(fd, libc::F_ADD_SEALS, *seals as i32)
-                .map_err(|error| refused(image, object, "it cannot be sealed", &error))?;
-        }
-    }
-    Ok(())
 }

@@ -36,7 +36,7 @@ pub fn open(
         let mut ends = match make(fifo.as_deref(), *capacity) {
             Ok(ends) => ends,
             Err(error) if error.kind() == io::ErrorKind::NotFound && fifo.is_some() => {
-                return match maker.policy.missing {
+                return match maker.common.policy.missing {
                     MissingFile::Refuse => Err(refuse(image, index, "it is gone", check::PUT_IT_BACK)),
                     MissingFile::Skip => Ok(None),
                     MissingFile::Null => kernel::open("/dev/null", libc::O_RDWR)
@@ -46,7 +46,7 @@ pub fn open(
             }
             Err(error) => return Err(failed(image, index, "it cannot be made again", &error)),
         };
-        fill(&ends, image, *pipe)
+        fill(&ends, &maker.common.images, *pipe)
             .map_err(|error| failed(image, index, "its content cannot be put back", &error))?;
         for end in [&mut ends.read, &mut ends.write] {
             kernel::set_status_flags(end, 0)
@@ -81,8 +81,10 @@ fn make(fifo: Option<&str>, capacity: u32) -> io::Result<Ends> {
 }
 
 /// Writes what was in the pipe, packet by packet where it held packets (pipe2(2), O_DIRECT).
-fn fill(ends: &Ends, image: &ProcessImage, this: u64) -> io::Result<()> {
-    let found = image.descriptions.iter().find_map(|description| match &description.kind {
+/// Several processes that had its end have it in their images.
+fn fill(ends: &Ends, images: &[&ProcessImage], this: u64) -> io::Result<()> {
+    let mut descriptions = images.iter().flat_map(|image| &image.descriptions);
+    let found = descriptions.find_map(|description| match &description.kind {
         DescriptionKind::Pipe { pipe, content, packets, .. } if *pipe == this && !content.is_empty() => {
             Some((content, packets))
         }

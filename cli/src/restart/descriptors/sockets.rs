@@ -16,6 +16,7 @@ use stasis_protocol::{
 
 use super::{
     Maker, failed,
+    joint::{Common, Place},
     kernel::{done, owned},
     name, raw, refuse,
     unread::Unread,
@@ -164,23 +165,18 @@ pub fn open_pair(maker: &mut Maker<'_>, index: usize) -> Result<OwnedFd, Refusal
             refuse(image, index, "more than two sockets are one pair", "run `stasis verify`")
         });
     }
-    let other =
-        image.descriptions.iter().enumerate().skip(index + 1).find_map(
-            |(at, description)| match &description.kind {
-                DescriptionKind::SocketPair { pair: this, .. } if this == pair => Some(at),
-                _ => None,
-            },
-        );
-    let (one, two) = make_pair(maker, index, other)
+    let this = maker.common.relations.first((maker.process, index));
+    let ends = maker.common.relations.ends(*pair);
+    let other = ends.iter().copied().find(|end| *end != this);
+    let (one, two) = make_pair(maker.common, this, other)
         .map_err(|error| failed(image, index, "the pair cannot be made again", &error))?;
     // Without a description, the other end was closed.
     maker.pairs.insert(*pair, other.map(|_| two));
     Ok(one)
 }
 
-fn make_pair(maker: &Maker<'_>, one: usize, other: Option<usize>) -> io::Result<(OwnedFd, OwnedFd)> {
-    let descriptions = &maker.image.descriptions;
-    let kinds = (&descriptions[one].kind, other.map(|other| &descriptions[other].kind));
+fn make_pair(common: &Common<'_>, one: Place, other: Option<Place>) -> io::Result<(OwnedFd, OwnedFd)> {
+    let kinds = (&common.description(one).kind, other.map(|other| &common.description(other).kind));
     let DescriptionKind::SocketPair { socket_type, local, .. } = kinds.0 else {
         return Err(io::ErrorKind::InvalidData.into());
     };
@@ -190,10 +186,8 @@ fn make_pair(maker: &Maker<'_>, one: usize, other: Option<usize>) -> io::Result<
         _ => &no_name,
     };
     let ends = connected(*socket_type, local, other_local)?;
-    for (sender, sent_by, received_by) in
-        [(&ends.1, kinds.1, Some(kinds.0)), (&ends.0, Some(kinds.0), kinds.1)]
-    {
-        let Some(DescriptionKind::SocketPair { received, .. }) = received_by else { continue };
+    for (sender, sent_by, received_by) in [(&ends.1, kinds.1, Some(one)), (&ends.0, Some(kinds.0), other)] {
+        let Some(received) = received_by.and_then(|end| received(common, end)) else { continue };
         let (charged, options) = match sent_by {
             Some(DescriptionKind::SocketPair { charged, options, .. }) => (*charged as usize, &options[..]),
             _ => (0, &[][..]),
@@ -214,6 +208,14 @@ fn make_pair(maker: &Maker<'_>, one: usize, other: Option<usize>) -> io::Result<
         }
     }
     Ok(ends)
+}
+
+/// What an end has not read: each process that had it may have it in its image.
+fn received<'a>(common: &Common<'a>, end: Place) -> Option<&'a [Vec<u8>]> {
+    common.relations.places(end).into_iter().find_map(|place| match &common.description(place).kind {
+        DescriptionKind::SocketPair { received, .. } if !received.is_empty() => Some(&received[..]),
+        _ => None,
+    })
 }
 
 /// Two unix sockets that are connected to each other, with the names they had.

@@ -15,6 +15,7 @@ use stasis_protocol::image::{
     Credentials, Description, DescriptionKind, Descriptor, EpollTarget, FileIdentity, Ids, Layout, Machine,
     Object, ObjectKind, ProcessImage, Resume, Settings,
 };
+use stasis_protocol::store::SharedDescriptor;
 
 use super::*;
 
@@ -96,6 +97,7 @@ fn image(open: Vec<(Description, Vec<RawFd>)>) -> ProcessImage {
         descriptions,
         descriptors,
         threads: vec![],
+        zombies: vec![],
         credentials: Credentials {
             uid: [nobody; 4],
             gid: [nix::unistd::getgid().as_raw(); 4],
@@ -115,17 +117,20 @@ fn image(open: Vec<(Description, Vec<RawFd>)>) -> ProcessImage {
     }
 }
 
-/// Installs an image in a child, has it look at itself, and fails with what it says.
-fn in_child(image: &ProcessImage, look: impl FnOnce(&Installed) -> Result<(), String>) {
-    let objects = create_objects(image).unwrap();
-    in_child_with(image, &objects, look);
+fn checked(image: &ProcessImage, policy: &Policy) -> Vec<Refusal> {
+    check(image, &written(image).collect(), policy)
 }
 
-fn in_child_with(
-    image: &ProcessImage,
-    objects: &BTreeMap<u32, OwnedFd>,
-    look: impl FnOnce(&Installed) -> Result<(), String>,
-) {
+/// Installs an image in a child, has it look at itself, and fails with what it says.
+fn in_child(image: &ProcessImage, look: impl FnOnce(&Installed) -> Result<(), String>) {
+    let passed = Passed::look();
+    let images = vec![image];
+    let objects = Objects::create(&images).unwrap();
+    objects.seal(&images).unwrap();
+    in_child_of(&Common::new(images, &[], objects, &passed, &POLICY), 0, look);
+}
+
+fn in_child_of(common: &Common<'_>, process: usize, look: impl FnOnce(&Installed) -> Result<(), String>) {
     let (mut told, low) = std::io::pipe().unwrap();
     // A number that no image here uses.
     // SAFETY: fcntl(2) with numbers; the result is ours.
@@ -136,7 +141,7 @@ fn in_child_with(
     match unsafe { libc::fork() } {
         0 => {
             let number = tell.into_raw_fd();
-            let said = match install(image, objects, &[number], &POLICY) {
+            let said = match install(common, process, &[number]) {
                 Ok(installed) => look(&installed),
                 Err(refusal) => Err(refusal.to_string()),
             };
@@ -220,21 +225,21 @@ fn a_written_file_is_cut_back_and_a_read_one_must_be_as_it_was() {
     fs::write(&path, "before").unwrap();
     let writing = image(vec![(regular(libc::O_WRONLY, &path), vec![1])]);
     let reading = image(vec![(regular(libc::O_RDONLY, &path), vec![0])]);
-    assert_eq!(check(&reading, &POLICY), []);
+    assert_eq!(checked(&reading, &POLICY), []);
     File::options().append(true).open(&path).unwrap().write_all(b" and after").unwrap();
-    assert_eq!(check(&writing, &POLICY), []);
-    let refusals = check(&reading, &POLICY);
+    assert_eq!(checked(&writing, &POLICY), []);
+    let refusals = checked(&reading, &POLICY);
     assert!(refusals[0].what.contains(path.to_str().unwrap()), "{refusals:?}");
-    assert_eq!(check(&reading, &Policy { changed: ChangedFile::Accept, ..POLICY }), []);
+    assert_eq!(checked(&reading, &Policy { changed: ChangedFile::Accept, ..POLICY }), []);
     in_child(&writing, |_| Ok(()));
     assert_eq!(fs::read_to_string(&path).unwrap(), "before");
     fs::write(&path, "bef").unwrap();
-    assert_eq!(check(&writing, &POLICY).len(), 1, "a shorter file");
+    assert_eq!(checked(&writing, &POLICY).len(), 1, "a shorter file");
     fs::remove_file(&path).unwrap();
-    assert_eq!(check(&writing, &POLICY).len(), 1, "a missing file");
-    assert_eq!(check(&writing, &Policy { missing: MissingFile::Null, ..POLICY }), []);
+    assert_eq!(checked(&writing, &POLICY).len(), 1, "a missing file");
+    assert_eq!(checked(&writing, &Policy { missing: MissingFile::Null, ..POLICY }), []);
     fs::create_dir(&path).unwrap();
-    assert_eq!(check(&writing, &Policy { changed: ChangedFile::Accept, ..POLICY }).len(), 1, "a directory");
+    assert_eq!(checked(&writing, &Policy { changed: ChangedFile::Accept, ..POLICY }).len(), 1, "a directory");
 }
 
 #[test]
@@ -245,13 +250,14 @@ fn a_successor_of_a_written_file_is_not_cut() {
     let writing = image(vec![(regular(libc::O_WRONLY, &path), vec![1])]);
     fs::rename(&path, directory.path().join("log.1")).unwrap();
     fs::write(&path, "a new one, and longer").unwrap();
-    assert_eq!(check(&writing, &POLICY).len(), 1);
+    assert_eq!(checked(&writing, &POLICY).len(), 1);
 }
 
 fn pipe(flags: i32, write: bool, content: &[u8], packets: &[u32]) -> Description {
     let kind = DescriptionKind::Pipe {
         pipe: 9,
         write,
+        other_closed: true,
         capacity: 1 << 17,
         content: content.into(),
         packets: packets.into(),
@@ -290,6 +296,7 @@ fn packets_keep_their_borders() {
 fn a_socket_pair_has_what_was_not_read() {
     let end = |received: &[&[u8]], shutdown_write, shutdown_read| DescriptionKind::SocketPair {
         pair: 3,
+        other_closed: true,
         local: vec![],
         socket_type: libc::SOCK_SEQPACKET,
         received: received.iter().map(|message| message.to_vec()).collect(),
@@ -346,10 +353,8 @@ fn a_memfd_has_its_name_size_and_seals() {
     open.offset = 77;
     let mut image = image(vec![(open, vec![3])]);
     let kind = ObjectKind::Memfd { name: "of the test".into(), seals: seals as u32, hugetlb: false };
-    image.objects.push(Object { id: 1, kind, size: 10_000, mode: 0o600 });
-    let objects = create_objects(&image).unwrap();
-    seal_objects(&image, &objects).unwrap();
-    in_child_with(&image, &objects, |_| {
+    image.objects.push(Object { id: 1, kind, size: 10_000, mode: 0o600, key: 5 });
+    in_child(&image, |_| {
         let link = fs::read_link("/proc/self/fd/3").unwrap_or_default();
         expect("name", link.to_str(), Some("/memfd:of the test (deleted)"))?;
         expect("size", fs::metadata("/proc/self/fd/3").map_or(0, |found| found.size()), 10_000)?;
@@ -418,7 +423,140 @@ fn what_needs_the_final_process_is_left_to_late_calls() {
 fn an_image_that_contradicts_itself_is_refused() {
     let mut image =
         image(vec![(described(0, DescriptionKind::Event { count: 0, semaphore: false }), vec![3, 3])]);
-    assert_eq!(check(&image, &POLICY).len(), 1);
+    assert_eq!(checked(&image, &POLICY).len(), 1);
     image.descriptors[1] = Descriptor { fd: -1, description: 7, close_on_exec: false };
-    assert_eq!(check(&image, &POLICY).len(), 1);
+    assert_eq!(checked(&image, &POLICY).len(), 1);
+}
+
+fn shared(all: &[(u32, RawFd)]) -> Vec<SharedDescriptor> {
+    all.iter().map(|&(pid, fd)| SharedDescriptor { pid, fd }).collect()
+}
+
+fn with_pid(pid: i32, mut image: ProcessImage) -> ProcessImage {
+    image.ids.pid = pid;
+    image
+}
+
+/// Has each process look at itself, after what they have together was made.
+fn in_children(
+    images: &[ProcessImage],
+    shared: &[Vec<SharedDescriptor>],
+    look: impl Fn(usize) -> Result<(), String>,
+) {
+    let passed = Passed::look();
+    let images: Vec<&ProcessImage> = images.iter().collect();
+    let objects = Objects::create(&images).unwrap();
+    let mut common = Common::new(images, shared, objects, &passed, &POLICY);
+    common.make().unwrap();
+    for process in 0..common.images.len() {
+        in_child_of(&common, process, |_| look(process));
+    }
+}
+
+fn open_pipe(write: bool, content: &[u8]) -> Description {
+    let mut description = pipe(if write { libc::O_WRONLY } else { libc::O_RDONLY }, write, content, &[]);
+    if let DescriptionKind::Pipe { other_closed, .. } = &mut description.kind {
+        *other_closed = false;
+    }
+    description
+}
+
+#[test]
+fn a_pipe_between_processes_is_one_and_has_its_bytes_once() {
+    let images = [
+        with_pid(1, image(vec![(open_pipe(true, b""), vec![1, 9])])),
+        with_pid(2, image(vec![(open_pipe(false, b"old"), vec![0])])),
+        with_pid(3, image(vec![(open_pipe(false, b"old"), vec![7])])),
+    ];
+    in_children(&images, &[shared(&[(2, 0), (3, 7)])], |process| match process {
+        // SAFETY: reads three bytes.
+        0 => expect("written", unsafe { libc::write(1, c"new".as_ptr().cast(), 3) }, 3),
+        1 => expect("content", read_some(0), b"oldnew".to_vec()),
+        _ => expect("blocks no more than before", fdinfo(7, "flags:"), "00".into()),
+    });
+}
+
+#[test]
+fn the_ends_of_a_pair_meet_from_different_processes() {
+    let end = |received: &[&[u8]]| {
+        described(
+            libc::O_RDWR | libc::O_NONBLOCK,
+            DescriptionKind::SocketPair {
+                pair: 77,
+                other_closed: false,
+                local: vec![],
+                socket_type: libc::SOCK_STREAM,
+                received: received.iter().map(|message| message.to_vec()).collect(),
+                charged: 0,
+                shutdown_read: false,
+                shutdown_write: false,
+                options: vec![],
+            },
+        )
+    };
+    // The second has both: one with the first, the other with the third.
+    let images = [
+        with_pid(1, image(vec![(end(&[b"to one"]), vec![5])])),
+        with_pid(2, image(vec![(end(&[b"to one"]), vec![5]), (end(&[b"to three"]), vec![6])])),
+        with_pid(3, image(vec![(end(&[b"to three"]), vec![8])])),
+    ];
+    in_children(&images, &[shared(&[(1, 5), (2, 5)]), shared(&[(3, 8), (2, 6)])], |process| match process {
+        0 => {
+            expect("content", read_some(5), b"to one".to_vec())?;
+            // SAFETY: reads one byte.
+            expect("sent", unsafe { libc::write(5, c"!".as_ptr().cast(), 1) }, 1)
+        }
+        1 => expect("read by its sharer", read_some(5), vec![]),
+        _ => expect("content", read_some(8), b"to three!".to_vec()),
+    });
+}
+
+#[test]
+fn a_shared_offset_is_shared_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("data");
+    fs::write(&path, "0123456789").unwrap();
+    let open = || {
+        let mut open = regular(libc::O_RDONLY, &path);
+        open.offset = 3;
+        open.flock = Some(libc::LOCK_EX);
+        open
+    };
+    let images = [with_pid(1, image(vec![(open(), vec![4])])), with_pid(2, image(vec![(open(), vec![6])]))];
+    in_children(&images, &[shared(&[(1, 4), (2, 6)])], |process| match process {
+        0 => {
+            // SAFETY: no memory is touched.
+            expect("offset", unsafe { libc::lseek(4, 2, libc::SEEK_CUR) }, 5)?;
+            expect("lock", fdinfo(4, "lock:").contains("FLOCK"), true)
+        }
+        _ => expect("offset", fdinfo(6, "pos:"), "5".into()),
+    });
+}
+
+#[test]
+fn memory_of_several_processes_is_one() {
+    let kind = || DescriptionKind::Object { object: 1, memfd: true, locks: vec![] };
+    let images = [6000, 9000].map(|size| {
+        let mut image = with_pid(size, image(vec![(described(libc::O_RDWR, kind()), vec![3])]));
+        let kind = ObjectKind::Memfd { name: "both".into(), seals: 0, hugetlb: false };
+        image.objects.push(Object { id: 1, kind, size: size as u64, mode: 0o600, key: 42 });
+        image
+    });
+    in_children(&images, &[], |process| match process {
+        // SAFETY: reads four bytes.
+        0 => expect("written", unsafe { libc::pwrite(3, c"seen".as_ptr().cast(), 4, 0) }, 4),
+        _ => {
+            expect("content", read_some(3).starts_with(b"seen"), true)?;
+            expect("size", fs::metadata("/proc/self/fd/3").map_or(0, |found| found.size()), 9000)
+        }
+    });
+}
+
+#[test]
+fn what_leads_outside_is_the_restarts_own() {
+    let (read, write) = std::io::pipe().unwrap();
+    let number = read.as_raw_fd();
+    let images = [with_pid(1, image(vec![(open_pipe(false, b"gone"), vec![number])]))];
+    (&write).write_all(b"outside").unwrap();
+    in_children(&images, &[], |_| expect("content", read_some(number), b"outside".to_vec()));
 }

@@ -1,0 +1,45 @@
+//! Whatever a program makes or executes belongs to its computation.
+
+use std::fs;
+
+use stasis_tests::{Lab, compile::program};
+
+#[test]
+fn every_way_to_make_or_execute_a_program_takes_the_library_along() {
+    let lab = Lab::new();
+    let running = lab.launch([program("contagion")]);
+    let files = running.files().clone();
+    let status = running.wait_exit();
+    let said = fs::read_to_string(&files.stdout).unwrap() + &fs::read_to_string(&files.stderr).unwrap();
+    assert!(status.success() && said.ends_with("ok\n"), "{status}: {said}");
+}
+
+/// While processes come and go by the hundred, checkpoints are taken or refused, and what they do comes out right.
+#[test]
+fn processes_that_come_and_go_are_not_disturbed_by_checkpoints() {
+    const ROUNDS: u32 = 150;
+    let script = format!(
+        "sum=0; i=0; while [ $i -lt {ROUNDS} ]; do i=$((i+1)); n=$(echo $i | cat); \
+         /bin/true || echo failed; (exit 3); [ $? = 3 ] || echo lost; sum=$((sum+n)); done; echo sum $sum"
+    );
+    let lab = Lab::new();
+    let running = lab.prepare(["bash", "-c", &script]).start();
+    lab.wait_joined(&running);
+    let mut taken = 0;
+    while !running.has_ended() {
+        let outcome = lab.try_checkpoint(&[]);
+        // It may have ended meanwhile: nothing is left to be checkpointed then.
+        if outcome.status.success() {
+            taken += 1;
+        } else {
+            assert!(
+                outcome.stderr.contains("has no process") || outcome.stderr.contains("has ended"),
+                "after {taken} checkpoints: {outcome}"
+            );
+        }
+    }
+    let files = running.files().clone();
+    running.expect_code(0);
+    assert_eq!(fs::read_to_string(&files.stdout).unwrap(), format!("sum {}\n", ROUNDS * (ROUNDS + 1) / 2));
+    assert!(taken > 2, "{taken} checkpoints");
+}
