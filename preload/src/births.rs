@@ -78,6 +78,12 @@ impl Birth {
     /// child may have said hello already when its parent comes to it.
     pub fn tell(self, pid: i32) {
         if let Some((slot, pending)) = self.0 {
+            // A checkpoint may have been taken meanwhile, and this may be the process that was restarted from it: the list
+            // that it had is not mapped any more.
+            let (start, len) = range();
+            if !(start..start + len).contains(&(slot.as_ptr() as usize)) {
+                return;
+            }
             let _ = slot.compare_exchange(pending, pid.max(0) as u32, Ordering::AcqRel, Ordering::Relaxed);
         }
     }

@@ -14,6 +14,7 @@
 pub mod client;
 pub mod hash;
 pub mod location;
+pub mod pager;
 mod stored;
 pub mod transport;
 
