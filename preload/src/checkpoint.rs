@@ -425,12 +425,14 @@ impl Taking<'_> {
         if self.was_stopped {
             take_continue();
         }
-        let Children { alive, zombies } = snapshot::children();
+        let Children { alive, mut zombies } = snapshot::children();
         // One may have been made since this was looked at.
         let alone = alone && alive.is_empty();
         let mut elsewhere = Vec::new();
         if !alone {
             elsewhere = self.meet(&FromProcess::Stopped { token, children: alive })?;
+            // Some have ended before they stood still.
+            zombies = snapshot::children().zombies;
             self.report(Phase::Snapshotting);
         }
         let mut snapshot = snapshot::take(quiet, &advice, self.was_stopped, hold, zombies, &elsewhere)?;
