@@ -76,7 +76,8 @@ mod tests {
     #[test]
     fn a_child_is_awaited_until_it_comes() {
         let directory = tempfile::tempdir().unwrap();
-        let address = Address::parse(&format!("unix:{}/c", directory.path().display())).unwrap();
+        let address =
+            Address::resolve(Some(format!("unix:{}/c", directory.path().display()).as_ref())).unwrap();
         let births = Births::create(&address).unwrap();
         assert_eq!(births.awaited(), []);
         births.slots()[7].store(PENDING | 3, Ordering::Relaxed);
