@@ -9,7 +9,7 @@ use stasis_protocol::{
 };
 use stasis_store::pager::report::Progress;
 
-use crate::output;
+use crate::{output, tracer::escapes::Escape};
 
 #[derive(Debug, Serialize)]
 pub struct Failure {
@@ -70,6 +70,8 @@ pub struct Status {
     pub interval_ticks_skipped: u64,
     pub last_checkpoint: Option<String>,
     pub processes: Vec<Process>,
+    /// Processes of the computation that the library is not in; `null` where no tracer runs.
+    pub outside: Option<Vec<Escape>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -104,6 +106,7 @@ impl From<wire::Status> for Status {
             interval_ticks_skipped: status.ticks_skipped,
             last_checkpoint: status.last,
             processes: status.processes.into_iter().map(Process::from).collect(),
+            outside: None,
         }
     }
 }

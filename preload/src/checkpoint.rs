@@ -433,10 +433,10 @@ impl Taking<'_> {
             elsewhere = self.meet(&FromProcess::Stopped { token, children: alive })?;
             self.report(Phase::Snapshotting);
         }
-        let mut snapshot = snapshot::take(quiet, &advice, self.was_stopped, hold, zombies)?;
+        let mut snapshot = snapshot::take(quiet, &advice, self.was_stopped, hold, zombies, &elsewhere)?;
         let dumped = dump.finish(&mut snapshot, last.map_or(0, |base| base.objects), &elsewhere);
         let objects = snapshot.objects.len();
-        let keys = snapshot.image.objects.iter().map(|object| object.key);
+        let keys = core::mem::take(&mut snapshot.keys).into_iter();
         let copied = keys.filter(|key| elsewhere.binary_search(key).is_err()).collect();
         snapshot.objects.close();
         dump.close();

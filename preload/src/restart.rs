@@ -90,8 +90,7 @@ pub extern "C" fn checkpoint_thread() -> ! {
     let _ = unsafe { memory::unmap(info.area as usize, info.area_len as usize) };
     checkpoint::restored_from(info.manifest, info.objects);
     link::coordinator::set_address(info.coordinator.split(|&byte| byte == 0).next().unwrap_or_default());
-    births::forget();
-    births::open();
+    births::open_again();
     let socket = info.coordinator_fd;
     let coordinator = if socket >= 0 {
         let [pager, userfaultfd, table] = lazy::descriptors(&info);

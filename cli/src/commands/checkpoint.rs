@@ -1,17 +1,41 @@
 //! `stasis checkpoint`.
 
 use anyhow::bail;
-use stasis_protocol::coordinator::{ClientReply, ClientRequest};
+use stasis_protocol::coordinator::{ClientReply, ClientRequest, Refusal};
 
-use crate::{args::CheckpointArgs, client::Client, context::Context, failure::ExitCode, output, report};
+use crate::{
+    address::Address,
+    args::{CheckpointArgs, OnEscape},
+    client::Client,
+    context::Context,
+    failure::{ExitCode, Failure},
+    output,
+    process::Pidfd,
+    report,
+    tracer::escapes::{self, Escape},
+};
 
 pub fn run(context: &Context, args: &CheckpointArgs) -> anyhow::Result<ExitCode> {
-    let mut client = Client::connect(&context.address()?)?;
-    let request = ClientRequest::Checkpoint { kill: args.kill, label: args.label.clone() };
+    let address = context.address()?;
+    let mut client = Client::connect(&address)?;
+    let outside = outside(&mut client, &address, args.on_escape)?;
+    let request = ClientRequest::Checkpoint {
+        kill: args.kill,
+        label: args.label.clone(),
+        without: outside.iter().map(|escape| escape.pid).collect(),
+    };
+    // A pid is used again; these are the processes that were seen.
+    let ends = args.kill && args.on_escape != OnEscape::LeaveRunning;
+    let to_end: Vec<Pidfd> =
+        outside.iter().filter(|_| ends).filter_map(|escape| Pidfd::open(escape.pid).ok()).collect();
     let record = match client.request(&request)? {
         ClientReply::Checkpoint(record) => record,
         reply => bail!(client.unexpected(&reply)),
     };
+    for pidfd in to_end {
+        // It may have ended with the others, or be another user's.
+        let _ = pidfd.signal(libc::SIGKILL);
+    }
     let checkpoint = report::Checkpoint::from(record);
     if context.json {
         output::json(&checkpoint)?;
@@ -31,4 +55,30 @@ pub fn run(context: &Context, args: &CheckpointArgs) -> anyhow::Result<ExitCode>
         ));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The processes that the checkpoint is to be taken without.
+///
+/// # Errors
+/// [`Failure::Refused`] when there are any and none is to be taken then.
+fn outside(client: &mut Client, address: &Address, policy: OnEscape) -> anyhow::Result<Vec<Escape>> {
+    let found = match escapes::settled(address, client, policy == OnEscape::Refuse) {
+        Ok(found) => found,
+        // Without the tracer's news the coordinator finds what it can by itself.
+        Err(error) => {
+            output::note(&format!("the tracer: {error:#}"));
+            return Ok(Vec::new());
+        }
+    };
+    let refusals: Vec<Refusal> = found.iter().map(Refusal::from).collect();
+    match policy {
+        OnEscape::Refuse if !refusals.is_empty() => bail!(Failure::Refused(refusals)),
+        OnEscape::Warn | OnEscape::LeaveRunning => {
+            for refusal in &refusals {
+                output::note(&format!("not in the checkpoint: {refusal}"));
+            }
+        }
+        OnEscape::Refuse | OnEscape::Ignore => {}
+    }
+    Ok(found)
 }

@@ -183,9 +183,10 @@ impl Drop for AbortOnDrop {
 
 async fn carry_out(computation: &Rc<Computation>, request: ClientRequest) -> ClientReply {
     match request {
-        ClientRequest::Checkpoint { kill, label } => {
+        ClientRequest::Checkpoint { kill, label, without } => {
             let turn = computation.turn.clone().lock_owned().await;
-            let taking = spawn_local(checkpoint::take(Rc::clone(computation), Order { kill, label }, turn));
+            let taking =
+                spawn_local(checkpoint::take(Rc::clone(computation), Order { kill, label, without }, turn));
             match taking.await {
                 Ok(Ok(record)) => ClientReply::Checkpoint(record),
                 Ok(Err(refusals)) => ClientReply::Refused(refusals),
@@ -208,7 +209,7 @@ async fn carry_out(computation: &Rc<Computation>, request: ClientRequest) -> Cli
         }
         ClientRequest::AwaitProcess { real_pid } => await_process(computation, real_pid).await,
         ClientRequest::Resume { computation: id, checkpoint, processes } => {
-            match computation.resume(id, checkpoint, processes) {
+            match computation.resume(id, checkpoint, &processes) {
                 Ok(()) => ClientReply::Done { count: 0 },
                 Err(refusal) => ClientReply::Refused(vec![refusal]),
             }

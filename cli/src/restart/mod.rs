@@ -39,7 +39,7 @@ use stasis_protocol::coordinator::{ClientRequest, Refusal};
 use self::{computation::Computation, running::Child};
 use crate::{
     address::Address, args::RestartArgs, context::Context, coordinator::start, failure::ExitCode, locate,
-    output,
+    output, tracer,
 };
 
 /// `stasis restart`; ends as the program does, or returns why it could not be restarted.
@@ -66,11 +66,12 @@ pub fn run(context: &Context, args: &RestartArgs) -> anyhow::Result<ExitCode> {
     client.count(&ClientRequest::Resume {
         computation: computation.record.draft.computation.clone(),
         checkpoint: computation.record.id.clone(),
-        processes: computation.processes.len() as u32,
+        processes: computation.processes.iter().map(|process| process.image.ids.pid as u32).collect(),
     })?;
     if let Some(interval) = args.interval {
         client.count(&start::interval_request(interval))?;
     }
+    tracer::join(&address);
     let request = spawn::Request {
         computation: &computation,
         tree: &tree,

@@ -18,6 +18,7 @@ pub mod image;
 pub mod pager;
 pub mod plan;
 pub mod store;
+pub mod tracer;
 pub mod wire;
 
 /// The version of all that is defined in this crate.

@@ -209,6 +209,7 @@ pub fn draft(processes: &[(Hash, DumpStats)]) -> CheckpointDraft {
                 tracker: "full".into(),
             })
             .collect(),
+        shared: Vec::new(),
     }
 }
 
