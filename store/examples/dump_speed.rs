@@ -92,6 +92,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let process =
             ProcessEntry { pid: 1, command: String::new(), manifest, stats, tracker: "full".into() };
         let draft = CheckpointDraft {
+            shared: Vec::new(),
             computation: "speed".into(),
             parent: None,
             label: None,
@@ -124,6 +125,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let process =
                 ProcessEntry { pid: 1, command: String::new(), manifest, stats, tracker: "full".into() };
             let draft = CheckpointDraft {
+                shared: Vec::new(),
                 computation: "speed".into(),
                 parent: None,
                 label: None,
