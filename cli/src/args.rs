@@ -161,7 +161,7 @@ pub struct RestartArgs {
     /// The checkpoint: an id, the beginning of one, a label, latest, each with an optional ~N
     #[arg(value_name = "REF", default_value = "latest")]
     pub reference: String,
-    /// Go on at once and load memory as it is touched
+    /// Go on at once and load memory as it is touched: the default for programs with 32 MiB and more
     #[arg(long, conflicts_with = "eager")]
     pub lazy: bool,
     /// Load all memory first

@@ -7,6 +7,7 @@ use stasis_protocol::{
     coordinator::{self as wire, Phase},
     store as wire_store,
 };
+use stasis_store::pager::report::Progress;
 
 use crate::{output, tracer::escapes::Escape};
 
@@ -88,6 +89,8 @@ pub struct Process {
     pub tracker: String,
     pub last_pause_us: Option<u64>,
     pub restarted_from: Option<String>,
+    /// How the memory of a lazily restarted process arrives; null: it has no pager.
+    pub memory: Option<Progress>,
 }
 
 impl From<wire::Status> for Status {
@@ -118,6 +121,7 @@ impl From<wire::ProcessStatus> for Process {
             phase: phase(process.phase),
             phase_for_us: process.phase_for_us,
             tracker: process.tracker,
+            memory: stasis_store::pager::report::ask(process.real_pid),
             last_pause_us: process.last_pause_us,
             restarted_from: process.restarted_from,
         }

@@ -1,6 +1,7 @@
 //! `stasis status`.
 
-use stasis_protocol::coordinator::Refusal;
+use stasis_protocol::{PAGE_SIZE, coordinator::Refusal};
+use stasis_store::pager::report::Progress;
 
 use crate::{
     address::Address,
@@ -91,6 +92,11 @@ fn render(status: &report::Status, quiet: bool) -> String {
         ]);
     }
     text.push_str(&table.render());
+    for process in &status.processes {
+        if let Some(memory) = process.memory.as_ref().filter(|_| !quiet) {
+            text.push_str(&arriving(process.pid, memory));
+        }
+    }
     text.push_str(&outside(status));
     text
 }
@@ -99,6 +105,24 @@ fn render(status: &report::Status, quiet: bool) -> String {
 fn outside(status: &report::Status) -> String {
     let escapes = status.outside.iter().flatten();
     escapes.map(|escape| format!("\nnot checkpointed: {}\n", Refusal::from(escape))).collect()
+}
+
+/// How the memory of a lazily restarted process arrives.
+fn arriving(pid: u32, memory: &Progress) -> String {
+    let size = |pages: u64| output::bytes(pages * PAGE_SIZE as u64);
+    let state = match memory.complete_us {
+        Some(us) => format!("{} in after {}", size(memory.pages), output::duration(us)),
+        None => format!("{} in, {} left", size(memory.pages - memory.left), size(memory.left)),
+    };
+    let time = |ns: Option<u64>| or_dash(ns.map(|ns| output::duration(ns.div_ceil(1000))));
+    format!(
+        "\nmemory of {pid}: {state}; {} faults, median {}, p99 {}; from {} (pager {})\n",
+        memory.faults,
+        time(memory.fault_median_ns),
+        time(memory.fault_p99_ns),
+        memory.source,
+        memory.pager_pid
+    )
 }
 
 fn or_dash(text: Option<String>) -> String {

@@ -118,7 +118,8 @@ async fn round(computation: &Rc<Computation>, order: &Order) -> Result<Checkpoin
     }
 }
 
-/// A program that was launched a moment ago may not have joined yet: it does not wait for its coordinator.
+/// A program that was launched a moment ago may not have joined yet: it does not wait for its coordinator. Of one that is
+/// being restarted, some processes may be missing.
 async fn await_newborn(computation: &Computation) {
     const PATIENCE: Duration = Duration::from_millis(500);
     let mut changes = computation.changes();
@@ -127,6 +128,9 @@ async fn await_newborn(computation: &Computation) {
     };
     // Nobody came: that is refused by name.
     let _ = timeout(PATIENCE, joined).await;
+    let restarted = async { while computation.is_restarting() && changes.changed().await.is_ok() {} };
+    // What is missing will not come, and whoever is there says so.
+    let _ = timeout(computation.settings.deadline, restarted).await;
 }
 
 /// The processes that there are, with their pids here.

@@ -209,7 +209,7 @@ async fn carry_out(computation: &Rc<Computation>, request: ClientRequest) -> Cli
         }
         ClientRequest::AwaitProcess { real_pid } => await_process(computation, real_pid).await,
         ClientRequest::Resume { computation: id, checkpoint, processes } => {
-            match computation.resume(id, checkpoint, processes) {
+            match computation.resume(id, checkpoint, &processes) {
                 Ok(()) => ClientReply::Done { count: 0 },
                 Err(refusal) => ClientReply::Refused(vec![refusal]),
             }

@@ -103,6 +103,8 @@ pub struct Round<'a> {
     sender: Events,
     events: mpsc::Receiver<(MemberId, Event)>,
     shared: Vec<Vec<SharedDescriptor>>,
+    /// The last process that has ended.
+    ended: Option<Refusal>,
 }
 
 impl<'a> Round<'a> {
@@ -118,6 +120,7 @@ impl<'a> Round<'a> {
             sender,
             events,
             shared: Vec::new(),
+            ended: None,
         }
     }
 
@@ -164,7 +167,8 @@ impl<'a> Round<'a> {
         loop {
             self.pass()?;
             if self.subjects.is_empty() && self.newborn.is_empty() {
-                return Err(one(refusal("the computation", "has ended", "start it again")).into());
+                let ended = refusal("the computation", "has ended", "start it again");
+                return Err(one(self.ended.take().unwrap_or(ended)).into());
             }
             if self.newborn.is_empty() && self.subjects.values().all(|subject| subject.step == Step::Dumped) {
                 return Ok(self.gathered());
@@ -405,7 +409,9 @@ impl<'a> Round<'a> {
             // What it was is in the store.
             return Ok(());
         }
-        if !subject.pidfd.has_ended() {
+        if subject.pidfd.has_ended() {
+            self.ended = Some(gone(subject, subject.phase));
+        } else {
             let (real_pid, name, pidfd) = (subject.real_pid, subject.name.clone(), Rc::clone(&subject.pidfd));
             self.subjects.remove(&id);
             // It may be back already: then it must not be missed.

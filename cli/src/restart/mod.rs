@@ -7,6 +7,7 @@
 //!
 //! - `computation`: all processes of the checkpoint, read and checked
 //! - `machine`, `credentials`, `layout`, `settings`, `descriptors`: what is checked, and what goes into the plan
+//! - `lazy`: which memory is left to a pager, and starting it
 //! - `objects`: content of memory and files that exist in the checkpoint only
 //! - `tree`: who makes whom; `assembly`, `board`: they are made, and wait for each other
 //! - `spawn`: the children that become the processes of the computation; `session`: where init belongs
@@ -19,6 +20,7 @@ mod computation;
 mod credentials;
 mod descriptors;
 mod layout;
+mod lazy;
 mod machine;
 pub mod namespace;
 mod objects;
@@ -48,6 +50,15 @@ pub fn run(context: &Context, args: &RestartArgs) -> anyhow::Result<ExitCode> {
     let computation = Computation::read(context, &args.reference)?;
     let tree = computation.check(&policy, args.detach)?;
     let restorer = locate::find(locate::RESTORER)?;
+    let wish = match (args.lazy, args.eager) {
+        (true, _) => lazy::Wish::Lazy,
+        (_, true) => lazy::Wish::Eager,
+        _ => lazy::Wish::Auto,
+    };
+    let memory = lazy::choose(wish, &computation.processes);
+    if let Some(why_not) = memory.why_not.as_deref().filter(|_| !context.quiet) {
+        let _ = lazy::explain(why_not);
+    }
 
     let address = context.address()?;
     let directory = context.store()?;
@@ -55,7 +66,7 @@ pub fn run(context: &Context, args: &RestartArgs) -> anyhow::Result<ExitCode> {
     client.count(&ClientRequest::Resume {
         computation: computation.record.draft.computation.clone(),
         checkpoint: computation.record.id.clone(),
-        processes: computation.processes.len() as u32,
+        processes: computation.processes.iter().map(|process| process.image.ids.pid as u32).collect(),
     })?;
     if let Some(interval) = args.interval {
         client.count(&start::interval_request(interval))?;
@@ -65,6 +76,7 @@ pub fn run(context: &Context, args: &RestartArgs) -> anyhow::Result<ExitCode> {
         computation: &computation,
         tree: &tree,
         policy: &policy,
+        memory: &memory,
         passed: &passed,
         restorer: &restorer,
         address: &address,

@@ -208,6 +208,7 @@ pub fn draft(processes: &[(Hash, DumpStats)]) -> CheckpointDraft {
                 tracker: "full".into(),
             })
             .collect(),
+        shared: Vec::new(),
     }
 }
 

@@ -98,6 +98,8 @@ struct Table<'a> {
     pidfd: Fd,
     moment: Moment,
     opens: &'a [Open],
+    /// Sockets whose queues another process copies, and its objects; in ascending order.
+    elsewhere: &'a [u64],
 }
 
 /// A duplicate in the checkpoint thread's own table.
@@ -128,6 +130,12 @@ impl Table<'_> {
     fn stopped(&self) -> bool {
         self.moment == Moment::Stopped
     }
+
+    /// Whether this process is to copy what waits in a socket. Two that do it at once would disturb each other: the offset
+    /// to peek at (SO_PEEK_OFF) is the socket's.
+    fn copies_queue(&self, open: &Open) -> bool {
+        self.stopped() && self.elsewhere.binary_search(&queue_key(open)).is_err()
+    }
 }
 
 /// What was found of the program's descriptors.
@@ -138,13 +146,21 @@ pub struct Captured {
     pub ends: Vec<End>,
     /// One of each description, as it may be found in other processes.
     pub sharable: Vec<Sharable>,
+    /// The keys of sockets whose queues are to be copied once for all processes.
+    pub queues: Vec<u64>,
+}
+
+/// Names a socket's queue among what processes of a computation have together.
+fn queue_key(open: &Open) -> u64 {
+    const QUEUE: u64 = 0x5158_5555_4555_4551;
+    open.stat.st_ino.rotate_left(32) ^ QUEUE
 }
 
 /// All descriptors and the descriptions that they share. Objects are added for memfds and deleted files.
 ///
 /// # Errors
 /// A refusal for each descriptor that cannot be saved.
-pub fn capture(objects: &mut Objects, moment: Moment) -> Result<Captured, Vec<Refusal>> {
+pub fn capture(objects: &mut Objects, moment: Moment, elsewhere: &[u64]) -> Result<Captured, Vec<Refusal>> {
     let tid = subject();
     let (opens, mut refusals) = look_at_all(tid, moment);
     let representatives = sharing::representatives(tid, &opens);
@@ -155,7 +171,7 @@ pub fn capture(objects: &mut Objects, moment: Moment) -> Result<Captured, Vec<Re
             return Err(refusals);
         }
     };
-    let table = Table { tid, pidfd: pidfd.0, moment, opens: &opens };
+    let table = Table { tid, pidfd: pidfd.0, moment, opens: &opens, elsewhere };
     let (mut descriptions, mut descriptors) = (Vec::new(), Vec::with_capacity(opens.len()));
     // For each of `opens`, its description: representatives come before those that share with them.
     let mut numbers: Vec<u32> = Vec::with_capacity(opens.len());
@@ -187,7 +203,11 @@ pub fn capture(objects: &mut Objects, moment: Moment) -> Result<Captured, Vec<Re
         .filter(|(index, (_, representative))| index == *representative)
         .map(|(_, (open, _))| Sharable { fd: open.fd, key: sharing::key(open) })
         .collect();
-    Ok(Captured { descriptions, descriptors, ends, sharable })
+    let sockets = opens.iter().filter(|open| open.stat.st_mode & libc::S_IFMT == libc::S_IFSOCK);
+    let mut queues: Vec<u64> = sockets.map(queue_key).collect();
+    queues.sort_unstable();
+    queues.dedup();
+    Ok(Captured { descriptions, descriptors, ends, sharable, queues })
 }
 
 /// A place in the list for a description that is refused, so that the others keep their numbers; it never

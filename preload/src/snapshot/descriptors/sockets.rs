@@ -83,7 +83,7 @@ fn unix(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<DescriptionKind
             other_closed: peer == 0,
             local,
             socket_type: asked.kind,
-            received: if table.stopped() { received(open, asked)? } else { Vec::new() },
+            received: if table.copies_queue(open) { received(open, asked)? } else { Vec::new() },
             charged: charged(asked),
             shutdown_read: found.shutdown & 1 != 0,
             shutdown_write: found.shutdown & 2 != 0,
