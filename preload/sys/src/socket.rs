@@ -211,6 +211,23 @@ pub fn peek(socket: Fd, buffer: &mut [u8], flags: i32) -> Result<usize> {
     }
 }
 
+/// As [`peek`], and the sender's address: its length.
+pub fn peek_from(
+    socket: Fd,
+    buffer: &mut [u8],
+    flags: i32,
+    address: &mut [u8; 128],
+) -> Result<(usize, usize)> {
+    let flags = (libc::MSG_PEEK | libc::MSG_DONTWAIT | flags) as usize;
+    let (bytes, from) = (buffer.as_mut_ptr() as usize, address.as_mut_ptr() as usize);
+    let mut len = address.len() as u32;
+    // SAFETY: writes at most the buffer's and the address' length, and that length.
+    let count = unsafe {
+        call(libc::SYS_recvfrom, [socket as usize, bytes, buffer.len(), flags, from, &raw mut len as usize])?
+    };
+    Ok((count, (len as usize).min(address.len())))
+}
+
 /// SO_RCVTIMEO or SO_SNDTIMEO of a socket, as seconds and microseconds; `None` where there is none
 /// (socket(7): zero), or no socket.
 pub fn timeout(socket: Fd, name: i32) -> Option<[i64; 2]> {

@@ -7,15 +7,19 @@
 //! sockets by MSG_PEEK, and what can only be consumed (inotify events, descriptors on their way
 //! through a socket) is refused.
 
+mod address;
 mod anonymous;
+mod datagrams;
 mod ends;
 mod epoll;
 mod files;
+mod inet_diag;
 mod inotify;
 mod pipes;
 mod sharing;
 mod sock_diag;
 mod sockets;
+mod tcp;
 mod terminals;
 
 use alloc::{format, string::String, vec::Vec};
@@ -156,6 +160,9 @@ pub fn capture(objects: &mut Objects, moment: Moment) -> Result<Captured, Vec<Re
         }
     };
     let table = Table { tid, pidfd: pidfd.0, moment, opens: &opens };
+    if table.stopped() {
+        tcp::push_all(&table);
+    }
     let (mut descriptions, mut descriptors) = (Vec::new(), Vec::with_capacity(opens.len()));
     // For each of `opens`, its description: representatives come before those that share with them.
     let mut numbers: Vec<u32> = Vec::with_capacity(opens.len());
