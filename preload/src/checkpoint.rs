@@ -276,6 +276,7 @@ fn take(coordinator: &Coordinator, order: &Order<'_>, passed: Option<Fd>) -> cor
         let told = coordinator.receive();
         match told {
             Ok(ToProcess::Committed { kill: true, .. }) => {
+                snapshot::descriptors::reset_at_end();
                 let _ = process::kill(process::getpid(), libc::SIGKILL);
             }
             Ok(ToProcess::Committed { token, .. }) => settle(token, true),
@@ -369,9 +370,8 @@ impl Taking<'_> {
         let alone = order.alone && snapshot::children().alive.is_empty();
         self.report(Phase::Checking);
         let Checked { mappings, ends, objects } = snapshot::check()?;
-        if alone {
-            refuse_outside(&ends)?;
-        }
+        // Whether ends may stay outside is the coordinator's to say.
+        let alone = alone && ends.iter().all(|end| end.refusal.is_none());
         let Kept { store, tracker, base } = kept();
         // A connection that the coordinator passed knows of no base.
         let bases = self.passed.is_none();

@@ -181,15 +181,15 @@ pub fn number_option(socket: Fd, level: i32, name: i32) -> Result<i32> {
 
 /// setsockopt(2) of an int.
 pub fn set_number_option(socket: Fd, level: i32, name: i32, value: i32) -> Result<()> {
-    let address = &raw const value as usize;
-    // SAFETY: reads one int.
-    unsafe {
-        call(
-            libc::SYS_setsockopt,
-            [socket as usize, level as usize, name as usize, address, size_of::<i32>(), 0],
-        )
-    }
-    .map(drop)
+    set_option(socket, level, name, &value.to_ne_bytes())
+}
+
+/// setsockopt(2).
+pub fn set_option(socket: Fd, level: i32, name: i32, value: &[u8]) -> Result<()> {
+    let (address, len) = (value.as_ptr() as usize, value.len());
+    // SAFETY: reads the value.
+    unsafe { call(libc::SYS_setsockopt, [socket as usize, level as usize, name as usize, address, len, 0]) }
+        .map(drop)
 }
 
 /// getsockname(2), or getpeername(2); how many bytes of `address` were filled in.

@@ -142,12 +142,18 @@ impl Relations {
 
     /// Sockets that need each other's addresses are made in an order, which no process could keep for the others.
     fn share_addressed(&mut self, images: &[&ProcessImage]) {
+        let named: BTreeSet<u64> = connections(images)
+            .filter_map(|(_, _, description)| match &description.kind {
+                DescriptionKind::SocketPair { pair, local, .. } if !local.is_empty() => Some(*pair),
+                _ => None,
+            })
+            .collect();
         for (process, image) in images.iter().enumerate() {
             for (index, description) in image.descriptions.iter().enumerate() {
                 let place = (process, index);
                 let is_addressed = match &description.kind {
-                    DescriptionKind::SocketPair { domain, local, .. } => {
-                        *domain != libc::AF_UNIX || !local.is_empty()
+                    DescriptionKind::SocketPair { domain, pair, .. } => {
+                        *domain != libc::AF_UNIX || named.contains(pair)
                     }
                     DescriptionKind::Socket { domain, socket_type, received, waiting, .. } => {
                         let datagrams = *domain == libc::AF_UNIX && *socket_type == libc::SOCK_DGRAM;

@@ -54,6 +54,7 @@ fn end(open: &Open, description: &Description) -> Option<End> {
                 "the other end of the FIFO is open outside the checkpoint",
                 "launch the program at the other end in the same computation",
             ),
+            socket: false,
         }),
         DescriptionKind::SocketPair { pair, other_closed: false, domain, local, peer, .. } => {
             let side = match *domain {
@@ -69,6 +70,7 @@ fn end(open: &Open, description: &Description) -> Option<End> {
                     "launch the other end in the same computation, let the program close it, or checkpoint with \
                      --external-sockets=close",
                 ),
+                socket: true,
             })
         }
         _ => None,

@@ -197,6 +197,15 @@ pub fn capture(objects: &mut Objects, moment: Moment) -> Result<Captured, Vec<Re
     Ok(Captured { descriptions, descriptors, ends, sharable })
 }
 
+/// Lets the end of this process, which stands still, reset its TCP connections instead of ending them: whoever is at the
+/// other end learns at once that this one does not answer any more, and no port stays taken (TIME_WAIT).
+pub fn reset_at_end() {
+    let tid = subject();
+    let Ok(pidfd) = open_pidfd(tid).map(Duplicate) else { return };
+    let (opens, _) = look_at_all(tid, Moment::Stopped);
+    tcp::reset_at_end(&Table { tid, pidfd: pidfd.0, moment: Moment::Stopped, opens: &opens });
+}
+
 /// A place in the list for a description that is refused, so that the others keep their numbers; it never
 /// gets into an image.
 fn nothing() -> Description {

@@ -118,8 +118,12 @@ fn is_pair(open: &Open, asked: &Asked, found: &sock_diag::UnixSocket, local: &[u
 /// The ends that wait in a listening unix socket. Each has the inode of its client for a name, which is the client's
 /// side.
 pub fn waiting_ends(clients: &[u64]) -> Vec<End> {
-    let end =
-        |&client| End { has: ends::named(client, false), wants: ends::named(client, true), refusal: None };
+    let end = |&client| End {
+        has: ends::named(client, false),
+        wants: ends::named(client, true),
+        refusal: None,
+        socket: true,
+    };
     clients.iter().map(end).collect()
 }
 

@@ -205,7 +205,12 @@ pub fn waiting_ends(open: &Open, keys: &[u64], local: &[u8]) -> Vec<End> {
     keys.iter()
         .map(|&pair| {
             let side = side_of(pair);
-            End { has: ends::named(pair, side), wants: ends::named(pair, !side), refusal: Some(refusal()) }
+            End {
+                has: ends::named(pair, side),
+                wants: ends::named(pair, !side),
+                refusal: Some(refusal()),
+                socket: true,
+            }
         })
         .collect()
 }
@@ -227,7 +232,7 @@ pub fn push(socket: Fd) {
 /// Waits until all that the other end has written is here.
 fn arrived(open: &Open, asked: &Asked, other: &inet_diag::End) -> Result<(), Refusal> {
     /// A segment that was lost is sent again within that time, twice.
-    const PATIENCE: u64 = 1_000_000_000;
+    const PATIENCE: u64 = 3_000_000_000;
     const FIRST_PAUSE: u64 = 20_000;
     const LAST_PAUSE: u64 = 1_000_000;
     let socket = asked.socket.0;
@@ -244,7 +249,7 @@ fn arrived(open: &Open, asked: &Asked, other: &inet_diag::End) -> Result<(), Ref
         }
         if left == before {
             // A full buffer, or one that came to be full.
-            room.get_or_insert_with(|| Room::make(socket)).enlarge(unread(socket) as u64 + u64::from(left));
+            room.get_or_insert_with(|| Room::make(socket)).enlarge(u64::from(left));
             // After a read, if only a look, the kernel tells the other end of the room that there is
             // (`tcp_cleanup_rbuf` in net/ipv4/tcp.c).
             let _ = peek(socket, unread(socket).min(1));
@@ -274,7 +279,6 @@ struct Room {
 }
 
 pub const SO_BUF_LOCK: i32 = 72;
-const RECEIVE_LOCKED: i32 = 2;
 
 impl Room {
     fn make(socket: Fd) -> Self {
@@ -283,12 +287,19 @@ impl Room {
         Self { socket, size, locked, now: 0 }
     }
 
-    /// For so many bytes, with what the kernel needs for its bookkeeping.
+    /// For so many bytes more, with what the kernel needs for its bookkeeping; hardly for more: whatever it promises room
+    /// for, and has none when the buffer is put back, is sent in vain.
     fn enlarge(&mut self, bytes: u64) {
-        let wanted = (bytes * 4 + (1 << 20)).max(self.size as u64).min(1 << 28);
+        const SO_MEMINFO: i32 = 55;
+        let mut memory = [0u8; 36];
+        let told = socket::option(self.socket, libc::SOL_SOCKET, SO_MEMINFO, &mut memory);
+        // SK_MEMINFO_RMEM_ALLOC is the first (linux/sock_diag.h).
+        let taken = told.map_or(0, |_| u32::from_ne_bytes([memory[0], memory[1], memory[2], memory[3]]));
+        let wanted = (u64::from(taken) + bytes * 2 + (128 << 10)).max(self.size as u64).min(1 << 28);
         if wanted > self.now {
             self.now = wanted;
-            self.set(wanted as i32);
+            // Of which the kernel makes twice as much (socket(7)).
+            self.set((wanted / 2) as i32);
         }
     }
 
@@ -302,10 +313,7 @@ impl Room {
 
 impl Drop for Room {
     fn drop(&mut self) {
-        // Where the kernel chooses the size, it may stay as it is; a smaller one might drop what is sent next.
-        if self.locked.is_none_or(|locked| locked & RECEIVE_LOCKED != 0) {
-            self.set(self.size / 2);
-        }
+        self.set(self.size / 2);
         if let Some(locked) = self.locked {
             let _ = socket::set_number_option(self.socket, libc::SOL_SOCKET, SO_BUF_LOCK, locked);
         }
@@ -356,12 +364,29 @@ fn received(open: &Open, asked: &Asked) -> Result<Vec<Vec<u8>>, Refusal> {
 
 /// Pushes what every connection of the process has to send.
 pub fn push_all(table: &Table<'_>) {
-    for open in table.opens.iter().filter(|open| open.stat.st_mode & libc::S_IFMT == libc::S_IFSOCK) {
+    for_each(table, push);
+}
+
+/// See [`super::reset_at_end`]: socket(7), SO_LINGER.
+pub fn reset_at_end(table: &Table<'_>) {
+    for_each(table, |socket| {
+        let mut info = [0u8; 1];
+        let known = socket::option(socket, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info);
+        if known.is_ok() && info[0] != LISTEN {
+            let _ = socket::set_option(socket, libc::SOL_SOCKET, libc::SO_LINGER, &[1, 0, 0, 0, 0, 0, 0, 0]);
+        }
+    });
+}
+
+fn for_each(table: &Table<'_>, act: impl Fn(Fd)) {
+    // Standard descriptors may be shared with those who started the computation.
+    let sockets =
+        table.opens.iter().filter(|open| open.fd > 2 && open.stat.st_mode & libc::S_IFMT == libc::S_IFSOCK);
+    for open in sockets {
         let Ok(socket) = table.duplicate(open) else { continue };
-        let fd = socket.0;
-        let number = |name| socket::number_option(fd, libc::SOL_SOCKET, name).unwrap_or(-1);
+        let number = |name| socket::number_option(socket.0, libc::SOL_SOCKET, name).unwrap_or(-1);
         if number(libc::SO_PROTOCOL) == libc::IPPROTO_TCP && number(libc::SO_DOMAIN) != libc::AF_UNIX {
-            push(fd);
+            act(socket.0);
         }
     }
 }
