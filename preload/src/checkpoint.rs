@@ -435,6 +435,8 @@ impl Taking<'_> {
         store.hand_over(rest).map_err(store_refusal)?;
         let record = wire::encode(&snapshot.image).map_err(|error| store_refusal(format!("{error}")))?;
         let (manifest, stats) = store.end_dump(record).map_err(store_refusal)?;
+        // The program has run meanwhile.
+        snapshot.rooms.clear();
         *base = Some(Base { token, manifest, objects, committed: false });
         let tracker = tracker.name().into();
         let message = FromProcess::Dumped { token, manifest, stats, pause_us: self.pause_us, tracker };

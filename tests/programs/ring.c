@@ -145,10 +145,16 @@ static void by_address(int type, int ends[2]) {
     REQUIRE(bound >= 0);
     if (domain != AF_UNIX && type == SOCK_STREAM)
         REQUIRE(setsockopt(bound, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) == 0);
+    // Not more than is copied in a moment: the kernel would let the queues grow to megabytes.
+    int size = 65536;
+    if (domain != AF_UNIX)
+        REQUIRE(setsockopt(bound, SOL_SOCKET, SO_RCVBUF, &size, sizeof size) == 0);
     REQUIRE(bind(bound, (void *)&address, length) == 0);
     length = sizeof address;
     REQUIRE(getsockname(bound, (void *)&address, &length) == 0);
     REQUIRE((ends[1] = socket(domain, type, 0)) >= 0);
+    if (domain != AF_UNIX)
+        REQUIRE(setsockopt(ends[1], SOL_SOCKET, SO_SNDBUF, &size, sizeof size) == 0);
     if (type == SOCK_DGRAM) {
         REQUIRE(connect(ends[1], (void *)&address, length) == 0);
         ends[0] = bound;

@@ -41,6 +41,8 @@ pub struct Snapshot {
     pub mappings: Vec<mappings::Found>,
     pub ends: Vec<End>,
     pub sharable: Vec<Sharable>,
+    /// Dropped when the checkpoint has been stored.
+    pub rooms: Vec<descriptors::Room>,
 }
 
 /// What a look at the running process has shown.
@@ -126,5 +128,12 @@ pub fn take(
         },
         handover: kernel_state::capture(quiet, hold),
     };
-    Ok(Snapshot { image, objects, mappings, ends: captured.ends, sharable: captured.sharable })
+    Ok(Snapshot {
+        image,
+        objects,
+        mappings,
+        ends: captured.ends,
+        sharable: captured.sharable,
+        rooms: captured.rooms,
+    })
 }

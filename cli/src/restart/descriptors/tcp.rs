@@ -83,12 +83,14 @@ pub fn make(
         return Err(io::ErrorKind::InvalidData.into());
     };
     let there = End { domain: *domain, local, peer };
-    let ends = if listens(common, here.local) {
-        joined(&here, &there)?
-    } else {
-        let (two, one) = joined(&there, &here)?;
-        (one, two)
-    };
+    let swapped = |(two, one)| (one, two);
+    let ends = patiently(|| {
+        if listens(common, here.local) {
+            joined(&here, &there).or_else(|_| joined(&there, &here).map(swapped))
+        } else {
+            joined(&there, &here).map(swapped).or_else(|_| joined(&here, &there))
+        }
+    })?;
     for (sender, receiver, place) in [(&ends.1, &ends.0, one), (&ends.0, &ends.1, other)] {
         if let Some(bytes) = received(common, place) {
             refill(sender, receiver, bytes)?;
@@ -130,7 +132,7 @@ pub fn make_waiting(common: &Common<'_>, place: Place) -> io::Result<OwnedFd> {
     let DescriptionKind::SocketPair { domain, local, peer, .. } = kind else {
         return Err(io::ErrorKind::InvalidData.into());
     };
-    let end = client(&End { domain: *domain, local, peer }, peer)?;
+    let end = patiently(|| client(&End { domain: *domain, local, peer }, peer))?;
     finish(&end, kind)?;
     Ok(end)
 }
@@ -234,15 +236,18 @@ fn set(socket: &OwnedFd, level: i32, name: i32, value: i32) -> io::Result<()> {
 
 /// A socket connected to `target` from the end's own address and port.
 fn client(end: &End<'_>, target: &[u8]) -> io::Result<OwnedFd> {
+    chosen(end, target).or_else(|_| bound(end, target))
+}
+
+/// Tries again while ports are taken. Nothing tells when one is free again.
+fn patiently<T>(attempt: impl Fn() -> io::Result<T>) -> io::Result<T> {
     let until = Instant::now() + PATIENCE;
     loop {
-        let tried = chosen(end, target).or_else(|_| bound(end, target));
-        match tried {
+        match attempt() {
             Err(error)
                 if matches!(error.raw_os_error(), Some(libc::EADDRINUSE | libc::EADDRNOTAVAIL))
                     && Instant::now() < until =>
             {
-                // Nothing tells when a port is free again.
                 std::thread::sleep(Duration::from_millis(50));
             }
             other => return other,

@@ -23,6 +23,7 @@ mod tcp;
 mod terminals;
 
 use alloc::{format, string::String, vec::Vec};
+use core::cell::RefCell;
 
 use stasis_protocol::{
     coordinator::{End, Refusal, Sharable},
@@ -34,6 +35,7 @@ use stasis_sys::{
     process,
 };
 
+pub use self::tcp::Room;
 use super::{Objects, subject};
 use crate::procfs;
 
@@ -102,6 +104,8 @@ struct Table<'a> {
     pidfd: Fd,
     moment: Moment,
     opens: &'a [Open],
+    /// Receive buffers that were made larger.
+    rooms: RefCell<Vec<Room>>,
 }
 
 /// A duplicate in the checkpoint thread's own table.
@@ -142,6 +146,8 @@ pub struct Captured {
     pub ends: Vec<End>,
     /// One of each description, as it may be found in other processes.
     pub sharable: Vec<Sharable>,
+    /// To be dropped when the program has run for a while.
+    pub rooms: Vec<Room>,
 }
 
 /// All descriptors and the descriptions that they share. Objects are added for memfds and deleted files.
@@ -159,7 +165,7 @@ pub fn capture(objects: &mut Objects, moment: Moment) -> Result<Captured, Vec<Re
             return Err(refusals);
         }
     };
-    let table = Table { tid, pidfd: pidfd.0, moment, opens: &opens };
+    let table = Table { tid, pidfd: pidfd.0, moment, opens: &opens, rooms: RefCell::default() };
     if table.stopped() {
         tcp::push_all(&table);
     }
@@ -194,7 +200,8 @@ pub fn capture(objects: &mut Objects, moment: Moment) -> Result<Captured, Vec<Re
         .filter(|(index, (_, representative))| index == *representative)
         .map(|(_, (open, _))| Sharable { fd: open.fd, key: sharing::key(open) })
         .collect();
-    Ok(Captured { descriptions, descriptors, ends, sharable })
+    let rooms = table.rooms.take();
+    Ok(Captured { descriptions, descriptors, ends, sharable, rooms })
 }
 
 /// Lets the end of this process, which stands still, reset its TCP connections instead of ending them: whoever is at the
@@ -203,7 +210,13 @@ pub fn reset_at_end() {
     let tid = subject();
     let Ok(pidfd) = open_pidfd(tid).map(Duplicate) else { return };
     let (opens, _) = look_at_all(tid, Moment::Stopped);
-    tcp::reset_at_end(&Table { tid, pidfd: pidfd.0, moment: Moment::Stopped, opens: &opens });
+    tcp::reset_at_end(&Table {
+        tid,
+        pidfd: pidfd.0,
+        moment: Moment::Stopped,
+        opens: &opens,
+        rooms: RefCell::default(),
+    });
 }
 
 /// A place in the list for a description that is refused, so that the others keep their numbers; it never

@@ -14,16 +14,16 @@ use stasis_protocol::{
 use stasis_sys::{
     Errno,
     file::{self, Fd},
-    socket, sync,
+    process, socket, sync,
 };
 
 use super::{
-    Open, Table,
+    Duplicate, Open, Table,
     address::Address,
-    ends, inet_diag, refusal,
+    ends, inet_diag, open_pidfd, refusal,
     sockets::{Asked, WAIT, bound, fresh, name, options},
 };
-use crate::state;
+use crate::{snapshot::subject, state};
 
 /// States (net/tcp_states.h).
 const ESTABLISHED: u8 = 1;
@@ -120,7 +120,7 @@ fn connection(table: &Table<'_>, open: &Open, asked: &Asked, state: u8) -> Resul
     if table.stopped()
         && let Some(end) = &other
     {
-        arrived(open, asked, end)?;
+        arrived(table, open, asked, end)?;
     }
     let down = ready(open, asked, libc::POLLRDHUP)? & libc::POLLRDHUP != 0;
     Ok(DescriptionKind::SocketPair {
@@ -230,7 +230,7 @@ pub fn push(socket: Fd) {
 }
 
 /// Waits until all that the other end has written is here.
-fn arrived(open: &Open, asked: &Asked, other: &inet_diag::End) -> Result<(), Refusal> {
+fn arrived(table: &Table<'_>, open: &Open, asked: &Asked, other: &inet_diag::End) -> Result<(), Refusal> {
     /// A segment that was lost is sent again within that time, twice.
     const PATIENCE: u64 = 3_000_000_000;
     const FIRST_PAUSE: u64 = 20_000;
@@ -249,12 +249,12 @@ fn arrived(open: &Open, asked: &Asked, other: &inet_diag::End) -> Result<(), Ref
         }
         if left == before {
             // A full buffer, or one that came to be full.
-            room.get_or_insert_with(|| Room::make(socket)).enlarge(u64::from(left));
+            room.get_or_insert_with(|| Room::make(open, socket)).enlarge(socket, u64::from(left));
             // After a read, if only a look, the kernel tells the other end of the room that there is
             // (`tcp_cleanup_rbuf` in net/ipv4/tcp.c).
             let _ = peek(socket, unread(socket).min(1));
             if sync::monotonic_ns() - begin > PATIENCE {
-                drop(room);
+                table.rooms.borrow_mut().extend(room);
                 return Err(refusal(
                     open.fd,
                     &open.link,
@@ -266,12 +266,16 @@ fn arrived(open: &Open, asked: &Asked, other: &inet_diag::End) -> Result<(), Ref
             pause = (pause * 2).min(LAST_PAUSE);
         }
     }
+    table.rooms.borrow_mut().extend(room);
     Ok(())
 }
 
-/// A receive buffer that was made larger, put back when dropped.
-struct Room {
-    socket: Fd,
+/// A receive buffer that was made larger, put back when dropped: when the program has run for a while. The window that was
+/// opened is used up by then, or what had filled it was read; a buffer that is smaller than what is in it and what was
+/// promised drops what comes.
+pub struct Room {
+    fd: i32,
+    inode: u64,
     size: i32,
     /// SO_BUF_LOCK (socket(7)): whether the program has set sizes, or the kernel chooses them.
     locked: Option<i32>,
@@ -281,41 +285,48 @@ struct Room {
 pub const SO_BUF_LOCK: i32 = 72;
 
 impl Room {
-    fn make(socket: Fd) -> Self {
+    fn make(open: &Open, socket: Fd) -> Self {
         let size = socket::number_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUF).unwrap_or(0);
         let locked = socket::number_option(socket, libc::SOL_SOCKET, SO_BUF_LOCK).ok();
-        Self { socket, size, locked, now: 0 }
+        Self { fd: open.fd, inode: open.stat.st_ino, size, locked, now: 0 }
     }
 
     /// For so many bytes more, with what the kernel needs for its bookkeeping; hardly for more: whatever it promises room
     /// for, and has none when the buffer is put back, is sent in vain.
-    fn enlarge(&mut self, bytes: u64) {
+    fn enlarge(&mut self, socket: Fd, bytes: u64) {
         const SO_MEMINFO: i32 = 55;
         let mut memory = [0u8; 36];
-        let told = socket::option(self.socket, libc::SOL_SOCKET, SO_MEMINFO, &mut memory);
+        let told = socket::option(socket, libc::SOL_SOCKET, SO_MEMINFO, &mut memory);
         // SK_MEMINFO_RMEM_ALLOC is the first (linux/sock_diag.h).
         let taken = told.map_or(0, |_| u32::from_ne_bytes([memory[0], memory[1], memory[2], memory[3]]));
         let wanted = (u64::from(taken) + bytes * 2 + (128 << 10)).max(self.size as u64).min(1 << 28);
         if wanted > self.now {
             self.now = wanted;
             // Of which the kernel makes twice as much (socket(7)).
-            self.set((wanted / 2) as i32);
+            self.set(socket, (wanted / 2) as i32);
         }
     }
 
-    fn set(&self, size: i32) {
+    fn set(&self, socket: Fd, size: i32) {
         // Only the privileged may go beyond rmem_max.
-        if socket::set_number_option(self.socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, size).is_err() {
-            let _ = socket::set_number_option(self.socket, libc::SOL_SOCKET, libc::SO_RCVBUF, size);
+        if socket::set_number_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, size).is_err() {
+            let _ = socket::set_number_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUF, size);
+        }
+        if let Some(locked) = self.locked {
+            let _ = socket::set_number_option(socket, libc::SOL_SOCKET, SO_BUF_LOCK, locked);
         }
     }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        self.set(self.size / 2);
-        if let Some(locked) = self.locked {
-            let _ = socket::set_number_option(self.socket, libc::SOL_SOCKET, SO_BUF_LOCK, locked);
+        // Through the program's descriptor: one of our own would keep the socket open when the program closes it.
+        let tid = subject();
+        let Ok(pidfd) = open_pidfd(tid).map(Duplicate) else { return };
+        let Ok(socket) = process::pidfd_getfd(pidfd.0, self.fd).map(Duplicate) else { return };
+        let link = path!("/proc/self/task/{tid}/fd/{}", self.fd);
+        if file::stat(link.as_c_str()).is_ok_and(|stat| stat.st_ino == self.inode) {
+            self.set(socket.0, self.size / 2);
         }
     }
 }
