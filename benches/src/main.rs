@@ -8,12 +8,14 @@
 //! - [`measurements`]: what is measured, each under a name for `--only`
 //! - [`tools`]: how Stasis, DMTCP and CRIU are told to launch, checkpoint and restart
 //! - [`workload`]: the programs that are measured: this binary itself, run as `stasis-benches workload …`
+//! - [`dumper`]: a store server alone, and memory that is dumped to it without a program
 //! - [`place`], [`shared_page`], [`disk`]: where it happens, how the workload is seen, what the disk can do
 //! - [`statistics`], [`report`]: from samples to lines
 //!
 //! Not here: whether what is restored is right (`tests/`).
 
 mod disk;
+mod dumper;
 mod machine;
 mod measurements;
 mod place;

@@ -67,6 +67,19 @@ impl Address {
     }
 }
 
+/// The sockets of this user's coordinators beside the default one's; one may be left over from a coordinator that was
+/// killed.
+pub fn all() -> Vec<Address> {
+    let Ok(entries) = runtime_directory().and_then(|directory| Ok(fs::read_dir(directory)?)) else {
+        return Vec::new();
+    };
+    let is_socket = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().as_bytes();
+        name.starts_with(b"coord-") && name.ends_with(b".sock")
+    };
+    entries.flatten().map(|entry| entry.path()).filter(is_socket).map(|path| Address { path }).collect()
+}
+
 impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "unix:{}", self.path.display())

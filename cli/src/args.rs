@@ -96,6 +96,10 @@ pub enum Command {
     Coordinator(CoordinatorArgs),
     /// Start the store server of a store (`stasis store --foreground`: and stay)
     Store(StoreArgs),
+    /// What computations do, as the kernel sees it: needs the tracer
+    Trace(TraceArgs),
+    /// The computations of this machine, live
+    Top(TopArgs),
     /// Say what of this machine Stasis can use, and what is missing
     Doctor,
 }
@@ -141,6 +145,21 @@ pub struct CheckpointArgs {
     /// A name for the checkpoint; it moves from an older checkpoint to this one
     #[arg(long)]
     pub label: Option<String>,
+    /// What to do about processes of the computation that the library is not in, which the tracer sees
+    #[arg(long, value_name = "POLICY", value_enum, default_value_t = OnEscape::Refuse)]
+    pub on_escape: OnEscape,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnEscape {
+    /// Take no checkpoint
+    Refuse,
+    /// Take it without them and say so; with --kill they are ended, too
+    Warn,
+    /// The same, and say nothing
+    Ignore,
+    /// As `warn`, but they run on after --kill
+    LeaveRunning,
 }
 
 /// What is done about sockets whose other ends are outside.
@@ -160,7 +179,7 @@ pub struct RestartArgs {
     /// The checkpoint: an id, the beginning of one, a label, latest, each with an optional ~N
     #[arg(value_name = "REF", default_value = "latest")]
     pub reference: String,
-    /// Go on at once and load memory as it is touched
+    /// Go on at once and load memory as it is touched: the default for programs with 32 MiB and more
     #[arg(long, conflicts_with = "eager")]
     pub lazy: bool,
     /// Load all memory first
@@ -269,6 +288,29 @@ pub struct PruneArgs {
     /// Leave it to `stasis gc` to give the room back
     #[arg(long)]
     pub no_gc: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct TraceArgs {
+    /// All computations that this user may see, not the one at --coord
+    #[arg(long)]
+    pub all: bool,
+    /// End after so many events
+    #[arg(long, value_name = "N")]
+    pub count: Option<u64>,
+    /// Print the computation's sockets, and where their other ends are, instead of events
+    #[arg(long)]
+    pub connections: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    /// Print once, as happens where the output is no terminal
+    #[arg(long)]
+    pub once: bool,
+    /// How often to look
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "2")]
+    pub every: Duration,
 }
 
 #[derive(Debug, Args)]

@@ -144,6 +144,11 @@ impl Client {
 
 /// Reads one message's payload. Memory grows with what arrives, not with what the header announces.
 pub fn read_payload(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
+    read_payload_from(stream)
+}
+
+/// The same, of what else can be read.
+pub fn read_payload_from(stream: &mut impl Read) -> io::Result<Vec<u8>> {
     let mut header = [0; wire::HEADER];
     stream.read_exact(&mut header)?;
     let len = wire::payload_len(header).map_err(io::Error::other)?;

@@ -33,7 +33,7 @@ use crate::{
     failure::{ExitCode, Failure},
     locate, output,
     process::Pidfd,
-    program, report,
+    program, report, tracer,
 };
 
 /// `stasis launch`; returns only when the program could not be started, or runs in the background.
@@ -61,6 +61,7 @@ pub fn run(context: &Context, args: &LaunchArgs) -> anyhow::Result<ExitCode> {
         return detach(context, &image, client, &address);
     }
     drop(client);
+    tracer::join(&address);
     let error = image.execute().unwrap_err();
     Err(Failure::ProgramNotExecutable(format!("{}: {error}", path.display())).into())
 }
@@ -157,7 +158,7 @@ fn detach(
     mut client: Client,
     address: &Address,
 ) -> anyhow::Result<ExitCode> {
-    let child = spawn(image)?;
+    let child = spawn(image, address)?;
     let pid = u32::try_from(child.as_raw())?;
     // Not waited for before the end of this process, so its pid stays its own.
     let ended = Pidfd::open(pid)?;
@@ -201,7 +202,7 @@ fn detach(
 }
 
 /// The program in a session of its own, with nothing to read.
-fn spawn(image: &Image) -> anyhow::Result<Pid> {
+fn spawn(image: &Image, address: &Address) -> anyhow::Result<Pid> {
     let null = std::fs::File::open("/dev/null").context("cannot open /dev/null")?;
     // SAFETY: this process has one thread, so the child may do whatever this one may.
     match unsafe { fork() }.context("cannot make a process")? {
@@ -210,6 +211,7 @@ fn spawn(image: &Image) -> anyhow::Result<Pid> {
             let failed: io::Error = (|| {
                 setsid()?;
                 nix::unistd::dup2_stdin(&null)?;
+                tracer::join(address);
                 image.execute().map(|never| match never {})
             })()
             .err()

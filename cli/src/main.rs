@@ -29,6 +29,7 @@ mod program;
 mod report;
 mod restart;
 mod store;
+mod tracer;
 
 use clap::Parser;
 
@@ -83,6 +84,8 @@ fn run(context: &Context, command: &Command) -> anyhow::Result<ExitCode> {
         Command::Kill => commands::kill::run(context),
         Command::Coordinator(args) => coordinator::run(context, args),
         Command::Store(args) => commands::store::run(context, args),
+        Command::Trace(args) => commands::trace::run(context, args),
+        Command::Top(args) => commands::top::run(context, args),
         Command::Doctor => doctor::run(context),
     }
 }

@@ -7,8 +7,9 @@ use stasis_protocol::{
     coordinator::{self as wire, Phase},
     store as wire_store,
 };
+use stasis_store::pager::report::Progress;
 
-use crate::output;
+use crate::{output, tracer::escapes::Escape};
 
 #[derive(Debug, Serialize)]
 pub struct Failure {
@@ -69,6 +70,8 @@ pub struct Status {
     pub interval_ticks_skipped: u64,
     pub last_checkpoint: Option<String>,
     pub processes: Vec<Process>,
+    /// Processes of the computation that the library is not in; `null` where no tracer runs.
+    pub outside: Option<Vec<Escape>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -86,6 +89,8 @@ pub struct Process {
     pub tracker: String,
     pub last_pause_us: Option<u64>,
     pub restarted_from: Option<String>,
+    /// How the memory of a lazily restarted process arrives; null: it has no pager.
+    pub memory: Option<Progress>,
 }
 
 impl From<wire::Status> for Status {
@@ -101,6 +106,7 @@ impl From<wire::Status> for Status {
             interval_ticks_skipped: status.ticks_skipped,
             last_checkpoint: status.last,
             processes: status.processes.into_iter().map(Process::from).collect(),
+            outside: None,
         }
     }
 }
@@ -115,6 +121,7 @@ impl From<wire::ProcessStatus> for Process {
             phase: phase(process.phase),
             phase_for_us: process.phase_for_us,
             tracker: process.tracker,
+            memory: stasis_store::pager::report::ask(process.real_pid),
             last_pause_us: process.last_pause_us,
             restarted_from: process.restarted_from,
         }

@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -32,6 +32,13 @@ pub fn connect_or_start(directory: &Path) -> anyhow::Result<Client> {
 pub struct Store {
     client: Client,
     directory: PathBuf,
+}
+
+/// The connection to the store's server.
+impl AsFd for Store {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.client.as_fd()
+    }
 }
 
 impl Store {

@@ -21,23 +21,34 @@ pub fn range() -> (usize, usize) {
 /// Maps the coordinator's list. Without one, the children of parents that end at once may be missed by a checkpoint that
 /// is taken at that moment.
 pub fn open() {
-    let address = link::coordinator::address();
-    let Ok(address) = core::str::from_utf8(address) else { return };
-    let path = path!("{address}{SUFFIX}");
-    let Ok(fd) = file::open(path.as_c_str(), libc::O_RDWR | libc::O_CLOEXEC | libc::O_NOFOLLOW, 0) else {
-        return;
-    };
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: a new mapping where the kernel finds room.
-    if let Ok(list) = unsafe { memory::map(0, LEN, protection, libc::MAP_SHARED, fd, 0) } {
+    if let Some(list) = map(0) {
         LIST.store(list, Ordering::Release);
     }
-    let _ = file::close(fd);
 }
 
-/// The memory that this process had mapped is not there any more.
-pub fn forget() {
-    LIST.store(0, Ordering::Release);
+/// The same in a restarted process, where the one that was mapped is missing: at the same place, since a thread may have
+/// been stopped while it forked.
+pub fn open_again() {
+    let list = LIST.load(Ordering::Acquire);
+    if list != 0 && map(list).is_none() {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        // SAFETY: nothing of the image is at this place.
+        let _ = unsafe { memory::map(list, LEN, protection, flags, -1, 0) };
+    }
+}
+
+/// Maps the list, at an address or where the kernel finds room (0).
+fn map(place: usize) -> Option<usize> {
+    let address = core::str::from_utf8(link::coordinator::address()).ok()?;
+    let path = path!("{address}{SUFFIX}");
+    let fd = file::open(path.as_c_str(), libc::O_RDWR | libc::O_CLOEXEC | libc::O_NOFOLLOW, 0).ok()?;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_SHARED | if place == 0 { 0 } else { libc::MAP_FIXED };
+    // SAFETY: where there is room, or where the list was and nothing of the image is.
+    let list = unsafe { memory::map(place, LEN, protection, flags, fd, 0) };
+    let _ = file::close(fd);
+    list.ok()
 }
 
 /// A fork that is about to be.
@@ -67,6 +78,12 @@ impl Birth {
     /// child may have said hello already when its parent comes to it.
     pub fn tell(self, pid: i32) {
         if let Some((slot, pending)) = self.0 {
+            // A checkpoint may have been taken meanwhile, and this may be the process that was restarted from it: the list
+            // that it had is not mapped any more.
+            let (start, len) = range();
+            if !(start..start + len).contains(&(slot.as_ptr() as usize)) {
+                return;
+            }
             let _ = slot.compare_exchange(pending, pid.max(0) as u32, Ordering::AcqRel, Ordering::Relaxed);
         }
     }

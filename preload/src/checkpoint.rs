@@ -20,6 +20,7 @@ use stasis_sys::{
 use crate::{
     arena, births, credentials,
     dump::Dump,
+    lazy,
     link::{coordinator::Coordinator, store::Store},
     quiesce::{self, Quiet},
     snapshot::{
@@ -111,14 +112,16 @@ pub enum Own {
 }
 
 /// The ranges of the address space that are treated in a way of their own.
-pub fn own_ranges() -> [(u64, u64, Own); 4] {
+pub fn own_ranges() -> [(u64, u64, Own); 5] {
     let range = |start: usize, len: usize, own| (start as u64, (start + len) as u64, own);
+    let (header, header_len) = lazy::mapping();
     let (staging, len) = kept().store.as_ref().map_or((0, 0), Store::staging);
     let (births, births_len) = births::range();
     [
         range(arena::start(), arena::RESERVED, Own::Scratch),
         range(STACK.load(Ordering::Relaxed), STACK_LEN.load(Ordering::Relaxed), Own::Scratch),
         range(staging, len, Own::Transient),
+        range(header, header_len, Own::Transient),
         range(births, births_len, Own::Transient),
     ]
 }
@@ -153,10 +156,20 @@ pub fn set_announced(socket: Option<Fd>) {
 
 /// Closes every descriptor but one (none: -1) of the checkpoint thread's own table.
 pub fn keep_only(fd: Fd) {
-    let _ = file::close_range((fd + 1) as u32, u32::MAX);
-    if fd > 0 {
-        let _ = file::close_range(0, fd as u32 - 1);
+    keep_these([fd]);
+}
+
+/// The same for several.
+pub fn keep_these<const N: usize>(mut kept: [Fd; N]) {
+    kept.sort_unstable();
+    let mut first = 0;
+    for fd in kept.into_iter().filter(|fd| *fd >= 0) {
+        if fd > first {
+            let _ = file::close_range(first as u32, fd as u32 - 1);
+        }
+        first = fd + 1;
     }
+    let _ = file::close_range(first as u32, u32::MAX);
 }
 
 const NAME: &core::ffi::CStr = c"stasis-ckpt";
@@ -184,7 +197,7 @@ pub fn serve(mut coordinator: Option<Coordinator>) -> ! {
         // SAFETY: nothing that was allocated is held here: `Coordinator` and `Kept` are plain data.
         unsafe { arena::reset() };
         match &coordinator {
-            Some(connected) => match connected.receive_beside() {
+            Some(connected) => match receive(connected) {
                 Ok((
                     ToProcess::Checkpoint { token, store, store_passed, hold, was_stopped, alone },
                     beside,
@@ -212,6 +225,7 @@ pub fn serve(mut coordinator: Option<Coordinator>) -> ! {
                 }
             },
             None => {
+                lazy::look_after_pager();
                 let socket = Coordinator::connect();
                 coordinator = socket.and_then(|socket| Coordinator::greet(socket, None)).ok();
                 if coordinator.is_none() {
@@ -220,6 +234,12 @@ pub fn serve(mut coordinator: Option<Coordinator>) -> ! {
             }
         }
     }
+}
+
+/// What the coordinator says next; the pager's end is noticed meanwhile.
+fn receive(coordinator: &Coordinator) -> Result<(ToProcess, Option<Fd>)> {
+    lazy::wait(coordinator.fd());
+    coordinator.receive_beside()
 }
 
 /// Notes what became of a checkpoint.
@@ -379,6 +399,10 @@ impl Taking<'_> {
         let tracker = tracker.get_or_insert_with(Tracker::choose).get();
         let last = base.take().filter(|base| base.committed && bases);
         let incremental = store.begin_dump(token, last.map(|base| base.manifest)).map_err(store_refusal)?;
+        if !incremental {
+            // What has not arrived is in no checkpoint that this one could refer to.
+            lazy::finish();
+        }
         let mut dump = Dump::begin(store, tracker, incremental)?;
         // Where the program is to end, and where it stands anyway, nothing is won by copying before it stands still.
         if !hold && !self.was_stopped {
@@ -401,18 +425,20 @@ impl Taking<'_> {
         if self.was_stopped {
             take_continue();
         }
-        let Children { alive, zombies } = snapshot::children();
+        let Children { alive, mut zombies } = snapshot::children();
         // One may have been made since this was looked at.
         let alone = alone && alive.is_empty();
         let mut elsewhere = Vec::new();
         if !alone {
             elsewhere = self.meet(&FromProcess::Stopped { token, children: alive })?;
+            // Some have ended before they stood still.
+            zombies = snapshot::children().zombies;
             self.report(Phase::Snapshotting);
         }
-        let mut snapshot = snapshot::take(quiet, &advice, self.was_stopped, hold, zombies)?;
+        let mut snapshot = snapshot::take(quiet, &advice, self.was_stopped, hold, zombies, &elsewhere)?;
         let dumped = dump.finish(&mut snapshot, last.map_or(0, |base| base.objects), &elsewhere);
         let objects = snapshot.objects.len();
-        let keys = snapshot.image.objects.iter().map(|object| object.key);
+        let keys = core::mem::take(&mut snapshot.keys).into_iter();
         let copied = keys.filter(|key| elsewhere.binary_search(key).is_err()).collect();
         snapshot.objects.close();
         dump.close();

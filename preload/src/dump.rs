@@ -19,6 +19,7 @@ use stasis_sys::{
 
 use crate::{
     checkpoint::store_refusal,
+    lazy,
     link::store::Store,
     pagemap::{self, Pagemap, Run, State, Which},
     procfs,
@@ -182,6 +183,7 @@ impl<'a> Dump<'a> {
         base_objects: u32,
         elsewhere: &[u64],
     ) -> Result<Rest, Vec<Refusal>> {
+        lazy::settle();
         let mut density = Density::of_this_process();
         let mut gap = 0;
         for (found, mapping) in snapshot.mappings.iter().zip(&mut snapshot.image.mappings) {
@@ -239,6 +241,7 @@ impl<'a> Dump<'a> {
         if looked.is_err() && self.tracker.watch(range).is_ok() {
             looked = self.tracker.look(&mut self.pagemap, range, true, &mut found);
         }
+        let registered = looked.is_ok();
         let shown = match looked {
             Ok(shown) => shown,
             // Not to be watched.
@@ -255,20 +258,23 @@ impl<'a> Dump<'a> {
                 self.spoiled.retain(|&(start, end)| start < range.start || range.end < end);
             }
         }
-        let (mut pages, mut gap) = (0, range.start);
-        for &run in &found {
-            if shown == Shown::All {
-                self.forget(MEMORY, gap, run.start);
-                gap = run.end;
+        if shown == Shown::All {
+            fill_gaps(&mut found, range.start, range.end);
+        }
+        if registered {
+            let moved = lazy::sort_out(&mut found);
+            if moved.map_err(|error| refusal("the table of its pages", error))? && !readable {
+                // Read through /proc/self/mem, nothing arrives.
+                lazy::finish();
             }
+        }
+        let mut pages = 0;
+        for &run in &found {
             if run.state == State::Hole {
                 self.forget(MEMORY, run.start, run.end);
             } else {
                 pages += (run.end - run.start) / PAGE;
             }
-        }
-        if shown == Shown::All {
-            self.forget(MEMORY, gap, range.end);
         }
         let copied = match moment {
             Moment::Running => self.copy_running(&found),
@@ -346,7 +352,10 @@ impl<'a> Dump<'a> {
             match run.state {
                 State::Present if readable => self.memory(run.start, run.end)?,
                 State::Swapped if readable => self.copy_running(core::slice::from_ref(run))?,
-                State::Present | State::Swapped => self.careful(run.start, run.end, false)?,
+                State::Present => self.careful(run.start, run.end, false)?,
+                // What cannot be read is a marker where the program has discarded a page: that is not to be read through
+                // /proc/self/mem while a pager answers for it.
+                State::Swapped => self.careful(run.start, run.end, true)?,
                 State::Hole | State::Guard => {}
             }
         }
@@ -363,9 +372,29 @@ impl<'a> Dump<'a> {
                 found.content != Content::None && mapping.start <= start && end <= mapping.end
             });
             let Some((_, mapping)) = holding.next() else { continue };
-            if !self.page(start)? && mapping.protection & libc::PROT_READ as u32 != 0 {
-                mapping.guards.push((start, end));
+            let readable = is_readable(mapping);
+            // Not through /proc/self/mem at first: what a pager has to bring is not brought for that.
+            if readable && self.readable_page(start)? || self.page(start)? {
+                continue;
             }
+            if readable {
+                mapping.guards.push((start, end));
+            } else {
+                self.not_there(start)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A page that cannot be read, since nothing is there: as it was at the restart, or gone since.
+    fn not_there(&mut self, at: u64) -> Result<(), Vec<Refusal>> {
+        let mut runs = vec![Run { start: at, end: at + PAGE, state: State::Hole }];
+        if lazy::sort_out(&mut runs).map_err(|error| refusal("the table of its pages", error))? {
+            lazy::finish();
+            return self.page(at).map(drop);
+        }
+        for run in runs {
+            self.forget(MEMORY, run.start, run.end);
         }
         Ok(())
     }
@@ -468,6 +497,18 @@ impl Dump<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Copies a page as threads read it, waiting for it to be brought; whether there is one.
+    fn readable_page(&mut self, at: u64) -> Result<bool, Vec<Refusal>> {
+        let (offset, to, _) = self.room()?;
+        // SAFETY: the room is ours.
+        let copied = unsafe { process::gather(&[Part { start: at, len: PAGE }], to) };
+        let whole = copied == Ok(PAGE_SIZE);
+        if whole {
+            self.filled(MEMORY, at, offset, PAGE_SIZE);
+        }
+        Ok(whole)
     }
 
     /// Copies a page through /proc/self/mem; whether there is one: not beyond the end of a file, nor in a guard region.
@@ -609,6 +650,23 @@ fn add(ranges: &mut Vec<(u64, u64)>, mut start: u64, mut end: u64) {
         (start, end) = (start.min(one.0), end.max(last.1));
     }
     ranges.splice(first..behind, [(start, end)]);
+}
+
+/// Adds holes where nothing was found.
+fn fill_gaps(found: &mut Vec<Run>, start: u64, end: u64) {
+    let mut whole = Vec::with_capacity(2 * found.len() + 1);
+    let mut at = start;
+    for &run in found.iter() {
+        if at < run.start {
+            whole.push(Run { start: at, end: run.start, state: State::Hole });
+        }
+        whole.push(run);
+        at = run.end;
+    }
+    if at < end {
+        whole.push(Run { start: at, end, state: State::Hole });
+    }
+    *found = whole;
 }
 
 /// Whether threads may read it.

@@ -14,7 +14,7 @@ use stasis_sys::{file, process};
 
 use crate::{
     births::Birth,
-    start,
+    lazy, start,
     wrappers::{exit, next, returned},
 };
 
@@ -34,6 +34,11 @@ unsafe extern "C" {
     ) -> i32;
 }
 
+/// The child is to have all of the memory that its parent has.
+unsafe extern "C" fn before() {
+    lazy::await_all();
+}
+
 unsafe extern "C" fn in_child() {
     // SAFETY: in the child, before fork(3) returns there.
     unsafe { start::begin_in_child() };
@@ -45,7 +50,7 @@ unsafe extern "C" fn in_child() {
 /// In the constructor only.
 pub unsafe fn init() {
     // SAFETY: the handler may be called in any child.
-    unsafe { __register_atfork(None, None, Some(in_child), ptr::null_mut()) };
+    unsafe { __register_atfork(Some(before), None, Some(in_child), ptr::null_mut()) };
     // SAFETY: the caller's promise.
     if let Some(next) = unsafe { next::find(c"_Fork") } {
         NEXT.store(next.address, Ordering::Release);
@@ -58,6 +63,7 @@ pub unsafe fn init() {
 /// fork(3)'s.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fork() -> i32 {
+    lazy::await_all();
     let birth = Birth::announce();
     // SAFETY: the caller's call.
     let pid = unsafe { __fork() };
@@ -118,6 +124,7 @@ pub unsafe extern "C" fn _Fork() -> i32 {
     }
     // SAFETY: a function of this type, by its name.
     let fork: unsafe extern "C" fn() -> i32 = unsafe { core::mem::transmute(address) };
+    lazy::await_all();
     let birth = Birth::announce();
     // SAFETY: the caller's call.
     let pid = unsafe { fork() };

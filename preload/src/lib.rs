@@ -36,6 +36,7 @@ mod credentials;
 mod dump;
 mod fork;
 mod interrupted;
+mod lazy;
 mod link;
 mod pagemap;
 mod panic;

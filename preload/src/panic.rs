@@ -4,9 +4,16 @@ use core::panic::PanicInfo;
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
-    let at = info.location().map_or("?", |location| location.file());
-    for part in ["stasis: internal error in ", at, "; the process cannot go on\n"] {
-        let _ = stasis_sys::file::write(2, part.as_bytes());
+    let (file, line) = info.location().map_or(("?", 0), |location| (location.file(), location.line()));
+    let file = &file[file.len().saturating_sub(100)..];
+    let message = path!("stasis: internal error in {file}, line {line}; the process cannot go on\n");
+    let message = message.as_c_str().to_bytes();
+    // The checkpoint thread has no such descriptor; the program's are seen through /proc.
+    if stasis_sys::file::write(2, message).is_err() {
+        let path = path!("/proc/{}/fd/2", stasis_sys::process::getpid());
+        if let Ok(fd) = stasis_sys::file::open(path.as_c_str(), libc::O_WRONLY | libc::O_APPEND, 0) {
+            let _ = stasis_sys::file::write(fd, message);
+        }
     }
     stasis_sys::process::exit_group(134)
 }

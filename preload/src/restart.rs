@@ -9,13 +9,13 @@ use core::{cell::UnsafeCell, sync::atomic::Ordering};
 
 use stasis_protocol::{plan::RestartInfo, wire};
 use stasis_sys::{
-    file, memory,
+    memory,
     process::{self, KernelSigaction},
     sync,
 };
 
 use crate::{
-    arch, arena, births, checkpoint, credentials,
+    arch, arena, births, checkpoint, credentials, lazy,
     link::{self, coordinator::Coordinator},
     procfs,
     snapshot::kernel_state::{self, KernelState, PosixTimer},
@@ -80,6 +80,7 @@ pub extern "C" fn checkpoint_thread() -> ! {
     unsafe { arena::reset() };
     // SAFETY: see `Info`.
     let info = unsafe { *INFO.0.get() };
+    lazy::adopt(&info);
     await_threads(info.threads);
     // SAFETY: the area holds the handover until it is unmapped below.
     let handover =
@@ -89,15 +90,15 @@ pub extern "C" fn checkpoint_thread() -> ! {
     let _ = unsafe { memory::unmap(info.area as usize, info.area_len as usize) };
     checkpoint::restored_from(info.manifest, info.objects);
     link::coordinator::set_address(info.coordinator.split(|&byte| byte == 0).next().unwrap_or_default());
-    births::forget();
-    births::open();
+    births::open_again();
     let socket = info.coordinator_fd;
     let coordinator = if socket >= 0 {
-        checkpoint::keep_only(socket);
+        let [pager, userfaultfd, table] = lazy::descriptors(&info);
+        checkpoint::keep_these([socket, pager, userfaultfd, table]);
         let from = core::str::from_utf8(&info.checkpoint).ok().map(Into::into);
         Coordinator::greet(socket, from).inspect(Coordinator::await_others).ok()
     } else {
-        let _ = file::close_range(0, u32::MAX);
+        checkpoint::keep_these(lazy::descriptors(&info));
         None
     };
     // Not before all processes are there: time goes on from here.

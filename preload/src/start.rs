@@ -17,8 +17,8 @@ use stasis_sys::{
 };
 
 use crate::{
-    arch, arena, births, checkpoint, contagion, credentials, fork, interrupted, link, snapshot, state, stop,
-    threads, wrappers,
+    arch, arena, births, checkpoint, contagion, credentials, fork, interrupted, lazy, link, snapshot, state,
+    stop, threads, wrappers,
 };
 
 #[used]
@@ -124,6 +124,7 @@ pub unsafe fn begin_in_child() {
     // SAFETY: the checkpoint thread, whose allocations these were, is not in this process.
     unsafe { arena::reset() };
     checkpoint::forget_inherited();
+    lazy::forget();
     state::forget_inherited();
     if let Err(error) = start_thread(None) {
         warn(error);

@@ -6,6 +6,7 @@
 //!
 //! Not here: how pages get into packs (`session`); pages that move (`moves`).
 
+mod damage;
 mod moves;
 
 use std::{
@@ -25,7 +26,8 @@ use crate::{
     index::{Changes, Index, PackRecord},
     manifest::Node,
     names::NameMap,
-    pack::{PAGE, Place, footer::Footer, reader::PackReader, state::PackStates},
+    pack::{PAGE, Place, footer::Footer, reader::PackReader, set::PlaceSet, state::PackStates},
+    written::WrittenPages,
 };
 
 pub use moves::Moves;
@@ -52,6 +54,8 @@ pub struct Catalog {
     records: Mutex<BTreeMap<u32, PackRecord>>,
     /// The same packs, for those who must not wait for a commit.
     states: RwLock<PackStates>,
+    /// Pages that are not what was written.
+    damaged: RwLock<PlaceSet>,
     /// Names of committed pages that are not in the index yet.
     recent: RwLock<Vec<Arc<NameMap>>>,
 }
@@ -59,9 +63,9 @@ pub struct Catalog {
 /// What is to be put into the index.
 enum Task {
     /// The pages of a checkpoint just committed.
-    Committed { names: Arc<NameMap>, grown: Vec<PackGrowth> },
+    Committed { written: WrittenPages, grown: Vec<PackGrowth> },
     /// The pages of packs whose entries a crash has left out.
-    Recover { grown: Vec<PackGrowth>, reader: PackReader },
+    Recover { grown: Vec<PackGrowth> },
     /// Pages that have moved. Answered when that, and all before, is durable.
     Moved { moves: Moves, done: mpsc::SyncSender<Result<(), StoreError>> },
 }
@@ -87,8 +91,12 @@ impl Catalog {
         let records: BTreeMap<u32, PackRecord> = index.packs()?.into_iter().collect();
         let mut states = PackStates::default();
         states.add(records.keys().copied());
+        let mut damaged = PlaceSet::default();
+        for (pack, slot, count) in index.damaged()? {
+            damaged.insert(Place { pack, slot }, count as usize);
+        }
         let (records, states) = (Mutex::new(records), RwLock::new(states));
-        Ok(Self { index, records, states, recent: RwLock::default() })
+        Ok(Self { index, records, states, damaged: RwLock::new(damaged), recent: RwLock::default() })
     }
 
     #[must_use]
@@ -127,11 +135,12 @@ impl Catalog {
         // Recent names first: they leave the table only after they are in the index.
         let recent = self.recent.read().unwrap_or_else(PoisonError::into_inner).clone();
         let mut places = self.index.places(names)?;
-        let states = self.states();
+        let (states, damaged) = (self.states(), self.damaged());
         for (name, place) in names.iter().zip(&mut places) {
-            *place = place.filter(|place| accept(&states, place.pack));
+            *place = place.filter(|place| accept(&states, place.pack) && !damaged.contains(*place));
             if place.is_none() {
-                *place = recent.iter().find_map(|table| table.get(name).copied());
+                let found = recent.iter().find_map(|table| table.get(name).copied());
+                *place = found.filter(|place| !damaged.contains(*place));
             }
         }
         Ok(places)
@@ -241,35 +250,22 @@ impl Catalog {
         }
     }
 
-    fn perform(&self, task: Task, added: &mut Added) -> Result<(), StoreError> {
+    fn perform(&self, task: Task, added: &mut Added, reader: &mut PackReader) -> Result<(), StoreError> {
         match task {
-            Task::Committed { names, grown } => {
-                let result = self.insert(names.iter().map(|(name, place)| (*name, *place)));
-                if result.is_ok() {
-                    added.entries += names.len();
-                    added.grown.extend(grown);
-                }
+            Task::Committed { written, grown } => {
+                let result = if written.is_whole {
+                    self.insert(written.iter()).map(|()| {
+                        added.entries += written.len();
+                        added.grown.extend(grown);
+                    })
+                } else {
+                    self.insert_from_footers(grown, added, reader)
+                };
                 let mut recent = self.recent.write().unwrap_or_else(PoisonError::into_inner);
-                recent.retain(|table| !Arc::ptr_eq(table, &names));
+                recent.retain(|table| !written.tables.iter().any(|gone| Arc::ptr_eq(table, gone)));
                 result
             }
-            Task::Recover { grown, mut reader } => {
-                let mut result = Ok(());
-                for growth in grown {
-                    match reader.footers(growth.number, growth.from, growth.to) {
-                        Ok(footers) => {
-                            for footer in footers {
-                                self.insert(entries(growth.number, &footer))?;
-                                added.entries += footer.names.len();
-                            }
-                            added.grown.push(growth);
-                        }
-                        // The other packs are not damaged for that.
-                        Err(error) => result = Err(error),
-                    }
-                }
-                result
-            }
+            Task::Recover { grown } => self.insert_from_footers(grown, added, reader),
             Task::Moved { moves, done } => {
                 let result = self.move_pages(moves, added).and_then(|()| self.flush(added));
                 let told = result.as_ref().map_err(|error| StoreError::Refused(error.to_string())).copied();
@@ -277,6 +273,29 @@ impl Catalog {
                 told
             }
         }
+    }
+
+    fn insert_from_footers(
+        &self,
+        grown: Vec<PackGrowth>,
+        added: &mut Added,
+        reader: &mut PackReader,
+    ) -> Result<(), StoreError> {
+        let mut result = Ok(());
+        for growth in grown {
+            match reader.footers(growth.number, growth.from, growth.to) {
+                Ok(footers) => {
+                    for footer in footers {
+                        self.insert(entries(growth.number, &footer))?;
+                        added.entries += footer.names.len();
+                    }
+                    added.grown.push(growth);
+                }
+                // The other packs are not damaged for that.
+                Err(error) => result = Err(error),
+            }
+        }
+        result
     }
 
     /// Makes durable what has been added to the index, and notes that it is.
@@ -331,7 +350,7 @@ impl Indexer {
     ///
     /// # Errors
     /// There can be no more threads.
-    pub fn start(catalog: Arc<Catalog>, reader: PackReader) -> io::Result<Self> {
+    pub fn start(catalog: Arc<Catalog>, mut reader: PackReader) -> io::Result<Self> {
         let (queue, tasks) = mpsc::channel();
         let worker = Arc::clone(&catalog);
         let thread = thread::Builder::new().name("indexer".into()).spawn(move || {
@@ -339,7 +358,7 @@ impl Indexer {
             let complain = |error: &StoreError| eprintln!("not all pages were put into the index: {error}");
             let mut added = Added::default();
             for task in tasks {
-                let _ = worker.perform(task, &mut added).inspect_err(complain);
+                let _ = worker.perform(task, &mut added, &mut reader).inspect_err(complain);
                 if added.entries >= UNFLUSHED {
                     let _ = worker.flush(&mut added).inspect_err(complain);
                 }
@@ -358,12 +377,12 @@ impl Indexer {
             })
             .collect();
         if !left.is_empty() {
-            let _ = queue.send(Task::Recover { grown: left, reader });
+            let _ = queue.send(Task::Recover { grown: left });
         }
         Ok(Self { catalog, queue: Mutex::new(Some(queue)), thread: Mutex::new(Some(thread)) })
     }
 
-    /// Makes a checkpoint: durable when this returns. `names` are the pages that were written for it,
+    /// Makes a checkpoint: durable when this returns. `written` are the pages that were written for it,
     /// `grown` where.
     ///
     /// # Errors
@@ -372,11 +391,11 @@ impl Indexer {
         &self,
         draft: CheckpointDraft,
         nodes: Vec<Node>,
-        names: Arc<NameMap>,
+        written: WrittenPages,
         grown: Vec<PackGrowth>,
     ) -> Result<CheckpointRecord, StoreError> {
         let record = self.catalog.commit(draft, nodes, &grown)?;
-        self.publish(names, grown);
+        self.publish(written, grown);
         Ok(record)
     }
 
@@ -388,21 +407,23 @@ impl Indexer {
         &self,
         checkpoints: Vec<CheckpointRecord>,
         nodes: Vec<Node>,
-        names: Arc<NameMap>,
+        written: WrittenPages,
         grown: Vec<PackGrowth>,
     ) -> Result<Vec<CheckpointRecord>, StoreError> {
         let new = self.catalog.import(checkpoints, nodes, &grown)?;
         if !new.is_empty() {
-            self.publish(names, grown);
+            self.publish(written, grown);
         }
         Ok(new)
     }
 
-    fn publish(&self, names: Arc<NameMap>, grown: Vec<PackGrowth>) {
-        if !names.is_empty() {
-            self.catalog.recent.write().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&names));
+    fn publish(&self, written: WrittenPages, grown: Vec<PackGrowth>) {
+        if !written.tables.is_empty() {
+            let mut recent = self.catalog.recent.write().unwrap_or_else(PoisonError::into_inner);
+            recent.extend(written.tables.iter().cloned());
+            drop(recent);
             if let Some(queue) = &*self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
-                let _ = queue.send(Task::Committed { names, grown });
+                let _ = queue.send(Task::Committed { written, grown });
             }
         }
     }

@@ -64,6 +64,13 @@ pub struct Client {
     server_pid: u32,
 }
 
+/// The connection. As long as it is open in any process, what [`Client::read_process`] has told of stays where it is.
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
 /// What [`Client::verify`] found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verification {

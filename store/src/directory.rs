@@ -10,6 +10,7 @@ use std::{
     io::{self, Read, Seek, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use nix::{
@@ -20,12 +21,13 @@ use nix::{
 use crate::{error::StoreError, failpoint::FailPoint, location::LOCK};
 
 /// The format that this program writes, and the newest that it reads.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 const FORMAT_FILE: &str = "FORMAT";
 const KEY_FILE: &str = "key";
 const PACKS: &str = "packs";
 const INDEX: &str = "index";
+const SCRATCH: &str = "scratch.new";
 
 /// The server's log, in the store's directory.
 pub const LOG: &str = "server.log";
@@ -55,7 +57,12 @@ impl Directory {
         check_owner(&path)?;
         let lock = take_lock(&path, wait)?;
         let key = match read_format(&path)? {
-            Some(()) => read_key(&path)?,
+            Some(FORMAT) => read_key(&path)?,
+            // All that was written stays readable; what is written from now on, an older program would misread.
+            Some(_) => {
+                write_format(&path)?;
+                read_key(&path)?
+            }
             None => create(&path)?,
         };
         Ok(Self { path, lock, key })
@@ -90,6 +97,33 @@ impl Directory {
     pub fn announce(&self, socket: &Path) -> Result<(), StoreError> {
         write_lock(&self.lock, &format!("{}\n{}\n", getpid(), socket.display()))
             .map_err(StoreError::io("cannot write", self.path.join(LOCK)))
+    }
+
+    /// A new file without a name.
+    ///
+    /// # Errors
+    /// There can be none.
+    pub fn scratch(&self) -> Result<File, StoreError> {
+        static TURN: Mutex<()> = Mutex::new(());
+        // Each takes the same name for a moment.
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = self.path.join(SCRATCH);
+        let make = || {
+            if let Err(error) = fs::remove_file(&path)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                return Err(error);
+            }
+            let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+            fs::remove_file(&path)?;
+            Ok(file)
+        };
+        make().map_err(StoreError::io("cannot make", &path))
+    }
+
+    /// For `map_err`: a file of [`Self::scratch`] cannot be read or written.
+    pub fn scratch_error(&self) -> impl FnOnce(io::Error) -> StoreError {
+        StoreError::io("cannot use the scratch file", self.path.join(SCRATCH))
     }
 
     /// Whether `bytes` more can be written without touching the reserve that the index needs to go on
@@ -220,7 +254,7 @@ fn write_lock(mut lock: &File, text: &str) -> io::Result<()> {
 }
 
 /// `None`: there is no store here yet.
-fn read_format(path: &Path) -> Result<Option<()>, StoreError> {
+fn read_format(path: &Path) -> Result<Option<u32>, StoreError> {
     let file = path.join(FORMAT_FILE);
     let text = match fs::read_to_string(&file) {
         Ok(text) => text,
@@ -229,7 +263,7 @@ fn read_format(path: &Path) -> Result<Option<()>, StoreError> {
     };
     let found = text.trim().strip_prefix("stasis store ").unwrap_or(text.trim());
     match found.parse::<u32>() {
-        Ok(version) if version <= FORMAT => Ok(Some(())),
+        Ok(version) if version <= FORMAT => Ok(Some(version)),
         _ => Err(StoreError::NewerFormat {
             directory: path.to_owned(),
             found: found.to_owned(),
@@ -277,8 +311,12 @@ fn create(path: &Path) -> Result<[u8; 32], StoreError> {
         }
     };
     FailPoint::KeyWritten.hit();
-    write_durably(path, FORMAT_FILE, format!("stasis store {FORMAT}\n").as_bytes())?;
+    write_format(path)?;
     Ok(key)
+}
+
+fn write_format(path: &Path) -> Result<(), StoreError> {
+    write_durably(path, FORMAT_FILE, format!("stasis store {FORMAT}\n").as_bytes())
 }
 
 /// Writes a file so that after a crash it is there with all of its content, or not at all.

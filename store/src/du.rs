@@ -56,7 +56,7 @@ fn places(store: &Store, checkpoint: &CheckpointRecord) -> Result<PlaceSet, Stor
         for root in &manifest.roots {
             let mut reader = Reader::new(store.index(), store.node_names(), store.hasher().zero());
             reader.each_leaf(root.name, &mut |_| true, &mut |_, _, leaf| {
-                let mut leaf = leaf?;
+                let mut leaf = leaf?.into_leaf();
                 store.catalog().correct_to_read(&mut leaf)?;
                 leaf.runs().into_iter().for_each(|run| places.insert(run.place, run.pages));
                 Ok(())

@@ -17,7 +17,11 @@ use stasis_protocol::store::{DumpStats, Hash, PageRange, Space, StagedRun};
 use crate::{
     error::StoreError,
     hash::PAGE_SIZE,
-    manifest::{Inner, LEAF_PAGES, Leaf, MAX_PAGE, Manifest, Node, Reader, Root, rebuild},
+    leaves::Held,
+    manifest::{
+        Draft, Inner, LEAF_PAGES, MAX_PAGE, Manifest, Node, NodeSource, Reader, Root, Version, rebuild,
+    },
+    nodelog::{Layered, NodeLog},
     pack::Place,
     release::Hold,
     session::{Candidate, FinishedDump, Session},
@@ -39,7 +43,12 @@ pub struct Dump {
     base: Option<Manifest>,
     nodes: BaseNodes,
     /// Leaves that differ, or may differ, from the base's.
-    leaves: BTreeMap<(Space, u64), Leaf>,
+    leaves: BTreeMap<(Space, u64), Draft>,
+    held: Held,
+    /// Those that have been stored since.
+    stored: BTreeMap<(Space, u64), Stored>,
+    /// Their nodes, and all others that are new.
+    log: NodeLog,
     /// Pages that the base has in those leaves, by space.
     replaced: BTreeMap<Space, u64>,
     stats: DumpStats,
@@ -50,14 +59,22 @@ pub struct Dump {
 struct BaseNodes(Inner);
 
 impl BaseNodes {
-    fn reader<'a>(&mut self, store: &'a Store) -> Reader<'a> {
+    fn reader<'a>(&mut self, store: &'a Store, source: &'a dyn NodeSource) -> Reader<'a> {
         let known = std::mem::take(&mut self.0);
-        Reader::knowing(store.index(), store.node_names(), store.hasher().zero(), known)
+        Reader::knowing(source, store.node_names(), store.hasher().zero(), known)
     }
 
     fn keep(&mut self, reader: Reader<'_>) {
         self.0 = reader.into_inner();
     }
+}
+
+/// A leaf that has been stored.
+#[derive(Clone, Copy)]
+struct Stored {
+    /// `None`: there is no page in it.
+    name: Option<Hash>,
+    pages: u64,
 }
 
 /// A staged page and where it belongs.
@@ -76,6 +93,9 @@ impl Dump {
     /// The base is not in the store; the session takes no more.
     pub fn begin(store: &Store, session: Arc<Session>, name: Option<Hash>) -> Result<Self, StoreError> {
         let base = name.map(|name| Manifest::load(store.index(), store.node_names(), &name)).transpose()?;
+        if let Some(base) = base.as_ref().filter(|_| store.catalog().has_damage()) {
+            check_whole(store, base)?;
+        }
         session.join()?;
         if let Some(base) = name {
             session.use_base(base);
@@ -85,6 +105,9 @@ impl Dump {
             base,
             nodes: BaseNodes::default(),
             leaves: BTreeMap::new(),
+            held: store.leaves().hold(),
+            stored: BTreeMap::new(),
+            log: NodeLog::new(store.shared_directory()),
             replaced: BTreeMap::new(),
             stats: DumpStats::default(),
         })
@@ -149,7 +172,8 @@ impl Dump {
                 leaf.set(slot, zero, Place::ZERO);
                 self.stats.zero += 1;
             } else {
-                let place = leaf.get(slot).and_then(|(old, place)| (*old == name).then_some(place));
+                let place = leaf.leaf().get(slot).and_then(|(old, place)| (*old == name).then_some(place));
+                let place = place.filter(|place| !store.catalog().is_damaged(*place));
                 filled.push(*staged);
                 candidates.push(Candidate { name, staged: staged.at, place });
             }
@@ -184,8 +208,10 @@ impl Dump {
         let touched = first_page / LEAF..end.div_ceil(LEAF);
         let mut numbers: BTreeSet<u64> =
             self.leaves.range((space, touched.start)..(space, touched.end)).map(|(key, _)| key.1).collect();
+        let stored = self.stored.range((space, touched.start)..(space, touched.end));
+        numbers.extend(stored.map(|(key, _)| key.1));
         if let Some(root) = self.base.as_ref().and_then(|base| base.root(space)) {
-            let mut reader = self.nodes.reader(store);
+            let mut reader = self.nodes.reader(store, store.index());
             let found = reader.leaves_in(root.name, touched);
             self.nodes.keep(reader);
             numbers.extend(found?);
@@ -194,7 +220,7 @@ impl Dump {
             let leaf = self.leaf(store, space, number)?;
             let (start, stop) = (first_page.max(number * LEAF), end.min((number + 1) * LEAF));
             if stop - start == LEAF {
-                *leaf = Leaf::default();
+                leaf.clear();
             } else {
                 (start..stop).for_each(|page| leaf.remove((page % LEAF) as usize));
             }
@@ -227,19 +253,40 @@ impl Dump {
 
     fn complete(&mut self, store: &Store, record: Vec<u8>) -> Result<FinishedDump, StoreError> {
         // The tree is made while the last pages are being written.
-        let (manifest, mut nodes) = self.manifest(store, record)?;
+        let leaves = self.store_leaves(store)?;
+        let (manifest, nodes) = self.manifest(store, record)?;
+        self.log.extend(nodes)?;
         self.session.make_durable(store)?;
         self.stats.pages = manifest.roots.iter().map(|root| root.pages).sum();
         let (name, bytes) = manifest.encode(store.node_names())?;
-        nodes.push((name, bytes));
-        Ok(FinishedDump { manifest: name, nodes, stats: self.stats })
+        self.log.push((name, bytes))?;
+        let log = std::mem::replace(&mut self.log, NodeLog::new(store.shared_directory()));
+        let held = std::mem::replace(&mut self.held, store.leaves().hold());
+        Ok(FinishedDump { manifest: name, nodes: Some(log), leaves, _held: held, stats: self.stats })
+    }
+
+    /// Stores all leaves that were changed; returns them as they are now.
+    fn store_leaves(&mut self, store: &Store) -> Result<Vec<Version>, StoreError> {
+        let mut versions = Vec::with_capacity(self.leaves.len());
+        for (key, draft) in std::mem::take(&mut self.leaves) {
+            let pages = draft.leaf().len() as u64;
+            let settled = draft.settle(store.node_names());
+            self.stored.insert(key, Stored { name: settled.as_ref().map(|leaf| leaf.version.name()), pages });
+            if let Some(leaf) = settled {
+                leaf.node.map_or(Ok(()), |node| self.log.push(node))?;
+                versions.push(leaf.version);
+            }
+        }
+        Ok(versions)
     }
 
     fn manifest(&mut self, store: &Store, record: Vec<u8>) -> Result<(Manifest, Vec<Node>), StoreError> {
-        let mut reader = self.nodes.reader(store);
-        let mut changed: BTreeMap<Space, Vec<(u64, Leaf)>> = BTreeMap::new();
-        for ((space, number), leaf) in std::mem::take(&mut self.leaves) {
-            changed.entry(space).or_default().push((number, leaf));
+        let mut reader = self.nodes.reader(store, store.index());
+        let mut changed: BTreeMap<Space, Vec<(u64, Option<Hash>)>> = BTreeMap::new();
+        let mut pages: BTreeMap<Space, u64> = BTreeMap::new();
+        for ((space, number), leaf) in std::mem::take(&mut self.stored) {
+            changed.entry(space).or_default().push((number, leaf.name));
+            *pages.entry(space).or_default() += leaf.pages;
         }
         let old: &[Root] = self.base.as_ref().map_or(&[], |base| &base.roots);
         let spaces: BTreeSet<Space> =
@@ -253,7 +300,7 @@ impl Dump {
             if let Some(name) = rebuilt.root {
                 let replaced = self.replaced.get(&space).copied().unwrap_or_default();
                 let kept = base.map_or(0, |root| root.pages).saturating_sub(replaced);
-                let pages = kept + leaves.iter().map(|(_, leaf)| leaf.len() as u64).sum::<u64>();
+                let pages = kept + pages.get(&space).copied().unwrap_or_default();
                 roots.push(Root { space, name, pages });
             }
         }
@@ -261,29 +308,71 @@ impl Dump {
     }
 
     /// The leaf to change, as the base has it if it was not changed yet.
-    fn leaf(&mut self, store: &Store, space: Space, number: u64) -> Result<&mut Leaf, StoreError> {
-        let count = self.leaves.len();
+    fn leaf(&mut self, store: &Store, space: Space, number: u64) -> Result<&mut Draft, StoreError> {
+        if !self.leaves.contains_key(&(space, number)) && self.held.are_many() {
+            self.store_leaves(store)?;
+            self.held.release();
+        }
+        let count = self.leaves.len() + self.stored.len();
         match self.leaves.entry((space, number)) {
             Entry::Occupied(entry) => Ok(entry.into_mut()),
             Entry::Vacant(_) if count >= MAX_LEAVES => Err(StoreError::Refused(format!(
                 "the dump has pages in more than {MAX_LEAVES} ranges of 2 MiB; that is more than the store takes"
             ))),
             Entry::Vacant(entry) => {
-                let root = self.base.as_ref().and_then(|base| base.root(space));
-                let leaf = match root {
-                    Some(root) => {
-                        let mut reader = self.nodes.reader(store);
-                        let leaf = reader.leaf(root.name, number);
-                        self.nodes.keep(reader);
-                        leaf?
+                let source = Layered { log: &self.log, index: store.index() };
+                let mut reader = self.nodes.reader(store, &source);
+                let draft = match self.stored.remove(entry.key()) {
+                    Some(Stored { name: None, .. }) => Ok(Draft::default()),
+                    Some(Stored { name: Some(name), .. }) => reader.named_leaf(&name).map(Draft::from),
+                    None => {
+                        let root = self.base.as_ref().and_then(|base| base.root(space));
+                        let leaf = root.map_or(Ok(None), |root| read(store, &mut reader, root, number));
+                        if let Ok(Some(leaf)) = &leaf {
+                            *self.replaced.entry(space).or_default() += leaf.leaf().len() as u64;
+                        }
+                        leaf.map(|leaf| leaf.map(Draft::from).unwrap_or_default())
                     }
-                    None => None,
                 };
-                if let Some(leaf) = &leaf {
-                    *self.replaced.entry(space).or_default() += leaf.len() as u64;
-                }
-                Ok(entry.insert(leaf.unwrap_or_default()))
+                self.nodes.keep(reader);
+                self.held.add();
+                Ok(entry.insert(draft?))
             }
         }
+    }
+}
+
+/// Whether all pages of a base can be read, as far as is known. Where not, a full dump stores them again.
+fn check_whole(store: &Store, base: &Manifest) -> Result<(), StoreError> {
+    for root in &base.roots {
+        let mut reader = Reader::new(store.index(), store.node_names(), store.hasher().zero());
+        reader.each_leaf(root.name, &mut |_| true, &mut |first, _, leaf| {
+            let mut leaf = leaf?.into_leaf();
+            store.catalog().correct_to_read(&mut leaf)?;
+            let mut pages = leaf.present().iter().filter_map(|at| Some((at, leaf.get(at)?.1)));
+            match pages.find(|(_, place)| store.catalog().is_damaged(*place)) {
+                Some((at, _)) => Err(StoreError::Damaged(format!(
+                    "the page {:#x} (space {}) of the checkpoint before; all pages are stored again",
+                    first + at as u64,
+                    root.space
+                ))),
+                None => Ok(()),
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// A leaf of the base: from memory, if the last checkpoint has left it there.
+fn read(
+    store: &Store,
+    reader: &mut Reader<'_>,
+    root: &Root,
+    number: u64,
+) -> Result<Option<Version>, StoreError> {
+    let Some(name) = reader.leaf_name(root.name, number)? else { return Ok(None) };
+    match store.leaves().take(&name) {
+        Some(version) => Ok(Some(version)),
+        None => reader.named_leaf(&name).map(Some),
     }
 }

@@ -107,7 +107,7 @@ impl<W: Write> Export<'_, W> {
             reader.each_leaf(root.name, &mut |_| true, &mut |first, name, leaf| {
                 let number = match self.leaves.get(name) {
                     Some(number) => *number,
-                    None => self.leaf(name, leaf?)?,
+                    None => self.leaf(name, leaf?.into_leaf())?,
                 };
                 leaves.push((first / LEAF_PAGES as u64, number));
                 Ok(())

@@ -30,6 +30,8 @@ pub enum FailPoint {
     FooterWritten,
     /// The pages of a dump are durable, its process has not been told.
     PackSynced,
+    /// Some nodes of a large checkpoint are in the index.
+    NodesAnnounced,
     /// The batch that makes a checkpoint is built and not written.
     BatchBuilt,
     /// The batch is durable, nobody has been told.
@@ -56,12 +58,13 @@ pub enum FailPoint {
 
 impl FailPoint {
     /// The steps of taking checkpoints.
-    pub const DUMP: [Self; 9] = [
+    pub const DUMP: [Self; 10] = [
         Self::KeyWritten,
         Self::PackCreated,
         Self::PagesWritten,
         Self::FooterWritten,
         Self::PackSynced,
+        Self::NodesAnnounced,
         Self::BatchBuilt,
         Self::BatchWritten,
         Self::IndexPartial,
@@ -88,6 +91,7 @@ impl FailPoint {
             Self::PagesWritten => "pages-written",
             Self::FooterWritten => "footer-written",
             Self::PackSynced => "pack-synced",
+            Self::NodesAnnounced => "nodes-announced",
             Self::BatchBuilt => "batch-built",
             Self::BatchWritten => "batch-written",
             Self::IndexPartial => "index-partial",

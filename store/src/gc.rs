@@ -106,8 +106,9 @@ fn round(store: &Store) -> Result<Collected, StoreError> {
         mark::sessions(store, &mut marks)?;
         let victims = choose(store, &marks);
         store.catalog().condemn(&victims.iter().map(|victim| victim.number).collect::<Vec<_>>());
-        let Marks { nodes, places } = marks;
-        (places, Condemned { store, victims }, store.sweep(nodes))
+        store.leaves().clear();
+        let places = std::mem::take(&mut marks.places);
+        (places, Condemned { store, victims }, store.sweep(marks.into_nodes()))
     };
 
     let dead: Vec<Victim> = condemned.victims.iter().filter(|victim| victim.live == 0).copied().collect();

@@ -3,17 +3,22 @@
 //! Pages get their names anew, with this store's key, and are looked up: only those that are not there are written. The
 //! checkpoints appear in one write, when the stream has come to its end and every checksum was right.
 
-use std::{collections::BTreeSet, io::Read, sync::Arc};
+mod table;
+
+use std::{collections::BTreeSet, io, io::Read, sync::Arc};
 
 use stasis_protocol::store::{CheckpointRecord, DumpStats, Hash, Imported};
+
+use table::PageTable;
 
 use crate::{
     error::StoreError,
     hash::Page,
-    manifest::{LEAF_PAGES, Leaf, MAX_PAGE, Manifest, Node, Reader as Trees, Root, rebuild},
+    manifest::{Draft, LEAF_PAGES, MAX_PAGE, Manifest, Node, Reader as Trees, Root, rebuild},
+    nodelog::NodeLog,
     pack::{AlignedPage, Place},
     reference,
-    session::{FinishedDump, Session},
+    session::Session,
     store::Store,
     stream::{self, CheckpointFrame, EndFrame, Frame, LeafFrame, ProcessFrame, Reader, StreamError},
 };
@@ -21,27 +26,38 @@ use crate::{
 struct Import<'a> {
     store: &'a Store,
     session: Arc<Session>,
-    pages: Vec<(Hash, Place)>,
-    leaves: Vec<Leaf>,
+    pages: PageTable,
+    leaves: Vec<LeafName>,
+    nodes: NodeLog,
     processes: Vec<(Hash, u64)>,
-    finished: Vec<FinishedDump>,
     checkpoints: Vec<CheckpointRecord>,
     written: u64,
 }
+
+/// A leaf of the stream.
+#[derive(Clone, Copy)]
+struct LeafName {
+    name: Hash,
+    pages: u16,
+}
+
+/// The leaves of a space, by number and in order.
+type SpaceLeaves = (u32, Vec<(u64, LeafName)>);
 
 /// Imports all checkpoints of a stream that are not there.
 ///
 /// # Errors
 /// The stream is not whole, or the store cannot be written: nothing was imported.
 pub fn import(store: &Store, source: impl Read) -> Result<Imported, StoreError> {
+    let pages = PageTable::new(store.directory())?;
     let session = store.begin_import()?;
     let mut import = Import {
         store,
         session: Arc::clone(&session),
-        pages: Vec::new(),
+        pages,
         leaves: Vec::new(),
+        nodes: NodeLog::new(store.shared_directory()),
         processes: Vec::new(),
-        finished: Vec::new(),
         checkpoints: Vec::new(),
         written: 0,
     };
@@ -49,11 +65,11 @@ pub fn import(store: &Store, source: impl Read) -> Result<Imported, StoreError> 
         store.give_up(&session, "the import has failed");
         return Err(error);
     }
-    let Import { pages, finished, checkpoints, written, .. } = import;
+    let Import { pages, nodes, checkpoints, written, .. } = import;
     let given = checkpoints.len();
-    let new = store.commit_import(&session, checkpoints, finished)?;
+    let new = store.commit_import(&session, checkpoints, nodes)?;
     let written = if new.is_empty() { 0 } else { written };
-    Ok(Imported { known: (given - new.len()) as u64, checkpoints: new, pages: pages.len() as u64, written })
+    Ok(Imported { known: (given - new.len()) as u64, checkpoints: new, pages: pages.len(), written })
 }
 
 fn refused(error: StreamError) -> StoreError {
@@ -70,7 +86,7 @@ impl Import<'_> {
                 Frame::Pages(bytes) => self.take_pages(stream::pages(&bytes))?,
                 Frame::Leaf(frame) => {
                     let leaf =
-                        self.leaf(&frame).ok_or_else(|| wrong("a leaf of pages that are not there"))?;
+                        self.leaf(&frame)?.ok_or_else(|| wrong("a leaf of pages that are not there"))?;
                     self.leaves.push(leaf);
                 }
                 Frame::Process(frame) => {
@@ -85,7 +101,7 @@ impl Import<'_> {
                 }
                 Frame::End(end) => {
                     let count = EndFrame {
-                        pages: self.pages.len() as u64,
+                        pages: self.pages.len(),
                         leaves: self.leaves.len() as u64,
                         processes: self.processes.len() as u64,
                         checkpoints: self.checkpoints.len() as u64,
@@ -117,43 +133,53 @@ impl Import<'_> {
         for (at, place) in missing.iter().zip(self.session.place_owned(store, copies)?) {
             places[*at] = Some(place);
         }
-        self.pages.extend(names.into_iter().zip(places.into_iter().map(Option::unwrap_or_default)));
+        store.directory().check_room((names.len() * 64) as u64)?;
+        for (name, place) in names.iter().zip(places) {
+            self.pages.push(name, place.unwrap_or_default()).map_err(|error| self.no_table(error))?;
+        }
         Ok(())
     }
 
-    fn leaf(&self, frame: &LeafFrame) -> Option<Leaf> {
-        let mut leaf = Leaf::default();
+    /// `None`: it contradicts itself.
+    fn leaf(&mut self, frame: &LeafFrame) -> Result<Option<LeafName>, StoreError> {
+        let mut leaf = Draft::default();
         for run in &frame.runs {
-            for at in 0..run.pages {
-                let slot = usize::from(run.first) + usize::from(at);
-                if slot >= LEAF_PAGES {
-                    return None;
-                }
-                let (name, place) = match run.start {
-                    None => (*self.store.hasher().zero(), Place::ZERO),
-                    Some(start) => {
-                        let number = usize::try_from(start.checked_add(u64::from(at))?).ok()?;
-                        *self.pages.get(number)?
-                    }
-                };
-                leaf.set(slot, name, place);
+            let (first, pages) = (usize::from(run.first), usize::from(run.pages));
+            if first + pages > LEAF_PAGES {
+                return Ok(None);
             }
+            let zeros = || vec![(*self.store.hasher().zero(), Place::ZERO); pages];
+            let found = match run.start {
+                None => Some(zeros()),
+                Some(start) => self.pages.get(start, pages).map_err(|error| self.no_table(error))?,
+            };
+            let Some(found) = found else { return Ok(None) };
+            found.into_iter().zip(first..).for_each(|((name, place), at)| leaf.set(at, name, place));
         }
-        (!leaf.is_empty()).then_some(leaf)
+        let pages = leaf.leaf().len() as u16;
+        let Some(settled) = leaf.settle(self.store.node_names()) else { return Ok(None) };
+        if let Some(node) = settled.node {
+            self.nodes.push(node)?;
+        }
+        Ok(Some(LeafName { name: settled.version.name(), pages }))
+    }
+
+    fn no_table(&self, source: io::Error) -> StoreError {
+        let action = "cannot keep the pages of the stream beside";
+        StoreError::Io { action, path: self.store.directory().path().to_owned(), source }
     }
 
     /// The leaves of each space, in order.
-    #[allow(clippy::type_complexity)]
-    fn spaces(&self, frame: &ProcessFrame) -> Option<Vec<(u32, Vec<(u64, Leaf)>)>> {
+    fn spaces(&self, frame: &ProcessFrame) -> Option<Vec<SpaceLeaves>> {
         let mut spaces = Vec::new();
         for (space, numbers) in &frame.spaces {
-            let mut leaves: Vec<(u64, Leaf)> = Vec::new();
+            let mut leaves: Vec<(u64, LeafName)> = Vec::new();
             for (at, number) in numbers {
                 let ordered = leaves.last().is_none_or(|(last, _)| last < at);
                 if !ordered || *at >= MAX_PAGE / LEAF_PAGES as u64 {
                     return None;
                 }
-                leaves.push((*at, self.leaves.get(usize::try_from(*number).ok()?)?.clone()));
+                leaves.push((*at, self.leaves.get(usize::try_from(*number).ok()?).copied()?));
             }
             if leaves.is_empty() || spaces.last().is_some_and(|(last, _)| last >= space) {
                 return None;
@@ -163,12 +189,13 @@ impl Import<'_> {
         Some(spaces)
     }
 
-    fn process(&mut self, spaces: Vec<(u32, Vec<(u64, Leaf)>)>, record: Vec<u8>) -> Result<(), StoreError> {
+    fn process(&mut self, spaces: Vec<SpaceLeaves>, record: Vec<u8>) -> Result<(), StoreError> {
         let store = self.store;
         let (mut roots, mut nodes): (Vec<Root>, Vec<Node>) = (Vec::new(), Vec::new());
         for (space, leaves) in spaces {
             let mut trees = Trees::new(store.index(), store.node_names(), store.hasher().zero());
-            let pages = leaves.iter().map(|(_, leaf)| leaf.len() as u64).sum();
+            let pages = leaves.iter().map(|(_, leaf)| u64::from(leaf.pages)).sum();
+            let leaves: Vec<_> = leaves.into_iter().map(|(number, leaf)| (number, Some(leaf.name))).collect();
             let rebuilt = rebuild(&mut trees, None, &leaves)?;
             nodes.extend(rebuilt.nodes);
             roots.extend(rebuilt.root.map(|name| Root { space, name, pages }));
@@ -176,8 +203,7 @@ impl Import<'_> {
         let pages = roots.iter().map(|root| root.pages).sum();
         let (manifest, bytes) = Manifest::new(roots, record).encode(store.node_names())?;
         nodes.push((manifest, bytes));
-        // The records have what was counted when the dumps were made.
-        self.finished.push(FinishedDump { manifest, nodes, stats: DumpStats::default() });
+        self.nodes.extend(nodes)?;
         self.processes.push((manifest, pages));
         Ok(())
     }

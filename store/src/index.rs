@@ -8,7 +8,9 @@
 //! | | `i` id | its sequence |
 //! | | `l` label | the sequence of its last checkpoint |
 //! | | `p` pack u32 BE | pack record |
+//! | | `d` pack u32 BE | its damaged pages: first slots and how many there are from each on |
 //! | | `n` | the highest number of a pack that is gone |
+//! | | `u` number u32 BE | names of nodes whose checkpoint is being committed |
 //! | | `s` | the highest sequence ever given, where its checkpoint is deleted |
 //!
 //! `pages` may lag behind the packs but never names bytes that are not durable in a pack that has a
@@ -42,6 +44,8 @@ const CHECKPOINT: u8 = b'c';
 const ID: u8 = b'i';
 const LABEL: u8 = b'l';
 const PACK: u8 = b'p';
+const DAMAGED: u8 = b'd';
+const UNCOMMITTED: u8 = b'u';
 const SEQUENCE: u8 = b's';
 const REMOVED_PACK: u8 = b'n';
 
@@ -71,6 +75,7 @@ pub struct Index {
 pub struct Changes {
     pub nodes: Vec<Node>,
     pub packs: Vec<(u32, PackRecord)>,
+    /// Nodes that were announced are theirs.
     pub checkpoints: Vec<CheckpointRecord>,
     /// Checkpoints to delete, by sequence and id.
     pub deleted: Vec<(u64, String)>,
@@ -79,6 +84,8 @@ pub struct Changes {
     /// No sequence up to this is given again.
     pub sequence: Option<u64>,
     pub removed_packs: Vec<u32>,
+    /// By pack, the pages that are damaged: first slots and how many there are from each on.
+    pub damaged: Vec<(u32, Vec<(u32, u32)>)>,
     /// No pack gets a number up to this again.
     pub last_removed_pack: Option<u32>,
 }
@@ -123,14 +130,18 @@ impl Index {
         })
     }
 
-    /// Which of the nodes called `names` there are that are `good`.
+    /// Which of the nodes called `names` there are that are `good`, which is told their numbers.
     ///
     /// # Errors
     /// As [`Index::node`].
-    pub fn has_nodes(&self, names: &[Hash], good: impl Fn(&[u8]) -> bool) -> Result<Vec<bool>, StoreError> {
+    pub fn check_nodes(
+        &self,
+        names: &[Hash],
+        good: impl Fn(usize, &[u8]) -> bool,
+    ) -> Result<Vec<bool>, StoreError> {
         self.read(|db| {
-            let found = db.batched_multi_get_cf(family(db, NODES)?, names, false);
-            found.into_iter().map(|value| Ok(value?.is_some_and(|value| good(&value)))).collect()
+            let found = db.batched_multi_get_cf(family(db, NODES)?, names, false).into_iter().enumerate();
+            found.map(|(at, value)| Ok(value?.is_some_and(|value| good(at, &value)))).collect()
         })
     }
 
@@ -180,6 +191,48 @@ impl Index {
         })
     }
 
+    /// Adds nodes that the next [`Index::write`] commits; [`Index::withdraw_nodes`] removes them again.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub fn announce_nodes(&self, nodes: &[Node]) -> Result<(), StoreError> {
+        let number = self.uncommitted()?.last().map_or(0, |(number, _)| number + 1);
+        self.change(|db| {
+            let mut batch = WriteBatch::default();
+            let family = family(db, NODES)?;
+            for (name, node) in nodes {
+                batch.put_cf(family, name, node);
+            }
+            let names: Vec<Hash> = nodes.iter().map(|(name, _)| *name).collect();
+            put(&mut batch, &key(UNCOMMITTED, &number.to_be_bytes()), &names);
+            Ok(db.write(batch)?)
+        })
+    }
+
+    /// Removes nodes that were announced and not committed.
+    ///
+    /// # Errors
+    /// They cannot be removed.
+    pub fn withdraw_nodes(&self) -> Result<(), StoreError> {
+        for (number, names) in self.uncommitted()? {
+            self.change(|db| {
+                let mut batch = WriteBatch::default();
+                let family = family(db, NODES)?;
+                names.iter().for_each(|name| batch.delete_cf(family, name));
+                batch.delete(key(UNCOMMITTED, &number.to_be_bytes()));
+                Ok(db.write(batch)?)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn uncommitted(&self) -> Result<Vec<(u32, Vec<Hash>)>, StoreError> {
+        self.scan(UNCOMMITTED, |key, value| {
+            let number = key.get(1..).and_then(|digits| digits.try_into().ok()).map_or(0, u32::from_be_bytes);
+            Ok((number, decode(value, "a list of nodes")?))
+        })
+    }
+
     /// Gives back the room of removed nodes.
     ///
     /// # Errors
@@ -196,6 +249,7 @@ impl Index {
     /// # Errors
     /// They cannot be written.
     pub fn write(&self, changes: &Changes) -> Result<(), StoreError> {
+        let announced = if changes.checkpoints.is_empty() { Vec::new() } else { self.uncommitted()? };
         self.change(|db| {
             let mut batch = WriteBatch::default();
             let nodes = family(db, NODES)?;
@@ -212,6 +266,9 @@ impl Index {
                     put(&mut batch, &key(LABEL, label.as_bytes()), &record.sequence);
                 }
             }
+            for (number, _) in &announced {
+                batch.delete(key(UNCOMMITTED, &number.to_be_bytes()));
+            }
             for (sequence, id) in &changes.deleted {
                 batch.delete(key(CHECKPOINT, &sequence.to_be_bytes()));
                 batch.delete(key(ID, id.as_bytes()));
@@ -225,6 +282,15 @@ impl Index {
             }
             for number in &changes.removed_packs {
                 batch.delete(key(PACK, &number.to_be_bytes()));
+                batch.delete(key(DAMAGED, &number.to_be_bytes()));
+            }
+            for (number, runs) in &changes.damaged {
+                let key = key(DAMAGED, &number.to_be_bytes());
+                if runs.is_empty() {
+                    batch.delete(key);
+                } else {
+                    put(&mut batch, &key, runs);
+                }
             }
             if let Some(number) = &changes.last_removed_pack {
                 put(&mut batch, &[REMOVED_PACK], number);
@@ -380,6 +446,19 @@ impl Index {
         })
     }
 
+    /// Pages that are damaged: packs, first slots, how many there are from each on.
+    ///
+    /// # Errors
+    /// As [`Index::checkpoints`].
+    pub fn damaged(&self) -> Result<Vec<(u32, u32, u32)>, StoreError> {
+        let packs = self.scan(DAMAGED, |key, value| {
+            let number = key.get(1..).and_then(|digits| digits.try_into().ok()).map_or(0, u32::from_be_bytes);
+            let runs: Vec<(u32, u32)> = decode(value, "a list of damaged pages")?;
+            Ok(runs.into_iter().map(move |(first, count)| (number, first, count)))
+        })?;
+        Ok(packs.into_iter().flatten().collect())
+    }
+
     fn scan<T>(
         &self,
         prefix: u8,
@@ -426,26 +505,33 @@ fn error(directory: &Path, Problem(problem): Problem) -> StoreError {
 }
 
 fn open(directory: &Path) -> Result<DB, Problem> {
-    let cache = Cache::new_lru_cache(64 << 20);
+    // What is in memory has a limit whatever the size of the store: tables' indexes and filters are in the cache, and
+    // memtables are small.
+    let cache = Cache::new_lru_cache(32 << 20);
     let mut tables = BlockBasedOptions::default();
+    tables.set_cache_index_and_filter_blocks(true);
+    tables.set_pin_l0_filter_and_index_blocks_in_cache(true);
     tables.set_bloom_filter(BLOOM_BITS, false);
     tables.set_block_cache(&cache);
     tables.set_format_version(5);
 
     let mut pages = Options::default();
     pages.set_block_based_table_factory(&tables);
-    pages.set_write_buffer_size(64 << 20);
+    pages.set_write_buffer_size(8 << 20);
+    // While a table is made, its filter is in memory.
+    pages.set_target_file_size_base(16 << 20);
     // Names are evenly spread: whole-key probes of the memtable are worth a small filter, too.
     pages.set_memtable_prefix_bloom_ratio(0.02);
     pages.set_memtable_whole_key_filtering(true);
     let mut nodes = Options::default();
     nodes.set_block_based_table_factory(&tables);
-    nodes.set_write_buffer_size(16 << 20);
+    nodes.set_write_buffer_size(8 << 20);
 
     let mut options = Options::default();
     options.create_if_missing(true);
     options.create_missing_column_families(true);
     options.set_block_based_table_factory(&tables);
+    options.set_write_buffer_size(4 << 20);
     options.set_max_background_jobs(2);
     options.set_max_open_files(256);
     options.set_keep_log_file_num(2);

@@ -14,6 +14,7 @@
 pub mod client;
 pub mod hash;
 pub mod location;
+pub mod pager;
 mod stored;
 pub mod transport;
 
@@ -42,11 +43,15 @@ mod index;
 #[cfg(feature = "server")]
 mod lease;
 #[cfg(feature = "server")]
+mod leaves;
+#[cfg(feature = "server")]
 mod manifest;
 #[cfg(feature = "server")]
 mod names;
 #[cfg(feature = "server")]
 mod naming;
+#[cfg(feature = "server")]
+mod nodelog;
 #[cfg(feature = "server")]
 pub mod pack;
 #[cfg(feature = "server")]
@@ -67,3 +72,5 @@ mod store;
 pub mod stream;
 #[cfg(feature = "server")]
 mod verify;
+#[cfg(feature = "server")]
+mod written;

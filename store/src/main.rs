@@ -64,14 +64,16 @@ fn give_way() {
     let _ = unsafe { libc::nice(NICE) };
 }
 
-/// Tells malloc to keep what is freed. A dump allocates and frees some hundred KiB for each block of
+/// Tells malloc to keep some of what is freed. A dump allocates and frees some hundred KiB for each block of
 /// pages; by default (mallopt(3), M_TRIM_THRESHOLD) they go back to the kernel each time, and a tenth of
-/// the time goes into zeroing them again. The server gives all back when it goes away.
+/// the time goes into zeroing them again. What is large goes back, and threads share two arenas: what each keeps to itself
+/// would add up to more than all that is in use.
 fn keep_freed_memory() {
     // SAFETY: mallopt(3) takes two numbers, and there is one thread.
     unsafe {
-        libc::mallopt(libc::M_TRIM_THRESHOLD, 256 << 20);
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 8 << 20);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
+        libc::mallopt(libc::M_ARENA_MAX, 2);
     }
 }
 

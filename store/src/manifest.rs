@@ -4,7 +4,8 @@
 //! of the page tables, for the same reason (address spaces are sparse). A node's name is the hash of
 //! the names below it, so equal parts of two checkpoints are one node, and what did not change costs
 //! nothing in the next manifest. A leaf also says where its pages lie; that is a hint beside the
-//! names and no part of them, so pages can move without any manifest changing its name.
+//! names and no part of them, so pages can move without any manifest changing its name. How a leaf is stored, whole or
+//! as what differs from an earlier one (`version`), is no part of its name either.
 //!
 //! Nodes are hashed with a key of their own, derived from the store's secret: no page's content can
 //! be mistaken for a node.
@@ -12,14 +13,20 @@
 //! Not here: where nodes are kept (`index`), and how a dump fills leaves (`dump`).
 
 mod difference;
+mod encoding;
 #[cfg(test)]
 mod hostile;
 mod leaf;
+mod slots;
 mod tree;
+mod version;
 
 pub use difference::spaces;
+pub use encoding::Stored;
 pub use leaf::{LEAF_PAGES, Leaf};
+pub use slots::Slots;
 pub use tree::{Inner, MAX_PAGE, NodeSource, Reader, rebuild};
+pub use version::{Draft, LONGEST, Version};
 
 use serde::{Deserialize, Serialize};
 use stasis_protocol::{store::Space, wire};
@@ -45,6 +52,12 @@ impl NodeNames {
     #[must_use]
     pub fn new(key: &[u8; 32]) -> Self {
         Self { key: blake3::derive_key("Stasis 2026 names of manifest nodes", key) }
+    }
+
+    /// Whether a node or manifest with these bytes is called `name`; leaves are not called by their bytes.
+    #[must_use]
+    pub fn is_name_of(&self, name: &Hash, bytes: &[u8]) -> bool {
+        self.name(bytes) == *name
     }
 
     fn name(&self, bytes: &[u8]) -> Hash {

@@ -5,8 +5,8 @@
 
 use std::{
     fs::File,
-    io::{BufWriter, Write},
-    os::fd::OwnedFd,
+    io,
+    os::{fd::OwnedFd, unix::fs::FileExt},
 };
 
 use nix::{
@@ -17,7 +17,7 @@ use stasis_protocol::store::{Extent, Hash, kind};
 
 use crate::{
     error::StoreError,
-    manifest::{Manifest, Reader},
+    manifest::{LEAF_PAGES, Manifest, Reader},
     pack::{PAGE, Place},
     store::Store,
 };
@@ -40,22 +40,24 @@ pub struct Listing {
 /// It is not in the store, or a part of its manifest is damaged (named in the error).
 pub fn list(store: &Store, manifest: &Hash) -> Result<Listing, StoreError> {
     let manifest = Manifest::load(store.index(), store.node_names(), manifest)?;
-    let mut extents: Vec<Extent> = Vec::new();
     let not_written = |error| StoreError::io("cannot make a memfd for", store.directory().path())(error);
-    let mut names = Names::new().map_err(not_written)?;
+    let expected = manifest.roots.iter().map(|root| root.pages).sum();
+    let mut list = List::new(expected).map_err(not_written)?;
+    let mut last: Option<Extent> = None;
     let mut reader = Reader::new(store.index(), store.node_names(), store.hasher().zero());
     for root in &manifest.roots {
         reader.each_leaf(root.name, &mut |_| true, &mut |first, _, leaf| {
-            let mut leaf = leaf.map_err(|error| match error {
+            let leaf = leaf.map_err(|error| match error {
                 StoreError::Damaged(problem) => StoreError::Damaged(format!(
                     "{problem}: the pages from {first:#x} on (space {}) cannot be found; `stasis verify` lists all damage",
                     root.space
                 )),
                 other => other,
             })?;
+            let mut leaf = leaf.into_leaf();
             store.catalog().correct_to_read(&mut leaf)?;
             for run in leaf.runs() {
-                names.add(leaf.names(run.first, run.pages)).map_err(not_written)?;
+                list.add_names(leaf.names(run.first, run.pages)).map_err(not_written)?;
                 let extent = Extent {
                     space: root.space,
                     kind: if run.place == Place::ZERO { kind::ZERO } else { kind::RAW },
@@ -64,17 +66,25 @@ pub fn list(store: &Store, manifest: &Hash) -> Result<Listing, StoreError> {
                     pack: u64::from(run.place.pack),
                     offset: run.place.offset(),
                 };
-                match extents.last_mut() {
+                match &mut last {
                     Some(last) if continues(last, &extent) => last.pages += extent.pages,
-                    _ => extents.push(extent),
+                    other => {
+                        let done = other.replace(extent);
+                        done.map_or(Ok(()), |extent| list.add_extent(&extent)).map_err(not_written)?;
+                    }
                 }
             }
             Ok(())
         })?;
     }
-    let pages = names.pages;
-    let memfd = names.seal(&extents).map_err(not_written)?;
-    Ok(Listing { record: manifest.record, memfd, extents: extents.len() as u64, pages })
+    last.map_or(Ok(()), |extent| list.add_extent(&extent)).map_err(not_written)?;
+    let (pages, extents) = (list.pages, list.extents);
+    if pages != expected {
+        let problem = format!("the manifest names {pages} pages and says that there are {expected}");
+        return Err(StoreError::Damaged(problem));
+    }
+    let memfd = list.seal().map_err(not_written)?;
+    Ok(Listing { record: manifest.record, memfd, extents, pages })
 }
 
 /// Whether `next` comes right behind `last`, in its space and in its pack.
@@ -86,34 +96,68 @@ fn continues(last: &Extent, next: &Extent) -> bool {
             || last.pack == next.pack && last.offset + last.pages * PAGE == next.offset)
 }
 
-/// The memfd in the making: names go there as they are found, without being collected first.
-struct Names {
-    file: BufWriter<File>,
+/// The memfd in the making: names and extents go there as they are found. There may be millions of either.
+struct List {
+    file: File,
+    names: Part,
+    table: Part,
     pages: u64,
+    extents: u64,
 }
 
-impl Names {
+/// A part of the memfd that is being filled.
+struct Part {
+    /// Where the next bytes go.
+    at: u64,
+    bytes: Vec<u8>,
+}
+
+impl Part {
     /// Bytes that are written at once: those of a few leaves.
     const BUFFER: usize = 128 << 10;
 
-    fn new() -> std::io::Result<Self> {
+    fn new(at: u64) -> Self {
+        Self { at, bytes: Vec::with_capacity(Self::BUFFER + LEAF_PAGES * 32) }
+    }
+
+    fn add(&mut self, file: &File, bytes: &[u8]) -> io::Result<()> {
+        self.bytes.extend_from_slice(bytes);
+        if self.bytes.len() >= Self::BUFFER { self.write(file) } else { Ok(()) }
+    }
+
+    fn write(&mut self, file: &File) -> io::Result<()> {
+        file.write_all_at(&self.bytes, self.at)?;
+        self.at += self.bytes.len() as u64;
+        self.bytes.clear();
+        Ok(())
+    }
+}
+
+impl List {
+    /// For as many pages.
+    fn new(pages: u64) -> io::Result<Self> {
         let memfd = memfd_create("stasis-process", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
-        Ok(Self { file: BufWriter::with_capacity(Self::BUFFER, memfd.into()), pages: 0 })
+        let table = Part::new(pages.saturating_mul(32));
+        Ok(Self { file: memfd.into(), names: Part::new(0), table, pages: 0, extents: 0 })
     }
 
-    fn add(&mut self, names: &[Hash]) -> std::io::Result<()> {
+    fn add_names(&mut self, names: &[Hash]) -> io::Result<()> {
         self.pages += names.len() as u64;
-        self.file.write_all(names.as_flattened())
+        self.names.add(&self.file, names.as_flattened())
     }
 
-    fn seal(mut self, extents: &[Extent]) -> std::io::Result<OwnedFd> {
-        let table: Vec<u8> = extents.iter().flat_map(encode).collect();
-        self.file.write_all(&table)?;
-        let file = self.file.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+    fn add_extent(&mut self, extent: &Extent) -> io::Result<()> {
+        self.extents += 1;
+        self.table.add(&self.file, &encode(extent))
+    }
+
+    fn seal(mut self) -> io::Result<OwnedFd> {
+        self.names.write(&self.file)?;
+        self.table.write(&self.file)?;
         let seals =
             SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-        fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
-        Ok(file.into())
+        fcntl(&self.file, FcntlArg::F_ADD_SEALS(seals))?;
+        Ok(self.file.into())
     }
 }
 

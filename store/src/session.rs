@@ -23,8 +23,9 @@ use crate::{
     error::StoreError,
     failpoint::FailPoint,
     hash::PAGE_SIZE,
-    manifest::Node,
-    names::NameMap,
+    leaves::Held,
+    manifest::Version,
+    nodelog::NodeLog,
     pack::{
         Place,
         open::OpenPack,
@@ -35,6 +36,7 @@ use crate::{
     release::Hold,
     staging::Staging,
     store::Store,
+    written::{Written, WrittenPages},
 };
 
 /// With this much free, in bytes, room may be allocated before it is needed.
@@ -43,7 +45,11 @@ const ROOMY: u64 = 1 << 30;
 /// A dump that has ended and waits for its checkpoint.
 pub struct FinishedDump {
     pub manifest: Hash,
-    pub nodes: Vec<Node>,
+    /// Until the commit.
+    pub nodes: Option<NodeLog>,
+    /// Leaves that the next checkpoint may change.
+    pub leaves: Vec<Version>,
+    pub _held: Held,
     pub stats: DumpStats,
 }
 
@@ -69,7 +75,7 @@ struct State {
     /// The last is the one that is appended to.
     packs: Vec<OpenPack>,
     /// What has been written for this checkpoint.
-    written: NameMap,
+    written: Written,
     /// Why nothing more is taken.
     closed: Option<String>,
     /// Why the checkpoint cannot be made.
@@ -98,7 +104,7 @@ pub enum End {
 /// What a session has come to, handed to the commit.
 pub struct Outcome {
     pub finished: Vec<FinishedDump>,
-    pub written: Arc<NameMap>,
+    pub written: WrittenPages,
     pub grown: Vec<PackGrowth>,
 }
 
@@ -111,7 +117,7 @@ impl Session {
             outstanding: Outstanding::default(),
             state: Mutex::new(State {
                 packs: Vec::new(),
-                written: NameMap::default(),
+                written: Written::default(),
                 closed: None,
                 failed: None,
                 finished: Vec::new(),
@@ -232,7 +238,7 @@ impl Session {
         let mut written = 0;
         for candidate in candidates.iter_mut().filter(|candidate| candidate.place.is_none()) {
             if let Some(place) = state.written.get(&candidate.name) {
-                candidate.place = Some(*place);
+                candidate.place = Some(place);
                 continue;
             }
             if state.packs.last().is_none_or(|pack| pack.room() == 0) {
@@ -327,7 +333,7 @@ impl Session {
         if state.packs.iter().any(|pack| pack.end() > pack.durable) {
             let ends: BTreeMap<u32, u64> =
                 state.packs.iter().map(|pack| (pack.file.number, pack.durable)).collect();
-            state.written.retain(|_, place| ends.get(&place.pack).is_some_and(|end| place.offset() < *end));
+            state.written.retain(|place| ends.get(&place.pack).is_some_and(|end| place.offset() < *end));
         }
         let grown = state
             .packs
@@ -342,7 +348,7 @@ impl Session {
             .collect();
         Ok(Outcome {
             finished: std::mem::take(&mut state.finished),
-            written: Arc::new(std::mem::take(&mut state.written)),
+            written: std::mem::take(&mut state.written).finish(),
             grown,
         })
     }

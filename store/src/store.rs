@@ -3,6 +3,7 @@
 //! Not here: connections (`server`); collecting garbage (`gc`).
 
 mod importing;
+mod nodes;
 mod sharing;
 
 use std::{
@@ -24,8 +25,10 @@ use crate::{
     hash::{PAGE_SIZE, PageHasher},
     index::{Index, PackRecord},
     lease::Leases,
-    manifest::{Leaf, Node, NodeNames},
+    leaves::Leaves,
+    manifest::NodeNames,
     naming::Namer,
+    nodelog::NodeLog,
     pack::{
         self,
         pool::PackPool,
@@ -56,7 +59,10 @@ pub struct Store {
     namer: Namer,
     node_names: NodeNames,
     sharing: sharing::Sharing,
+    /// The right to commit.
+    committing: Mutex<()>,
     leases: Arc<Leases>,
+    leaves: Leaves,
     directory: Arc<Directory>,
 }
 
@@ -69,6 +75,7 @@ impl Store {
     pub fn open(directory: &Path, wait: bool) -> Result<Self, StoreError> {
         let directory = Directory::open(directory, wait)?;
         let index = Index::open(&directory.index())?;
+        index.withdraw_nodes()?;
         let catalog = Arc::new(Catalog::new(index)?);
         let known = catalog.packs();
         let next = recover_packs(&directory.packs(), &known)?.max(catalog.index().last_removed_pack()? + 1);
@@ -94,7 +101,9 @@ impl Store {
             pool,
             writers,
             sharing: sharing::Sharing::default(),
+            committing: Mutex::default(),
             leases: Arc::default(),
+            leaves: Leaves::default(),
             sessions: Mutex::default(),
             session_over: Condvar::new(),
         })
@@ -153,6 +162,11 @@ impl Store {
     #[must_use]
     pub fn leases(&self) -> &Arc<Leases> {
         &self.leases
+    }
+
+    #[must_use]
+    pub fn leaves(&self) -> &Leaves {
+        &self.leaves
     }
 
     #[must_use]
@@ -222,8 +236,10 @@ impl Store {
             }
         }
         session.close("the checkpoint was committed without this dump");
+        let manifests: BTreeSet<Hash> = draft.processes.iter().map(|process| process.manifest).collect();
         let _gate = self.sharing.shared();
-        let prepared = session.outcome().and_then(|outcome| {
+        let _turn = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
+        let prepared = session.outcome().and_then(|mut outcome| {
             // Not as the draft has them: a process tells them, and one that is restricted does not know them.
             for process in &mut draft.processes {
                 let same = |dump: &&FinishedDump| dump.manifest == process.manifest;
@@ -232,8 +248,10 @@ impl Store {
                 }
             }
             let own: Vec<u32> = outcome.grown.iter().map(|growth| growth.number).collect();
-            let manifests = draft.processes.iter().map(|process| process.manifest).collect();
-            let nodes = self.new_nodes(&manifests, &outcome.finished, &own)?;
+            outcome.finished.retain(|dump| manifests.contains(&dump.manifest));
+            let logs: Vec<NodeLog> =
+                outcome.finished.iter_mut().filter_map(|dump| dump.nodes.take()).collect();
+            let nodes = self.store_nodes(&logs, &own)?;
             Ok((outcome, nodes))
         });
         let (outcome, nodes) = match prepared {
@@ -243,9 +261,11 @@ impl Store {
                 return Err(error);
             }
         };
-        let Outcome { written, grown, .. } = outcome;
+        let Outcome { finished, written, grown } = outcome;
         match self.indexer.commit(draft, nodes, written, grown) {
             Ok(record) => {
+                // They are kept for speed alone.
+                let _ = self.keep_leaves(finished);
                 self.end_session(&session, End::Commit);
                 Ok(record)
             }
@@ -327,44 +347,6 @@ impl Store {
     /// The directory cannot be read.
     pub fn index_on_disk(&self) -> Result<u64, StoreError> {
         disk_usage(&self.directory.index())
-    }
-
-    /// The nodes of these processes that the index does not have. `own` are the packs that were
-    /// written to for them, of which nobody else knows yet.
-    fn new_nodes(
-        &self,
-        manifests: &BTreeSet<Hash>,
-        finished: &[FinishedDump],
-        own: &[u32],
-    ) -> Result<Vec<Node>, StoreError> {
-        let mut nodes: BTreeMap<Hash, &Vec<u8>> = BTreeMap::new();
-        for dump in finished {
-            if manifests.contains(&dump.manifest) {
-                nodes.extend(dump.nodes.iter().map(|(name, bytes)| (*name, bytes)));
-            }
-        }
-        let names: Vec<Hash> = nodes.keys().copied().collect();
-        self.sharing.keep_nodes(names.iter());
-        // One that says of pages that they lie in a pack that is gone, is replaced.
-        let known = self.index().has_nodes(&names, |node| self.catalog.is_current(node, &[]))?;
-        let nodes: Vec<Node> = nodes
-            .into_iter()
-            .zip(known)
-            .filter(|(_, known)| !known)
-            .map(|((name, bytes), _)| Ok((name, self.current(&name, bytes, own)?)))
-            .collect::<Result<_, StoreError>>()?;
-        self.directory.check_room_for_index(nodes.iter().map(|(_, bytes)| bytes.len() as u64 + 64).sum())?;
-        Ok(nodes)
-    }
-
-    /// A node whose pages may have moved while it was made.
-    fn current(&self, name: &Hash, node: &[u8], own: &[u32]) -> Result<Vec<u8>, StoreError> {
-        if self.catalog.is_current(node, own) {
-            return Ok(node.to_vec());
-        }
-        let mut leaf = Leaf::decode(node, name, &self.node_names, self.hasher().zero())?;
-        self.catalog.correct_to_keep(&mut leaf, own)?;
-        Ok(leaf.encode())
     }
 
     fn drop_session(&self, session: &Arc<Session>, why: &str) {

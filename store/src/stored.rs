@@ -76,6 +76,14 @@ unsafe impl Send for PageNames {}
 unsafe impl Sync for PageNames {}
 
 impl PageNames {
+    /// The same once more.
+    ///
+    /// # Errors
+    /// No descriptor or no address space is left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Self::map(self.memfd.try_clone()?, self.pages)
+    }
+
     /// `memfd` begins with `pages` names.
     fn map(memfd: OwnedFd, pages: usize) -> io::Result<Self> {
         let seals = SealFlag::from_bits_retain(fcntl(&memfd, FcntlArg::F_GET_SEALS)?);

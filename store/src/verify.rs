@@ -29,6 +29,15 @@ pub struct Report {
 /// Something damaged: a page or a node, by name.
 type Damage = BTreeMap<Hash, String>;
 
+/// What reading pages has shown.
+#[derive(Default)]
+struct Found {
+    damage: Damage,
+    damaged: Vec<Place>,
+    /// Known as damaged, and not any more: the disk has come back.
+    whole: Vec<Place>,
+}
+
 /// Takes a leaf and its name, or why it cannot be read.
 type Show<'a> = dyn FnMut(&Hash, Result<&Leaf, String>) + 'a;
 
@@ -43,19 +52,22 @@ pub fn verify(store: &Store, reference: Option<&str>) -> Result<Report, StoreErr
         None => store.index().checkpoints()?,
     };
     let mut report = Report::default();
-    let mut damage = Damage::new();
+    let mut found = Found::default();
     let mut packs = PackReader::new(&store.directory().packs());
     let mut seen: HashSet<Hash> = HashSet::new();
     let mut buffer = Vec::new();
     each_leaf(store, &checkpoints, &mut |name| seen.insert(*name), &mut |name, leaf| match leaf {
         Ok(leaf) => {
             report.pages += leaf.len() as u64;
-            check_leaf(store, &mut packs, leaf, &mut buffer, &mut damage);
+            check_leaf(store, &mut packs, leaf, &mut buffer, &mut found);
         }
         Err(problem) => {
-            damage.insert(*name, problem);
+            found.damage.insert(*name, problem);
         }
     });
+    let Found { damage, damaged, whole } = found;
+    // So that later checkpoints do not refer to them.
+    store.catalog().note_damage(&damaged, &whole)?;
     if !damage.is_empty() {
         // One that was deleted meanwhile is not damaged.
         let left: HashSet<String> =
@@ -67,7 +79,8 @@ pub fn verify(store: &Store, reference: Option<&str>) -> Result<Report, StoreErr
     Ok(report)
 }
 
-fn check_leaf(store: &Store, packs: &mut PackReader, leaf: &Leaf, buffer: &mut Vec<u8>, damage: &mut Damage) {
+fn check_leaf(store: &Store, packs: &mut PackReader, leaf: &Leaf, buffer: &mut Vec<u8>, found: &mut Found) {
+    let Found { damage, damaged, whole } = found;
     for run in leaf.runs() {
         if run.place == Place::ZERO {
             continue;
@@ -75,8 +88,8 @@ fn check_leaf(store: &Store, packs: &mut PackReader, leaf: &Leaf, buffer: &mut V
         let names = leaf.names(run.first, run.pages);
         buffer.resize(run.pages * PAGE_SIZE, 0);
         let pack = run.place.pack;
-        let read = packs.read(pack, run.place.offset(), buffer).is_ok();
-        if !read {
+        let is_read = packs.read(pack, run.place.offset(), buffer).is_ok();
+        if !is_read {
             // Page by page, to name those that cannot be read.
             for (at, name) in names.iter().enumerate() {
                 let offset = run.place.offset() + (at * PAGE_SIZE) as u64;
@@ -88,10 +101,14 @@ fn check_leaf(store: &Store, packs: &mut PackReader, leaf: &Leaf, buffer: &mut V
             }
         }
         let pages: Vec<&Page> = buffer.as_chunks::<PAGE_SIZE>().0.iter().collect();
-        let mut found = vec![[0; 32]; pages.len()];
-        store.hasher().name_pages(&pages, &mut found);
-        for (at, (name, found)) in names.iter().zip(&found).enumerate() {
-            if name != found {
+        let mut read = vec![[0; 32]; pages.len()];
+        store.hasher().name_pages(&pages, &mut read);
+        for (at, (name, read)) in names.iter().zip(&read).enumerate() {
+            let place = Place { slot: run.place.slot + at as u32, ..run.place };
+            if name == read {
+                whole.extend(Some(place).filter(|place| store.catalog().is_damaged(*place)));
+            } else {
+                damaged.push(place);
                 let offset = run.place.offset() + (at * PAGE_SIZE) as u64;
                 let path = pack::path(&store.directory().packs(), pack);
                 damage.entry(*name).or_insert_with(|| {
@@ -159,7 +176,8 @@ fn each_leaf(
         for root in &manifest.roots {
             let mut reader = Reader::new(store.index(), store.node_names(), store.hasher().zero());
             let walked = reader.each_leaf(root.name, want, &mut |first, name, leaf| {
-                let leaf = leaf.and_then(|mut leaf| {
+                let leaf = leaf.and_then(|leaf| {
+                    let mut leaf = leaf.into_leaf();
                     store.catalog().correct_to_read(&mut leaf)?;
                     Ok(leaf)
                 });

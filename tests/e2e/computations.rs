@@ -64,7 +64,9 @@ fn the_second_of_two_restarts_at_once_has_its_own_namespace() {
     lab.checkpoint(&[]);
     let clone = lab.with_coordinator("clone.sock");
     let restarted = clone.restart(["latest"]);
+    // A checkpoint waits for all of them.
     clone.wait_joined(&restarted);
+    clone.checkpoint(&[]);
     let status = clone.json(["status"]);
     let processes = status["processes"].as_array().unwrap();
     assert_eq!(processes.len(), 9, "{status}");

@@ -197,11 +197,20 @@ impl Lab {
             .env("STASIS_COORD", &self.coordinator)
             .env("STASIS_STORE", &self.store)
             .env("XDG_RUNTIME_DIR", self.place.path().join("run"))
+            // Another one than the machine's, and none unless the test starts it.
+            .env("STASIS_TRACER", self.tracer_directory().join("socket"))
             .env("XDG_STATE_HOME", self.place.path().join("run"))
             .env(MARK, self.place.path())
             .current_dir(self.work());
         inherit_standard_descriptors_only(&mut command);
         command
+    }
+
+    /// Where the lab's tracer has its socket: beside the lab, since other users must reach it.
+    pub(crate) fn tracer_directory(&self) -> PathBuf {
+        let mut name = self.place.path().as_os_str().to_owned();
+        name.push("-tracer");
+        name.into()
     }
 
     /// The processes of this lab whose `comm` (at most 15 bytes) is `name`.

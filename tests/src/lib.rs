@@ -29,6 +29,7 @@ pub mod process;
 pub mod pseudoterminal;
 pub mod requirement;
 pub mod running;
+pub mod tracer;
 pub mod watch;
 pub mod workload;
 
@@ -37,6 +38,7 @@ pub use launch::Launch;
 pub use outcome::Outcome;
 pub use requirement::{find_library, find_program, skip};
 pub use running::Running;
+pub use tracer::Tracer;
 pub use workload::Workload;
 
 use std::time::Duration;

@@ -1,15 +1,20 @@
-//! What is built: `stasis`, `stasis-store`, `stasis-benches`, `libstasis.so` and `stasis-restorer`.
+//! What is built: `stasis`, `stasis-store`, `stasis-tracer` and its programs, `stasis-benches`, `libstasis.so` and
+//! `stasis-restorer`.
 
 use anyhow::{Result, ensure};
 
-use crate::run::{binary_directory, cargo, run};
+use crate::{
+    ebpf,
+    run::{binary_directory, cargo, run},
+};
 
 /// The packages of what runs inside the user's process: no_std, and so never in one cargo invocation with the
 /// others, whose features for shared dependencies (`std`) would reach them.
 pub const INSIDE: [&str; 4] = ["-p", "stasis-preload", "-p", "stasis-restorer"];
 
 /// What there must be afterwards.
-pub const BINARIES: [&str; 4] = ["stasis", "stasis-store", "stasis-restorer", "libstasis.so"];
+pub const BINARIES: [&str; 5] =
+    ["stasis", "stasis-store", "stasis-tracer", "stasis-restorer", "libstasis.so"];
 
 /// Builds everything.
 ///
@@ -24,6 +29,10 @@ pub fn build() -> Result<()> {
     for name in BINARIES {
         let path = binary_directory().join(name);
         ensure!(path.exists(), "the build has not made {}", path.display());
+    }
+    // The tracer is for who wants it, and needs a compiler of its own: where that cannot be had, all else works.
+    if let Err(error) = ebpf::build() {
+        println!("built without the tracer's programs: {error:#}");
     }
     Ok(())
 }

@@ -8,6 +8,7 @@
 
 mod artifacts;
 mod demo;
+mod ebpf;
 mod install;
 mod orphans;
 mod packages;
@@ -31,6 +32,8 @@ struct Arguments {
 enum Task {
     /// Build everything (release)
     Build,
+    /// Build the programs that the tracer loads into the kernel
+    BuildEbpf,
     /// Launch a program, checkpoint and kill it while it works, restart it
     Demo,
     /// Check the format, lint, build, and run every test
@@ -68,6 +71,7 @@ fn carry_out(task: Task) -> Result<ExitCode> {
             packages::ensure(packages::For::Build)?;
             artifacts::build()?;
         }
+        Task::BuildEbpf => ebpf::build()?,
         Task::Demo => {
             packages::ensure(packages::For::Build)?;
             artifacts::build()?;

@@ -15,6 +15,8 @@ use crate::run::run;
 pub enum For {
     Build,
     Test,
+    /// The programs that the tracer loads into the kernel.
+    Tracer,
 }
 
 struct Package {
@@ -52,6 +54,12 @@ const PACKAGES: &[Package] = &[
     program("bc", For::Test, "tests with a real program", "bc"),
     program("util-linux", For::Test, "setpriv: a program of another user", "setpriv"),
     program("libcap2-bin", For::Test, "setcap: a program with file capabilities", "setcap"),
+    program("busybox-static", For::Test, "the tracer: a program without a library", "busybox"),
+    program("bpftool", For::Test, "the tracer: what the kernel says is loaded", "bpftool"),
+    program("rustc-web", For::Tracer, "programs for the kernel: a compiler with the target", "rustc"),
+    program("cargo-web", For::Tracer, "programs for the kernel: the cargo of that compiler", "cargo"),
+    library("rust-web-src", For::Tracer, "programs for the kernel: the sources of `core`"),
+    library("llvm-22-dev", For::Tracer, "bpf-linker, which links them"),
     library("libjemalloc2", For::Test, "jemalloc under a program"),
     library("libtcmalloc-minimal4", For::Test, "tcmalloc under a program"),
     library("libmimalloc2.0", For::Test, "mimalloc under a program"),
@@ -63,7 +71,11 @@ const PACKAGES: &[Package] = &[
 /// When something is missing and this user cannot install it: with the command that does, or, where there is
 /// no dpkg, with the programs that are missing.
 pub fn ensure(purpose: For) -> Result<()> {
-    let needed = PACKAGES.iter().filter(|package| package.needed == For::Build || purpose == For::Test);
+    let needed = PACKAGES.iter().filter(|package| match purpose {
+        For::Tracer => package.needed == For::Tracer,
+        For::Test => package.needed != For::Tracer,
+        For::Build => package.needed == For::Build,
+    });
     if find("dpkg-query").is_none() || find("apt-get").is_none() {
         return look_for_programs(needed);
     }
@@ -118,7 +130,8 @@ fn installed(package: &str) -> bool {
         .is_ok_and(|output| output.stdout == b"installed")
 }
 
-fn find(program: &str) -> Option<PathBuf> {
+/// A program in the path.
+pub fn find(program: &str) -> Option<PathBuf> {
     env::split_paths(&env::var_os("PATH")?)
         .map(|directory| directory.join(program))
         .find(|path| path.is_file())

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     artifacts::{self, INSIDE},
-    orphans,
+    ebpf, orphans,
     run::{binary_directory, cargo, run, run_and_read},
     summary::Summary,
 };
@@ -27,9 +27,11 @@ pub fn test(filter: Option<&str>) -> Result<ExitCode> {
         ensure!(there, "cargo {component} is missing: rustup component add rustfmt clippy");
     }
     run(&mut cargo(&["fmt", "--all", "--check"]))?;
+    run(&mut cargo(&["fmt", "--check", "--manifest-path", "ebpf/programs/Cargo.toml"]))?;
     run(&mut cargo(&["clippy", "--release", "--all-targets", "--", "-D", "warnings"]))?;
     run(cargo(&["clippy", "--release"]).args(INSIDE).args(["--", "-D", "warnings"]))?;
     artifacts::build()?;
+    ebpf::build()?;
     run_tests(filter)
 }
 

@@ -4,6 +4,7 @@ mod calls;
 mod checkpoint;
 mod compute;
 mod start;
+mod store;
 
 use std::{
     ffi::OsString,
@@ -47,6 +48,8 @@ pub fn all(quick: bool) -> Vec<Measurement> {
         let name = format!("checkpoint-{mib}");
         all.push(measurement(name, Box::new(move |setting| checkpoint::measure(setting, mib))));
     }
+    all.push(measurement("store-bytes".into(), Box::new(store::bytes)));
+    all.push(measurement("store-memory".into(), Box::new(store::memory)));
     all
 }
 

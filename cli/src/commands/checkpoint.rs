@@ -1,34 +1,53 @@
 //! `stasis checkpoint`.
 
 use anyhow::bail;
-use stasis_protocol::coordinator::{ClientReply, ClientRequest, Outside};
+use stasis_protocol::coordinator::{ClientReply, ClientRequest, Outside, Refusal};
 
 use crate::{
-    args::{CheckpointArgs, ExternalSockets},
+    address::Address,
+    args::{CheckpointArgs, ExternalSockets, OnEscape},
     client::Client,
     context::Context,
     failure::{ExitCode, Failure},
-    output, report,
+    output,
+    process::Pidfd,
+    report,
+    tracer::escapes::{self, Escape},
 };
 
 pub fn run(context: &Context, args: &CheckpointArgs) -> anyhow::Result<ExitCode> {
-    let mut client = Client::connect(&context.address()?)?;
+    let address = context.address()?;
+    let mut client = Client::connect(&address)?;
     if args.kill && args.external_sockets == ExternalSockets::Keep {
         bail!(Failure::Usage(
             "--external-sockets=keep is for programs that run on, and --kill ends them: use =close".into()
         ));
     }
-    let outside = match args.external_sockets {
+    let external = match args.external_sockets {
         ExternalSockets::Refuse => Outside::Refuse,
         ExternalSockets::Close | ExternalSockets::Keep => Outside::Reset,
     };
-    let request = ClientRequest::Checkpoint { kill: args.kill, label: args.label.clone(), outside };
-    let (record, outside) = match client.request(&request)? {
+    let outside = outside(&mut client, &address, args.on_escape)?;
+    let request = ClientRequest::Checkpoint {
+        kill: args.kill,
+        label: args.label.clone(),
+        without: outside.iter().map(|escape| escape.pid).collect(),
+        outside: external,
+    };
+    // A pid is used again; these are the processes that were seen.
+    let ends = args.kill && args.on_escape != OnEscape::LeaveRunning;
+    let to_end: Vec<Pidfd> =
+        outside.iter().filter(|_| ends).filter_map(|escape| Pidfd::open(escape.pid).ok()).collect();
+    let (record, reset) = match client.request(&request)? {
         ClientReply::Checkpoint { record, outside } => (record, outside),
         reply => bail!(client.unexpected(&reply)),
     };
+    for pidfd in to_end {
+        // It may have ended with the others, or be another user's.
+        let _ = pidfd.signal(libc::SIGKILL);
+    }
     let checkpoint = report::Checkpoint::from(record);
-    for socket in outside {
+    for socket in reset {
         output::note(&format!("{}: a restarted program finds it reset", socket.what));
     }
     if context.json {
@@ -49,4 +68,30 @@ pub fn run(context: &Context, args: &CheckpointArgs) -> anyhow::Result<ExitCode>
         ));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The processes that the checkpoint is to be taken without.
+///
+/// # Errors
+/// [`Failure::Refused`] when there are any and none is to be taken then.
+fn outside(client: &mut Client, address: &Address, policy: OnEscape) -> anyhow::Result<Vec<Escape>> {
+    let found = match escapes::settled(address, client, policy == OnEscape::Refuse) {
+        Ok(found) => found,
+        // Without the tracer's news the coordinator finds what it can by itself.
+        Err(error) => {
+            output::note(&format!("the tracer: {error:#}"));
+            return Ok(Vec::new());
+        }
+    };
+    let refusals: Vec<Refusal> = found.iter().map(Refusal::from).collect();
+    match policy {
+        OnEscape::Refuse if !refusals.is_empty() => bail!(Failure::Refused(refusals)),
+        OnEscape::Warn | OnEscape::LeaveRunning => {
+            for refusal in &refusals {
+                output::note(&format!("not in the checkpoint: {refusal}"));
+            }
+        }
+        OnEscape::Refuse | OnEscape::Ignore => {}
+    }
+    Ok(found)
 }

@@ -11,5 +11,7 @@ pub mod prune;
 pub mod show;
 pub mod status;
 pub mod store;
+pub mod top;
+pub mod trace;
 pub mod transfer;
 pub mod verify;

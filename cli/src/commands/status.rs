@@ -1,15 +1,49 @@
 //! `stasis status`.
 
-use crate::{client::Client, context::Context, failure::ExitCode, output, process, report};
+use stasis_protocol::{PAGE_SIZE, coordinator::Refusal};
+use stasis_store::pager::report::Progress;
+
+use crate::{
+    address::Address,
+    client::Client,
+    context::Context,
+    failure::ExitCode,
+    output, process, report,
+    tracer::{client::Tracer, escapes},
+};
 
 pub fn run(context: &Context) -> anyhow::Result<ExitCode> {
-    let status = report::Status::from(Client::connect(&context.address()?)?.status()?);
+    let address = context.address()?;
+    let status = report::Status::from(Client::connect(&address)?.status()?);
+    let status = with_outside(status, &address);
     if context.json {
         output::json(&status)?;
     } else {
         output::print(&render(&status, context.quiet))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Adds the processes without the library, as far as a tracer tells them.
+fn with_outside(mut status: report::Status, address: &Address) -> report::Status {
+    let members: Vec<u32> = status.processes.iter().map(|process| process.real_pid).collect();
+    let census = || -> anyhow::Result<_> {
+        let Some(mut tracer) = Tracer::connect()? else { return Ok(None) };
+        Ok(Some(escapes::census(&mut tracer, address, &members)?))
+    };
+    match census() {
+        Ok(census) => {
+            if let Some(refused) = census.as_ref().map(|census| census.refused).filter(|&refused| refused > 0)
+            {
+                output::note(&format!(
+                    "{refused} processes of this user were not tracked: there were too many (stasis-tracer --user-tasks)"
+                ));
+            }
+            status.outside = census.map(|census| census.strangers(&members.iter().copied().collect()));
+        }
+        Err(error) => output::note(&format!("the tracer: {error:#}")),
+    }
+    status
 }
 
 fn render(status: &report::Status, quiet: bool) -> String {
@@ -39,6 +73,7 @@ fn render(status: &report::Status, quiet: bool) -> String {
         }
         if status.processes.is_empty() {
             text.push_str("no process\n");
+            text.push_str(&outside(status));
             return text;
         }
         text.push('\n');
@@ -57,7 +92,37 @@ fn render(status: &report::Status, quiet: bool) -> String {
         ]);
     }
     text.push_str(&table.render());
+    for process in &status.processes {
+        if let Some(memory) = process.memory.as_ref().filter(|_| !quiet) {
+            text.push_str(&arriving(process.pid, memory));
+        }
+    }
+    text.push_str(&outside(status));
     text
+}
+
+/// Whoever cannot be checkpointed, and why.
+fn outside(status: &report::Status) -> String {
+    let escapes = status.outside.iter().flatten();
+    escapes.map(|escape| format!("\nnot checkpointed: {}\n", Refusal::from(escape))).collect()
+}
+
+/// How the memory of a lazily restarted process arrives.
+fn arriving(pid: u32, memory: &Progress) -> String {
+    let size = |pages: u64| output::bytes(pages * PAGE_SIZE as u64);
+    let state = match memory.complete_us {
+        Some(us) => format!("{} in after {}", size(memory.pages), output::duration(us)),
+        None => format!("{} in, {} left", size(memory.pages - memory.left), size(memory.left)),
+    };
+    let time = |ns: Option<u64>| or_dash(ns.map(|ns| output::duration(ns.div_ceil(1000))));
+    format!(
+        "\nmemory of {pid}: {state}; {} faults, median {}, p99 {}; from {} (pager {})\n",
+        memory.faults,
+        time(memory.fault_median_ns),
+        time(memory.fault_p99_ns),
+        memory.source,
+        memory.pager_pid
+    )
 }
 
 fn or_dash(text: Option<String>) -> String {

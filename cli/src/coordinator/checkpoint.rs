@@ -32,6 +32,8 @@ const END_DEADLINE: Duration = Duration::from_secs(5);
 pub struct Order {
     pub kill: bool,
     pub label: Option<String>,
+    /// See [`stasis_protocol::coordinator::ClientRequest::Checkpoint`].
+    pub without: Vec<u32>,
     pub outside: Outside,
 }
 
@@ -82,6 +84,7 @@ async fn round(computation: &Rc<Computation>, order: &Order) -> Result<Taken, Fa
         store: store.socket().to_string_lossy().into_owned(),
         hold: order.kill,
         outside: order.outside,
+        without: order.without.clone(),
     };
     for &(_, real_pid) in &members {
         stopped::settle(real_pid).await;
@@ -124,7 +127,8 @@ async fn round(computation: &Rc<Computation>, order: &Order) -> Result<Taken, Fa
     }
 }
 
-/// A program that was launched a moment ago may not have joined yet: it does not wait for its coordinator.
+/// A program that was launched a moment ago may not have joined yet: it does not wait for its coordinator. Of one that is
+/// being restarted, some processes may be missing.
 async fn await_newborn(computation: &Computation) {
     const PATIENCE: Duration = Duration::from_millis(500);
     let mut changes = computation.changes();
@@ -133,6 +137,9 @@ async fn await_newborn(computation: &Computation) {
     };
     // Nobody came: that is refused by name.
     let _ = timeout(PATIENCE, joined).await;
+    let restarted = async { while computation.is_restarting() && changes.changed().await.is_ok() {} };
+    // What is missing will not come, and whoever is there says so.
+    let _ = timeout(computation.settings.deadline, restarted).await;
 }
 
 /// The processes that there are, with their pids here.

@@ -143,8 +143,8 @@ struct State {
     id: Option<String>,
     /// What the next checkpoint goes on from.
     parent: Option<String>,
-    /// How many processes of a restart that announced itself have not come yet.
-    awaited: u32,
+    /// The processes of a restart that announced itself, by the pids that they know, and whether each has come.
+    awaited: Vec<(u32, bool)>,
     members: BTreeMap<MemberId, Member>,
     next_member: MemberId,
     /// Processes that left and may be about to come back under another program.
@@ -216,7 +216,7 @@ impl Computation {
         let came_back = state.departed.iter().position(|departed| departed.real_pid == member.real_pid);
         let came_back = came_back.map(|at| state.departed.swap_remove(at).rank);
         let before = replaced.or(came_back);
-        let continues = state.awaited > 0 && member.restarted_from.is_some();
+        let continues = !state.awaited.is_empty() && member.restarted_from.is_some();
         if state.members.is_empty() && before.is_none() && !continues {
             // All that was here has ended: this is another computation.
             state.id = None;
@@ -232,6 +232,12 @@ impl Computation {
         let id = state.next_member;
         state.next_member += 1;
         member.rank = before.unwrap_or(id);
+        if member.restarted_from.is_some()
+            && let Some(place) = state.awaited.iter().position(|(pid, _)| *pid == member.pid)
+        {
+            // The order of the checkpoint is kept.
+            member.rank = place as u64;
+        }
         log::line(format_args!("{} joined", member.name()));
         if let Some(births) = &self.births {
             births.settle(member.pid);
@@ -349,7 +355,7 @@ impl Computation {
     ///
     /// # Errors
     /// Another computation is running here.
-    pub fn resume(&self, id: String, checkpoint: String, processes: u32) -> Result<(), Refusal> {
+    pub fn resume(&self, id: String, checkpoint: String, processes: &[u32]) -> Result<(), Refusal> {
         let mut state = self.state.borrow_mut();
         // Those that have just ended may not have been seen to leave yet.
         if let Some(member) = state.members.values().find(|member| !member.pidfd.has_ended()) {
@@ -362,10 +368,17 @@ impl Computation {
         state.members.clear();
         state.id = Some(id);
         state.parent = Some(checkpoint);
-        state.awaited = processes;
+        state.awaited = processes.iter().map(|&pid| (pid, false)).collect();
+        state.next_member = state.next_member.max(processes.len() as u64);
         state.departed.clear();
         state.joined = 0;
         Ok(())
+    }
+
+    /// Whether processes of a restart have not come yet.
+    pub fn is_restarting(&self) -> bool {
+        let state = self.state.borrow();
+        !state.awaited.is_empty() && !state.members.is_empty()
     }
 
     /// How many processes joined since the computation began or was resumed.
@@ -428,12 +441,14 @@ impl State {
     fn arrived(&mut self, id: MemberId) {
         let Some(member) = self.members.get(&id) else { return };
         if member.restarted_from.is_none() {
-            self.awaited = 0;
             return;
         }
-        self.awaited = self.awaited.saturating_sub(1);
+        for (pid, has_come) in &mut self.awaited {
+            *has_come |= *pid == member.pid;
+        }
         // One whose coordinator was replaced while it ran is not waited for by anybody: it just goes on.
-        if self.awaited == 0 {
+        if self.awaited.iter().all(|(_, has_come)| *has_come) {
+            self.awaited.clear();
             for member in self.members.values().filter(|member| member.restarted_from.is_some()) {
                 if let Err(reason) = member.send(&ToProcess::Go) {
                     log::line(format_args!("{}: {reason}", member.name()));

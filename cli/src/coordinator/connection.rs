@@ -183,9 +183,9 @@ impl Drop for AbortOnDrop {
 
 async fn carry_out(computation: &Rc<Computation>, request: ClientRequest) -> ClientReply {
     match request {
-        ClientRequest::Checkpoint { kill, label, outside } => {
+        ClientRequest::Checkpoint { kill, label, without, outside } => {
             let turn = computation.turn.clone().lock_owned().await;
-            let order = Order { kill, label, outside };
+            let order = Order { kill, label, without, outside };
             let taking = spawn_local(checkpoint::take(Rc::clone(computation), order, turn));
             match taking.await {
                 Ok(Ok(Taken { record, outside })) => ClientReply::Checkpoint { record, outside },
@@ -209,7 +209,7 @@ async fn carry_out(computation: &Rc<Computation>, request: ClientRequest) -> Cli
         }
         ClientRequest::AwaitProcess { real_pid } => await_process(computation, real_pid).await,
         ClientRequest::Resume { computation: id, checkpoint, processes } => {
-            match computation.resume(id, checkpoint, processes) {
+            match computation.resume(id, checkpoint, &processes) {
                 Ok(()) => ClientReply::Done { count: 0 },
                 Err(refusal) => ClientReply::Refused(vec![refusal]),
             }

@@ -33,10 +33,18 @@ impl Drop for Awaited {
 }
 
 /// By their pids here.
-#[derive(Default)]
-pub struct Newborn(BTreeMap<u32, Awaited>);
+pub struct Newborn {
+    awaited: BTreeMap<u32, Awaited>,
+    /// Processes without the library that the checkpoint is taken without.
+    without: Vec<u32>,
+}
 
 impl Newborn {
+    /// Awaits whoever must be awaited, but for these.
+    pub fn but(without: &[u32]) -> Self {
+        Self { awaited: BTreeMap::new(), without: without.to_vec() }
+    }
+
     /// Awaits the children of a process that `is_known` does not know.
     pub fn await_children(&mut self, parent: (u32, &str), is_known: impl Fn(u32) -> bool, events: &Events) {
         for child in children(parent.0).into_iter().filter(|&child| !is_known(child)) {
@@ -80,6 +88,9 @@ impl Newborn {
     }
 
     fn insert(&mut self, real_pid: u32, pidfd: Rc<Pidfd>, refusal: Refusal, events: &Events) {
+        if self.without.contains(&real_pid) {
+            return;
+        }
         let events = events.clone();
         let watch = spawn_local(async move {
             if pidfd.ended().await.is_ok() {
@@ -88,27 +99,27 @@ impl Newborn {
             }
         });
         let until = Instant::now() + PATIENCE;
-        self.0.entry(real_pid).or_insert(Awaited { refusal, until, watch: watch.abort_handle() });
+        self.awaited.entry(real_pid).or_insert(Awaited { refusal, until, watch: watch.abort_handle() });
     }
 
     /// One has come, or has ended.
     pub fn settle(&mut self, real_pid: u32) {
-        self.0.remove(&real_pid);
+        self.awaited.remove(&real_pid);
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.awaited.is_empty()
     }
 
     /// When the first of them is overdue.
     pub fn until(&self) -> Option<Instant> {
-        self.0.values().map(|awaited| awaited.until).min()
+        self.awaited.values().map(|awaited| awaited.until).min()
     }
 
     /// Why the checkpoint cannot be taken, for those that are overdue.
     pub fn overdue(&self) -> Vec<Refusal> {
         let now = Instant::now();
-        self.0
+        self.awaited
             .values()
             .filter(|awaited| awaited.until <= now)
             .map(|awaited| awaited.refusal.clone())

@@ -92,6 +92,8 @@ pub struct Question {
     pub store: String,
     pub hold: bool,
     pub outside: Outside,
+    /// Processes without the library that the checkpoint is taken without.
+    pub without: Vec<u32>,
 }
 
 pub struct Round<'a> {
@@ -105,6 +107,8 @@ pub struct Round<'a> {
     events: mpsc::Receiver<(MemberId, Event)>,
     shared: Vec<Vec<SharedDescriptor>>,
     outside: Vec<Refusal>,
+    /// The last process that has ended.
+    ended: Option<Refusal>,
 }
 
 impl<'a> Round<'a> {
@@ -113,14 +117,15 @@ impl<'a> Round<'a> {
         let (sender, events) = computation.open_round(question.token);
         Self {
             computation,
+            newborn: Newborn::but(&question.without),
             question,
             subjects: BTreeMap::new(),
             passed: Step::Asked,
-            newborn: Newborn::default(),
             sender,
             events,
             shared: Vec::new(),
             outside: Vec::new(),
+            ended: None,
         }
     }
 
@@ -167,7 +172,8 @@ impl<'a> Round<'a> {
         loop {
             self.pass()?;
             if self.subjects.is_empty() && self.newborn.is_empty() {
-                return Err(one(refusal("the computation", "has ended", "start it again")).into());
+                let ended = refusal("the computation", "has ended", "start it again");
+                return Err(one(self.ended.take().unwrap_or(ended)).into());
             }
             if self.newborn.is_empty() && self.subjects.values().all(|subject| subject.step == Step::Dumped) {
                 return Ok(self.gathered());
@@ -410,7 +416,9 @@ impl<'a> Round<'a> {
             // What it was is in the store.
             return Ok(());
         }
-        if !subject.pidfd.has_ended() {
+        if subject.pidfd.has_ended() {
+            self.ended = Some(gone(subject, subject.phase));
+        } else {
             let (real_pid, name, pidfd) = (subject.real_pid, subject.name.clone(), Rc::clone(&subject.pidfd));
             self.subjects.remove(&id);
             // It may be back already: then it must not be missed.

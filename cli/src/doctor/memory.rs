@@ -65,7 +65,7 @@ fn write_protection() -> Result<(), String> {
     let uffd = unsafe { OwnedFd::from_raw_fd(uffd) };
     let memory = Memory::map().map_err(named("mmap"))?;
     (0..PAGES).for_each(|page| memory.write(page));
-    userfaultfd::register(uffd.as_raw_fd(), memory.start(), memory.end())
+    userfaultfd::register(uffd.as_raw_fd(), memory.start(), memory.end(), userfaultfd::MODE_WP)
         .map_err(named("registering memory with userfaultfd"))?;
     let pagemap = File::open("/proc/self/pagemap").map_err(named("/proc/self/pagemap"))?;
     scan(&pagemap, &memory).map_err(named("PAGEMAP_SCAN"))?;

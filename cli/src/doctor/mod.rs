@@ -6,6 +6,7 @@ mod kernel;
 mod memory;
 mod parts;
 mod store;
+mod tracer;
 
 use crate::{context::Context, failure::ExitCode, output, report};
 
@@ -51,6 +52,7 @@ pub fn run(context: &Context) -> anyhow::Result<ExitCode> {
         probe("pidfd_getfd", "restart", kernel::pidfd_getfd()),
         probe("original pids", "restart", kernel::set_tid()),
         probe("pid namespaces", "restart beside the original", kernel::namespaces()),
+        probe("tracer", "naming escapes, stasis trace", tracer::service(context)),
         probe("coordinator", "checkpoint, status", parts::coordinator(context)),
     ];
     let missing = probes.iter().any(|probe| matches!(probe.finding, Finding::Missing { .. }));

@@ -29,7 +29,7 @@ pub struct Computation {
     /// At least one.
     pub processes: Vec<Saved>,
     /// While it is open the packs stay where they are.
-    _store: Store,
+    pub store: Store,
 }
 
 impl Computation {
@@ -55,7 +55,7 @@ impl Computation {
         if processes.is_empty() {
             bail!(failed(format!("checkpoint {} holds no process: run `stasis verify`", record.id)));
         }
-        Ok(Self { record, processes, _store: store })
+        Ok(Self { record, processes, store })
     }
 
     pub fn images(&self) -> Vec<&ProcessImage> {

@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs::{File, OpenOptions},
+    ops::Range,
     os::{
         fd::{AsFd, OwnedFd, RawFd},
         unix::fs::OpenOptionsExt,
@@ -126,6 +127,7 @@ pub fn plan(
     image: &ProcessImage,
     pages: &Pages,
     objects: &dyn Fn(u32) -> Option<OwnedFd>,
+    lazy: &[Range<u64>],
     places: &mut Places,
     plan: &mut Plan,
 ) -> anyhow::Result<()> {
@@ -170,7 +172,8 @@ pub fn plan(
         if mapping.flags & flag::NORESERVE != 0 {
             flags |= libc::MAP_NORESERVE;
         }
-        let filled = !mapping.shared && pages.any(mapping.start, mapping.end);
+        let is_lazy = lazy.binary_search_by_key(&mapping.start, |region| region.start).is_ok();
+        let filled = !mapping.shared && !is_lazy && pages.any(mapping.start, mapping.end);
         let protection = if filled {
             mapping.protection | (libc::PROT_READ | libc::PROT_WRITE) as u32
         } else {
@@ -193,9 +196,9 @@ pub fn plan(
         advise(mapping, plan);
     }
     if !image.settings.thp_disable {
-        plan.huge = huge(image, pages);
+        plan.huge = huge(image, pages, lazy);
     }
-    fills(pages, &modified, places, plan)
+    fills(pages, &modified, lazy, places, plan)
 }
 
 /// The calls that give a mapping its advice, guards, name and lock.
@@ -283,7 +286,29 @@ impl Pages {
     }
 }
 
-fn fills(pages: &Pages, modified: &[(u64, u64)], places: &mut Places, plan: &mut Plan) -> anyhow::Result<()> {
+/// The parts of a range that are not in any of `others`, which are in address order.
+fn without(range: Range<u64>, others: &[Range<u64>]) -> Vec<Range<u64>> {
+    let (mut parts, mut at) = (Vec::new(), range.start);
+    let first = others.partition_point(|other| other.end <= range.start);
+    for other in others[first..].iter().take_while(|other| other.start < range.end) {
+        if at < other.start {
+            parts.push(at..other.start);
+        }
+        at = other.end;
+    }
+    if at < range.end {
+        parts.push(at..range.end);
+    }
+    parts
+}
+
+fn fills(
+    pages: &Pages,
+    modified: &[(u64, u64)],
+    lazy: &[Range<u64>],
+    places: &mut Places,
+    plan: &mut Plan,
+) -> anyhow::Result<()> {
     let page = PAGE_SIZE as u64;
     let mut packs: BTreeMap<u64, (RawFd, RawFd)> = BTreeMap::new();
     let mut zeros: Option<RawFd> = None;
@@ -291,6 +316,10 @@ fn fills(pages: &Pages, modified: &[(u64, u64)], places: &mut Places, plan: &mut
     plan.header.hashes_fd = places.place(pages.hashes.as_fd().try_clone_to_owned()?)? as u64;
     for (extent, first_hash) in pages.of(MEMORY) {
         let (start, len) = (extent.first_page * page, extent.pages * page);
+        let parts = without(start..start + len, lazy);
+        if parts.is_empty() {
+            continue;
+        }
         let (fd, direct) = match extent.kind {
             kind::ZERO => {
                 // Fresh anonymous memory is zero; a page of a file that the program zeroed is not.
@@ -317,27 +346,29 @@ fn fills(pages: &Pages, modified: &[(u64, u64)], places: &mut Places, plan: &mut
                 }
             },
         };
-        let mut at = 0;
-        while at < len {
-            let part = CHUNK.min(len - at);
-            let end = start + at + part;
-            plan.fills.push(Fill {
-                address: start + at,
-                len: part,
-                fd,
-                direct,
-                offset: extent.offset + at,
-                hash: first_hash as u64 + at / page,
-                huge: plan.huge.partition_point(|&[piece, _]| piece < end) as u64,
-            });
-            at += part;
+        for part in parts {
+            let mut address = part.start;
+            while address < part.end {
+                let end = part.end.min(address + CHUNK);
+                let at = address - start;
+                plan.fills.push(Fill {
+                    address,
+                    len: end - address,
+                    fd,
+                    direct,
+                    offset: extent.offset + at,
+                    hash: first_hash as u64 + at / page,
+                    huge: plan.huge.partition_point(|&[piece, _]| piece < end) as u64,
+                });
+                address = end;
+            }
         }
     }
     Ok(())
 }
 
 /// Memory that will be full in runs of 2 MiB: private, anonymous, not advised against huge pages.
-fn huge(image: &ProcessImage, pages: &Pages) -> Vec<[u64; 2]> {
+fn huge(image: &ProcessImage, pages: &Pages, lazy: &[Range<u64>]) -> Vec<[u64; 2]> {
     const HUGE: u64 = 2 << 20;
     /// One call for so much: it drains the page caches of all processors, and what is read into a piece waits for it.
     const PIECE: u64 = 16 << 20;
@@ -357,6 +388,7 @@ fn huge(image: &ProcessImage, pages: &Pages) -> Vec<[u64; 2]> {
         for mapping in mappings.clone().take_while(|mapping| mapping.start < end) {
             let fit = mapping.backing == Backing::Anonymous
                 && !mapping.shared
+                && lazy.binary_search_by_key(&mapping.start, |region| region.start).is_err()
                 && mapping.flags & (flag::NOHUGEPAGE | flag::GROWSDOWN) == 0;
             let from = start.max(mapping.start).next_multiple_of(HUGE);
             let to = end.min(mapping.end) / HUGE * HUGE;

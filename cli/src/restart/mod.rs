@@ -7,6 +7,7 @@
 //!
 //! - `computation`: all processes of the checkpoint, read and checked
 //! - `machine`, `credentials`, `layout`, `settings`, `descriptors`: what is checked, and what goes into the plan
+//! - `lazy`: which memory is left to a pager, and starting it
 //! - `objects`: content of memory and files that exist in the checkpoint only
 //! - `tree`: who makes whom; `assembly`, `board`: they are made, and wait for each other
 //! - `spawn`: the children that become the processes of the computation; `session`: where init belongs
@@ -19,6 +20,7 @@ mod computation;
 mod credentials;
 mod descriptors;
 mod layout;
+mod lazy;
 mod machine;
 pub mod namespace;
 mod objects;
@@ -37,7 +39,7 @@ use stasis_protocol::coordinator::{ClientRequest, Refusal};
 use self::{computation::Computation, running::Child};
 use crate::{
     address::Address, args::RestartArgs, context::Context, coordinator::start, failure::ExitCode, locate,
-    output,
+    output, tracer,
 };
 
 /// `stasis restart`; ends as the program does, or returns why it could not be restarted.
@@ -48,22 +50,33 @@ pub fn run(context: &Context, args: &RestartArgs) -> anyhow::Result<ExitCode> {
     let computation = Computation::read(context, &args.reference)?;
     let tree = computation.check(&policy, args.detach)?;
     let restorer = locate::find(locate::RESTORER)?;
-
+    let wish = match (args.lazy, args.eager) {
+        (true, _) => lazy::Wish::Lazy,
+        (_, true) => lazy::Wish::Eager,
+        _ => lazy::Wish::Auto,
+    };
     let address = context.address()?;
+    let memory = lazy::choose(wish, &computation.processes, &address);
+    if let Some(why_not) = memory.why_not.as_deref().filter(|_| !context.quiet) {
+        let _ = lazy::explain(why_not);
+    }
+
     let directory = context.store()?;
     let mut client = start::connect_or_start(&address, &directory, &start::Options::default())?;
     client.count(&ClientRequest::Resume {
         computation: computation.record.draft.computation.clone(),
         checkpoint: computation.record.id.clone(),
-        processes: computation.processes.len() as u32,
+        processes: computation.processes.iter().map(|process| process.image.ids.pid as u32).collect(),
     })?;
     if let Some(interval) = args.interval {
         client.count(&start::interval_request(interval))?;
     }
+    tracer::join(&address);
     let request = spawn::Request {
         computation: &computation,
         tree: &tree,
         policy: &policy,
+        memory: &memory,
         passed: &passed,
         restorer: &restorer,
         address: &address,

@@ -22,6 +22,8 @@ pub struct Plan {
     /// Address and length of memory to be given huge pages before it is filled.
     pub huge: Vec<[u64; 2]>,
     pub fills: Vec<Fill>,
+    /// Address and length of mappings that are left to the pager.
+    pub lazy: Vec<[u64; 2]>,
     pub calls: Vec<Call>,
     pub last_calls: Vec<Call>,
     pub thread_calls: Vec<Call>,
@@ -69,6 +71,7 @@ impl Plan {
             + size_of_val(&*self.mappings)
             + size_of_val(&*self.huge)
             + size_of_val(&*self.fills)
+            + size_of_val(&*self.lazy)
             + calls * size_of::<Call>()
             + self.threads.len() * size_of::<Thread>()
             + self.data.len()
@@ -85,6 +88,7 @@ impl Plan {
         self.header.mappings = append(&mut bytes, &self.mappings);
         self.header.huge = append(&mut bytes, &self.huge);
         self.header.fills = append(&mut bytes, &self.fills);
+        self.header.lazy = append(&mut bytes, &self.lazy);
         self.header.calls = append(&mut bytes, &self.calls);
         self.header.last_calls = append(&mut bytes, &self.last_calls);
         self.header.thread_calls = append(&mut bytes, &self.thread_calls);

@@ -121,6 +121,10 @@ fn explain(failure: &Report, image: &ProcessImage, pages: &Pages) -> String {
             )
         }
         step::FILL => format!("{}: it cannot be read from the store: {errno}", mapping()),
+        step::LAZY => format!(
+            "memory at {address:x} cannot be left to the pager (step {}): {errno}; `--eager` loads all memory at once",
+            failure.index
+        ),
         step::MAP => format!("{}: it cannot be mapped: {errno}", mapping()),
         step::KERNEL_MAPPING => format!("{}: the kernel's own mapping cannot be moved there: {errno}", mapping()),
         step::AREA | step::UNMAP => format!("no room for the restorer at {address:x}: {errno}"),

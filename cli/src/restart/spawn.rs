@@ -26,7 +26,7 @@ use super::{
     computation::{Computation, Saved},
     credentials,
     descriptors::{self, Common, Objects, Places},
-    layout, namespace, objects,
+    layout, lazy, namespace, objects,
     place::{self, Place},
     plan::{Plan, call},
     running::{self, Child},
@@ -40,6 +40,7 @@ pub struct Request<'a> {
     pub computation: &'a Computation,
     pub tree: &'a Tree,
     pub policy: &'a descriptors::Policy,
+    pub memory: &'a lazy::Choice,
     pub passed: &'a descriptors::Passed,
     pub restorer: &'a Path,
     pub address: &'a Address,
@@ -85,11 +86,13 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
     let mut common = Common::new(images, shared, objects, request.passed, request.policy);
     common.make().map_err(refused)?;
 
+    let pagers = lazy::Pagers::start(request)?;
     let board = Board::new(request.tree.nodes.len()).context("no memory for the restart")?;
     let (report, theirs) = io::pipe().context("no pipe")?;
     let making = Making {
         request,
         common: &common,
+        pagers: &pagers,
         report: theirs.as_raw_fd(),
         // A user namespace shows only those that it maps.
         groups: credentials::own().groups,
@@ -123,6 +126,7 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
     };
     // What is the processes' own is not held here: who reads from a pipe must see its end.
     drop(common);
+    drop(pagers);
     drop(theirs);
     running::await_all(request, File::from(OwnedFd::from(report)), init, &board)
 }
@@ -131,6 +135,7 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
 struct Making<'a> {
     request: &'a Request<'a>,
     common: &'a Common<'a>,
+    pagers: &'a lazy::Pagers,
     report: RawFd,
     groups: Vec<u32>,
 }
@@ -195,7 +200,7 @@ impl Making<'_> {
         plan.header.report_fd = places.place(report.try_clone_to_owned()?)? as u64;
         plan.header.key = saved.key;
         let objects = |id| self.common.objects.get(process, id)?.as_fd().try_clone_to_owned().ok();
-        layout::plan(image, pages, &objects, places, &mut plan)?;
+        layout::plan(image, pages, &objects, self.request.memory.regions(process), places, &mut plan)?;
         let exe = match File::open(&image.exe.path) {
             Ok(exe) => Some(places.place(exe.into())?),
             Err(_) => None,
@@ -204,6 +209,7 @@ impl Making<'_> {
         threads(image, &mut plan);
         plan.header.restart_info = image.resume.restart_info;
         plan.header.info = self.info(saved, plan.keep(&image.handover));
+        self.pagers.plan(self.request.memory, process, places, &mut plan)?;
         Ok(plan)
     }
 

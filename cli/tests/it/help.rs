@@ -26,6 +26,8 @@ fn help_is_what_the_snapshots_say() {
         "kill",
         "coordinator",
         "store",
+        "trace",
+        "top",
         "doctor",
     ];
     for command in commands {

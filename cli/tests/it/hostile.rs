@@ -169,7 +169,12 @@ fn a_client_that_vanishes_while_it_waits_asks_for_nothing() {
     let mut client = coordinator.connect();
     client.write_all(&wire::frame(&Hello { version: VERSION, role: Role::Client }).unwrap()).unwrap();
     assert!(matches!(receive(&mut client), Some(ClientReply::Welcome { .. })));
-    let kill = ClientRequest::Checkpoint { kill: true, label: None, outside: Outside::default() };
+    let kill = ClientRequest::Checkpoint {
+        kill: true,
+        label: None,
+        without: Vec::new(),
+        outside: Outside::default(),
+    };
     client.write_all(&wire::frame(&kill).unwrap()).unwrap();
     drop(client);
     // Comes after the vanishing in the coordinator's queue.

@@ -137,6 +137,8 @@ fn the_computation_keeps_its_name_over_execve_and_loses_it_with_its_last_process
 fn a_restarted_process_goes_on_from_its_checkpoint() {
     let coordinator = Coordinator::start();
     let mut process = FakeProcess::join_as(coordinator.connect(), Some("00000000000000aa"));
+    // Nobody else is waited for.
+    assert_eq!(process.receive(), Some(ToProcess::Go));
     let checkpoint = coordinator.start_json(&["checkpoint"]);
     let (token, _) = process.expect_checkpoint();
     process.dump(token);
@@ -151,7 +153,7 @@ fn resuming_gives_a_restarted_process_its_computation_back_and_no_other() {
         let request = ClientRequest::Resume {
             computation: "00000000000000c0".into(),
             checkpoint: checkpoint.into(),
-            processes: 1,
+            processes: vec![std::process::id()],
         };
         coordinator.request(&request)
     };

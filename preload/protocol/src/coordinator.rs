@@ -105,7 +105,8 @@ pub enum FromProcess {
     Ready {
         token: u64,
         ends: Vec<End>,
-        /// Shared memory and files without a name ([`crate::image::Object::key`]).
+        /// What several processes may have and one is to copy: shared memory and files without a name
+        /// ([`crate::image::Object::key`]), the queues of sockets.
         objects: Vec<u64>,
         /// The pids of its children that have not ended.
         children: Vec<u32>,
@@ -192,7 +193,13 @@ pub enum ToProcess {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ClientRequest {
     /// Take a checkpoint and answer when it is durable: [`ClientReply::Checkpoint`].
-    Checkpoint { kill: bool, label: Option<String>, outside: Outside },
+    Checkpoint {
+        kill: bool,
+        label: Option<String>,
+        /// Processes without the library, by the kernel's pids: they are left out, instead of being awaited and refused.
+        without: Vec<u32>,
+        outside: Outside,
+    },
     /// [`ClientReply::Status`].
     Status,
     /// End every process of the computation (SIGKILL). [`ClientReply::Done`] with how many.
@@ -202,9 +209,14 @@ pub enum ClientRequest {
     /// Answered by [`ClientReply::Done`] as soon as `processes` processes have said hello since the
     /// computation began or was resumed, whether or not they are still there.
     AwaitProcesses { processes: u32 },
-    /// The processes that connect from now on continue this computation, from this checkpoint. When as many have said hello,
-    /// all are told [`ToProcess::Go`].
-    Resume { computation: String, checkpoint: String, processes: u32 },
+    /// The processes that connect from now on continue this computation, from this checkpoint. When all of them have said hello,
+    /// they are told [`ToProcess::Go`].
+    Resume {
+        computation: String,
+        checkpoint: String,
+        /// Their pids, as they know them, in the order of the checkpoint.
+        processes: Vec<u32>,
+    },
     /// End the coordinator; the processes run on. [`ClientReply::Done`].
     Shutdown,
     /// Answered by [`ClientReply::Done`] as soon as the process that the kernel knows by this pid has

@@ -15,12 +15,14 @@ extern crate alloc;
 pub mod births;
 pub mod coordinator;
 pub mod image;
+pub mod pager;
 pub mod plan;
 pub mod store;
+pub mod tracer;
 pub mod wire;
 
 /// The version of all that is defined in this crate.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 7;
 
 /// The page size of x86-64, in bytes: the unit of dumping, of hashing and of restoring.
 pub const PAGE_SIZE: usize = 4096;

@@ -66,6 +66,11 @@ pub struct Header {
     pub pointers: Array,
     /// How many threads fill memory.
     pub fillers: u64,
+    /// Of pairs of words: address and length of mappings whose pages the pager brings; in address order.
+    pub lazy: Array,
+    /// An open /dev/userfaultfd, where userfaultfd(2) is not for this user; -1: none. The socket to the pager is
+    /// [`RestartInfo::pager_fd`].
+    pub userfaultfd_device: i64,
 }
 
 #[repr(C)]
@@ -169,6 +174,8 @@ pub mod step {
     pub const THREAD: u64 = 10;
     pub const LAST_CALL: u64 = 11;
     pub const THREAD_CALL: u64 = 12;
+    /// Memory cannot be left to the pager.
+    pub const LAZY: u64 = 13;
 }
 
 /// What the restored library finds in its own memory before its checkpoint thread starts.
@@ -195,6 +202,11 @@ pub struct RestartInfo {
     pub manifest: [u8; 32],
     /// Stop the process again (it stood stopped at the checkpoint).
     pub stopped: u64,
+    /// In the checkpoint thread's own table: the socket to the pager, the userfaultfd, the table of pages; -1: all
+    /// memory is there.
+    pub pager_fd: i32,
+    pub userfaultfd: i32,
+    pub table_fd: i32,
 }
 
 impl RestartInfo {
@@ -211,6 +223,9 @@ impl RestartInfo {
         objects: 0,
         manifest: [0; 32],
         stopped: 0,
+        pager_fd: -1,
+        userfaultfd: -1,
+        table_fd: -1,
     };
 }
 

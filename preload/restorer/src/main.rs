@@ -22,6 +22,7 @@ mod fill;
 mod hash;
 mod intrinsics;
 mod layout;
+mod lazy;
 mod plan;
 mod relocate;
 mod report;
@@ -47,6 +48,7 @@ extern "C" fn first(stack: *const usize) -> ! {
 extern "C" fn second(plan: &Plan) -> ! {
     plan.resolve_pointers();
     layout::replace(plan);
+    lazy::leave_to_pager(plan);
     fill::fill(plan);
     plan.make_calls(plan.calls(), stasis_protocol::plan::step::CALL);
     threads::go_on(plan)

@@ -81,6 +81,10 @@ impl Plan {
         self.array(self.header().huge)
     }
 
+    pub fn lazy(&self) -> &[[u64; 2]] {
+        self.array(self.header().lazy)
+    }
+
     pub fn fills(&self) -> &[Fill] {
         self.array(self.header().fills)
     }

@@ -4,6 +4,7 @@ use stasis_protocol::plan::{RestartInfo, Thread, step};
 
 use crate::{
     arch::{self, CloneArguments},
+    lazy,
     plan::Plan,
     relocate::{self, STACK, THREAD_STACK},
     report,
@@ -23,6 +24,7 @@ pub fn go_on(plan: &Plan) -> ! {
         area: area.start as u64,
         area_len: area.len as u64,
         handover: plan.data(header.info.handover),
+        userfaultfd: lazy::userfaultfd(),
         ..header.info
     };
     // SAFETY: the plan's author has checked that a mapping holds it.
@@ -38,6 +40,10 @@ pub fn go_on(plan: &Plan) -> ! {
     }
     // The checkpoint thread has a descriptor table of its own.
     make(plan, &header.checkpoint_thread, shared, stacks, others.len());
+    if lazy::userfaultfd() >= 0 {
+        // The program's table is to hold the program's descriptors only.
+        let _ = stasis_sys::file::close(lazy::userfaultfd());
+    }
     plan.make_calls(plan.last_calls(), step::LAST_CALL);
     // SAFETY: set_tid_address(2) notes an address.
     unsafe { stasis_sys::raw(libc::SYS_set_tid_address, [leader.clear_tid as usize, 0, 0, 0, 0, 0]) };

@@ -43,13 +43,15 @@ pub struct Snapshot {
     pub sharable: Vec<Sharable>,
     /// Dropped when the checkpoint has been stored.
     pub rooms: Vec<descriptors::Room>,
+    /// The keys of what several processes may have, and one copies.
+    pub keys: Vec<u64>,
 }
 
 /// What a look at the running process has shown.
 pub struct Checked {
     pub mappings: Vec<mappings::Found>,
     pub ends: Vec<End>,
-    /// The keys of its objects, as far as they are mapped.
+    /// The keys of its objects, as far as they are mapped, and of its sockets' queues.
     pub objects: Vec<u64>,
 }
 
@@ -59,18 +61,18 @@ pub fn check() -> Result<Checked, Vec<Refusal>> {
     let mut refusals = Vec::new();
     process::check(&mut refusals);
     let mut objects = Objects::default();
-    let ends = match descriptors::capture(&mut objects, descriptors::Moment::Running) {
-        Ok(captured) => captured.ends,
+    let (ends, mut keys) = match descriptors::capture(&mut objects, descriptors::Moment::Running, &[]) {
+        Ok(captured) => (captured.ends, captured.queues),
         Err(more) => {
             refusals.extend(more);
-            Vec::new()
+            Default::default()
         }
     };
     let mappings = mappings::capture(&mappings::Advice::default(), &mut objects).unwrap_or_else(|more| {
         refusals.extend(more);
         Vec::new()
     });
-    let keys = objects.records().iter().map(|object| object.key).collect();
+    keys.extend(objects.records().iter().map(|object| object.key));
     objects.close();
     if refusals.is_empty() { Ok(Checked { mappings, ends, objects: keys }) } else { Err(refusals) }
 }
@@ -83,11 +85,12 @@ pub fn take(
     stopped: bool,
     hold: bool,
     zombies: Vec<Zombie>,
+    elsewhere: &[u64],
 ) -> Result<Snapshot, Vec<Refusal>> {
     let pid = stasis_sys::process::getpid();
     set_subject(quiet.tids.first().copied().unwrap_or(pid));
     let mut objects = Objects::default();
-    let captured = match descriptors::capture(&mut objects, descriptors::Moment::Stopped) {
+    let captured = match descriptors::capture(&mut objects, descriptors::Moment::Stopped, elsewhere) {
         Ok(captured) => captured,
         Err(refusals) => {
             objects.close();
@@ -128,12 +131,15 @@ pub fn take(
         },
         handover: kernel_state::capture(quiet, hold),
     };
+    let mut keys = captured.queues;
+    keys.extend(image.objects.iter().map(|object| object.key));
     Ok(Snapshot {
         image,
         objects,
         mappings,
         ends: captured.ends,
         sharable: captured.sharable,
+        keys,
         rooms: captured.rooms,
     })
 }

@@ -44,7 +44,7 @@ impl DirtyTracker for WpAsync {
 
     fn watch(&mut self, range: Range) -> Result<()> {
         // What is registered already stays as it is.
-        userfaultfd::register(self.uffd, range.start, range.end)
+        userfaultfd::register(self.uffd, range.start, range.end, userfaultfd::MODE_WP)
     }
 
     fn look(

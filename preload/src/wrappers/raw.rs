@@ -3,7 +3,7 @@
 use stasis_sys::process;
 
 use super::{exec, exit, returned};
-use crate::{births::Birth, start};
+use crate::{births::Birth, lazy, start};
 
 /// Numbers that [`by_number`] is to be given.
 pub const NUMBERS: [i64; 7] = [
@@ -56,6 +56,7 @@ fn shares_memory(flags: u64) -> bool {
 
 /// Makes a child, which returns from here, too, on a stack of its own at the same address.
 fn make(clone: impl FnOnce() -> isize) -> isize {
+    lazy::await_all();
     let birth = Birth::announce();
     let pid = clone();
     if pid == 0 {

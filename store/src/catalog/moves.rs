@@ -11,7 +11,7 @@ use crate::{
     failpoint::FailPoint,
     hash::Hash,
     index::Changes,
-    manifest::Leaf,
+    manifest::{Leaf, Stored},
     pack::{Place, state::PackStates},
 };
 
@@ -41,11 +41,11 @@ impl Catalog {
     #[must_use]
     pub fn is_current(&self, node: &[u8], own: &[u32]) -> bool {
         let states = self.states();
-        Leaf::packs_of(node)
+        Stored::packs_of(node)
             .is_none_or(|mut packs| packs.all(|pack| states.is_usable(pack) || own.contains(&pack)))
     }
 
-    /// Puts right where the pages of `leaf` lie that are in packs `away`; returns whether there was any. What
+    /// Puts right where the pages of `leaf` lie that are in packs `away` or damaged; returns whether any has another place now. What
     /// the index does not know stays as it was: reading it will name the pack that is missing.
     ///
     /// # Errors
@@ -58,11 +58,19 @@ impl Catalog {
     ) -> Result<bool, StoreError> {
         let mut lost: Vec<(Hash, usize)> = Vec::new();
         {
-            let states = self.states();
+            let (states, damaged) = (self.states(), self.damaged());
             for run in leaf.runs() {
-                if run.place != Place::ZERO && away(&states, run.place.pack) {
-                    let names = leaf.names(run.first, run.pages).iter().copied();
-                    lost.extend(names.zip(run.first..));
+                if run.place == Place::ZERO {
+                    continue;
+                }
+                let is_away = away(&states, run.place.pack);
+                if is_away || !damaged.is_empty() {
+                    let pages =
+                        leaf.names(run.first, run.pages).iter().zip(run.place.slot..).zip(run.first..);
+                    let is_lost = |slot| is_away || damaged.contains(Place { slot, ..run.place });
+                    lost.extend(
+                        pages.filter(|((_, slot), _)| is_lost(*slot)).map(|((name, _), at)| (*name, at)),
+                    );
                 }
             }
         }
@@ -71,12 +79,14 @@ impl Catalog {
         }
         lost.sort_unstable();
         let names: Vec<Hash> = lost.iter().map(|(name, _)| *name).collect();
+        let mut is_changed = false;
         for ((name, at), place) in lost.into_iter().zip(look_up(&names)?) {
             if let Some(place) = place {
                 leaf.set(at, name, place);
+                is_changed = true;
             }
         }
-        Ok(true)
+        Ok(is_changed)
     }
 
     /// For who reads: puts right where the pages of `leaf` lie whose packs are gone.
@@ -123,6 +133,7 @@ impl Catalog {
             Changes { removed_packs: packs.to_vec(), last_removed_pack: highest, ..Changes::default() };
         self.index.write(&changes)?;
         FailPoint::PacksForgotten.hit();
+        self.forget_damage(packs);
         self.states_mut().remove(packs);
         records.retain(|number, _| !packs.contains(number));
         Ok(())

@@ -19,6 +19,9 @@ use crate::{
 /// Pages that are moved before the index is told: their names are in memory until then.
 const PAGES_AT_ONCE: u64 = 128 << 10;
 
+/// Packs that are: the names of all their pages are in memory, 2 MiB each.
+const PACKS_AT_ONCE: usize = 8;
+
 /// Pages that are read and handed on at a time.
 const CHUNK: usize = 256;
 
@@ -43,10 +46,11 @@ pub fn all(store: &Store, victims: &[Victim], places: &PlaceSet) -> Result<Compa
     let mut compacted = Compacted::default();
     let mut rest = victims;
     while !rest.is_empty() {
-        let mut pages = 0;
+        let (mut pages, mut packs) = (0, 0);
         let end = rest.iter().position(|victim| {
             pages += victim.live;
-            pages > PAGES_AT_ONCE
+            packs += 1;
+            pages > PAGES_AT_ONCE || packs > PACKS_AT_ONCE
         });
         // At least one.
         let (batch, behind) = rest.split_at(end.unwrap_or(rest.len()).max(1));
@@ -97,7 +101,7 @@ fn some(
     }
     session.end(store.pool(), End::Commit);
     FailPoint::PackGrown.hit();
-    let moved: Vec<(Hash, Place)> = written.iter().map(|(name, place)| (*name, *place)).collect();
+    let moved: Vec<(Hash, Place)> = written.iter().collect();
     let pages = moved.len() as u64;
     store.indexer().move_pages(Moves { moved, grown, gone: copied.names })?;
     FailPoint::PagesMoved.hit();
@@ -177,6 +181,7 @@ fn copy_one(
             store.hasher().name_pages(&read, &mut found);
             for (((name, place), found), page) in run.iter().zip(found).zip(read) {
                 if *name != found {
+                    store.catalog().note_damage(&[*place], &[]).map_err(Problem::Write)?;
                     return Err(Problem::Read(StoreError::Damaged(format!(
                         "the page {} at offset {:#x} holds something else",
                         hex(name),

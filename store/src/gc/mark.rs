@@ -21,6 +21,11 @@ impl NodeSet {
         self.0.insert(half(name))
     }
 
+    /// Adds all of `other`.
+    pub fn extend(&mut self, other: &Self) {
+        self.0.extend(&other.0);
+    }
+
     #[must_use]
     pub fn contains(&self, name: &Hash) -> bool {
         self.0.contains(&half(name))
@@ -35,8 +40,21 @@ fn half(name: &Hash) -> [u8; 16] {
 
 #[derive(Default)]
 pub struct Marks {
+    /// Nodes that checkpoints consist of.
     pub nodes: NodeSet,
+    /// Leaves that those rest on. They may name pages that nobody needs.
+    pub bases: NodeSet,
     pub places: PlaceSet,
+}
+
+impl Marks {
+    /// All nodes that must stay.
+    #[must_use]
+    pub fn into_nodes(self) -> NodeSet {
+        let Self { mut nodes, bases, .. } = self;
+        nodes.extend(&bases);
+        nodes
+    }
 }
 
 /// Marks what all checkpoints need, but for what is marked already.
@@ -76,13 +94,17 @@ fn manifest(store: &Store, marks: &mut Marks, name: &Hash) -> Result<(), StoreEr
     }
     let manifest = Manifest::load(store.index(), store.node_names(), name)?;
     for root in &manifest.roots {
-        let Marks { nodes, places } = marks;
+        let Marks { nodes, bases, places } = marks;
         if nodes.contains(&root.name) {
             continue;
         }
         let mut reader = Reader::new(store.index(), store.node_names(), store.hasher().zero());
         reader.each_leaf(root.name, &mut |leaf| nodes.insert(leaf), &mut |_, name, leaf| {
-            let mut leaf = leaf?;
+            let leaf = leaf?;
+            leaf.bases().for_each(|base| {
+                bases.insert(base);
+            });
+            let mut leaf = leaf.into_leaf();
             store.catalog().correct_to_read(&mut leaf).map_err(|error| match error {
                 StoreError::Damaged(problem) => {
                     StoreError::Damaged(format!("{problem} (leaf {})", hex(name)))

@@ -4,7 +4,7 @@ use crate::{
     error::StoreError,
     failpoint::FailPoint,
     hash::Hash,
-    manifest::{Leaf, Node},
+    manifest::{Node, Stored},
     store::{Store, Sweeping},
 };
 
@@ -43,11 +43,10 @@ fn corrected(store: &Store, sweeping: &Sweeping<'_>, nodes: Vec<Node>) -> Result
             continue;
         }
         // A damaged one was seen while marking, or has come since; it is not for here to judge.
-        let Ok(mut leaf) = Leaf::decode(&bytes, &name, store.node_names(), store.hasher().zero()) else {
-            continue;
-        };
-        if store.catalog().correct_to_keep(&mut leaf, &[])? {
-            changed.push((name, leaf.encode()));
+        let Some(mut stored) = Stored::parse(&bytes, store.hasher().zero()) else { continue };
+        // What only others rest on may name pages that are gone: those others have other ones there.
+        if store.catalog().correct_to_keep(stored.own(), &[])? {
+            changed.push((name, stored.encode()));
         }
     }
     Ok(changed)

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use stasis_protocol::store::Change;
 
 use super::{
-    LEAF_PAGES, Leaf, Manifest, Reader,
+    LEAF_PAGES, Leaf, Manifest, Reader, Version,
     tree::{LEVEL_BITS, LEVELS},
 };
 use crate::{error::StoreError, hash::Hash};
@@ -63,7 +63,7 @@ impl Reader<'_> {
         show: &mut Show<'_>,
     ) -> Result<(), StoreError> {
         let leaf = |name: Option<Hash>| match name {
-            Some(name) => self.named_leaf(&name),
+            Some(name) => self.named_leaf(&name).map(Version::into_leaf),
             None => Ok(Leaf::default()),
         };
         let (from, to) = (leaf(from)?, leaf(to)?);

@@ -7,7 +7,7 @@ use std::{
     ops::Range,
 };
 
-use super::{LEAF_PAGES, Leaf, Node, NodeNames};
+use super::{LEAF_PAGES, Node, NodeNames, Stored, Version};
 use crate::{
     error::{StoreError, hex},
     hash::Hash,
@@ -52,7 +52,7 @@ impl NodeSource for crate::index::Index {
 }
 
 /// Takes a leaf: the number of its first page, its name, and what it is or why it cannot be read.
-pub type ShowLeaf<'a> = dyn FnMut(u64, &Hash, Result<Leaf, StoreError>) -> Result<(), StoreError> + 'a;
+pub type ShowLeaf<'a> = dyn FnMut(u64, &Hash, Result<Version, StoreError>) -> Result<(), StoreError> + 'a;
 
 pub(super) type Children = BTreeMap<u16, Hash>;
 
@@ -126,7 +126,16 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// A node on the way is missing or damaged.
-    pub fn leaf(&mut self, root: Hash, number: u64) -> Result<Option<Leaf>, StoreError> {
+    #[cfg(test)]
+    pub fn leaf(&mut self, root: Hash, number: u64) -> Result<Option<Version>, StoreError> {
+        self.leaf_name(root, number)?.map(|name| self.named_leaf(&name)).transpose()
+    }
+
+    /// The name of the leaf with this number.
+    ///
+    /// # Errors
+    /// As [`Reader::leaf`].
+    pub fn leaf_name(&mut self, root: Hash, number: u64) -> Result<Option<Hash>, StoreError> {
         let mut name = root;
         for level in (0..LEVELS).rev() {
             let index = (number >> (level * LEVEL_BITS)) as u16 & (LEAF_PAGES as u16 - 1);
@@ -135,7 +144,7 @@ impl<'a> Reader<'a> {
                 None => return Ok(None),
             }
         }
-        self.named_leaf(&name).map(Some)
+        Ok(Some(name))
     }
 
     /// The numbers of the leaves that there are in a range of leaf numbers.
@@ -206,9 +215,10 @@ impl<'a> Reader<'a> {
         let wanted: Vec<(u16, Hash)> = children.into_iter().filter(|(_, child)| want(child)).collect();
         for part in wanted.chunks(LEAVES_AT_ONCE) {
             let names: Vec<Hash> = part.iter().map(|(_, child)| *child).collect();
-            for ((index, child), bytes) in part.iter().zip(self.source.nodes(&names)?) {
+            let nodes = self.with_bases(&names)?;
+            for (index, child) in part {
                 let page = (first + u64::from(*index)) * LEAF_PAGES as u64;
-                show(page, child, self.decode_leaf(child, bytes))?;
+                show(page, child, Version::assemble(child, &nodes, self.names, self.zero))?;
             }
         }
         Ok(())
@@ -219,15 +229,29 @@ impl<'a> Reader<'a> {
         self.inner.keys()
     }
 
+    /// The leaf called `name`.
+    ///
     /// # Errors
     /// It is missing or damaged.
-    pub(super) fn named_leaf(&self, name: &Hash) -> Result<Leaf, StoreError> {
-        self.decode_leaf(name, self.source.node(name)?)
+    pub fn named_leaf(&self, name: &Hash) -> Result<Version, StoreError> {
+        Version::assemble(name, &self.with_bases(&[*name])?, self.names, self.zero)
     }
 
-    fn decode_leaf(&self, name: &Hash, bytes: Option<Vec<u8>>) -> Result<Leaf, StoreError> {
-        let bytes = bytes.ok_or_else(|| missing(name))?;
-        Leaf::decode(&bytes, name, self.names, self.zero)
+    /// The nodes called `names`, and those that they rest on; what is not there is left out.
+    fn with_bases(&self, names: &[Hash]) -> Result<HashMap<Hash, Vec<u8>>, StoreError> {
+        let mut nodes: HashMap<Hash, Vec<u8>> = HashMap::with_capacity(2 * names.len());
+        let mut wanted = names.to_vec();
+        while !wanted.is_empty() {
+            let found: Vec<_> = wanted.iter().zip(self.source.nodes(&wanted)?).collect();
+            let found = found.into_iter().filter_map(|(name, bytes)| Some((*name, bytes?)));
+            let found: Vec<Node> = found.collect();
+            wanted = found.iter().filter_map(|(_, bytes)| Stored::base_of(bytes)).collect();
+            nodes.extend(found);
+            wanted.retain(|name| !nodes.contains_key(name));
+            wanted.sort_unstable();
+            wanted.dedup();
+        }
+        Ok(nodes)
     }
 
     pub(super) fn children(&mut self, name: &Hash) -> Result<&Children, StoreError> {
@@ -251,19 +275,19 @@ fn missing(name: &Hash) -> StoreError {
 pub struct Rebuilt {
     /// `None`: there is not a page in it.
     pub root: Option<Hash>,
-    /// The nodes that were made, with their names.
+    /// The nodes above the leaves that were made, with their names.
     pub nodes: Vec<Node>,
 }
 
-/// The tree `base` with the leaves `changed` (by number, in order) in place of its own; an empty leaf
-/// takes the place of none.
+/// The tree `base` with the leaves called `changed` (by number, in order) in place of its own; `None` takes the place of
+/// one that there is no more.
 ///
 /// # Errors
 /// A node of the base is missing or damaged.
 pub fn rebuild(
     reader: &mut Reader<'_>,
     base: Option<Hash>,
-    changed: &[(u64, Leaf)],
+    changed: &[(u64, Option<Hash>)],
 ) -> Result<Rebuilt, StoreError> {
     let mut rebuilt = Rebuilt::default();
     rebuilt.root =
@@ -275,14 +299,11 @@ fn build(
     reader: &mut Reader<'_>,
     level: u32,
     base: Option<Hash>,
-    changed: &[(u64, Leaf)],
+    changed: &[(u64, Option<Hash>)],
     nodes: &mut Vec<Node>,
 ) -> Result<Option<Hash>, StoreError> {
     if level == 0 {
-        let Some((_, leaf)) = changed.first().filter(|(_, leaf)| !leaf.is_empty()) else { return Ok(None) };
-        let name = leaf.name(reader.names);
-        nodes.push((name, leaf.encode()));
-        return Ok(Some(name));
+        return Ok(changed.first().and_then(|(_, name)| *name));
     }
     let mut children = match base {
         Some(base) => reader.children(&base)?.clone(),
@@ -310,7 +331,10 @@ mod tests {
     use std::cell::RefCell;
 
     use super::*;
-    use crate::pack::Place;
+    use crate::{
+        manifest::{Draft, Leaf},
+        pack::Place,
+    };
 
     #[derive(Default)]
     struct Memory(RefCell<HashMap<Hash, Vec<u8>>>);
@@ -334,7 +358,18 @@ mod tests {
     }
 
     fn grow(memory: &Memory, names: &NodeNames, base: Option<Hash>, changed: &[(u64, Leaf)]) -> Option<Hash> {
-        let rebuilt = rebuild(&mut Reader::new(memory, names, &[0; 32]), base, changed).unwrap();
+        let mut settled = Vec::new();
+        for (number, leaf) in changed {
+            let mut draft = Draft::default();
+            for at in leaf.present().iter() {
+                let (name, place) = leaf.get(at).unwrap();
+                draft.set(at, *name, place);
+            }
+            let leaf = draft.settle(names);
+            settled.push((*number, leaf.as_ref().map(|leaf| leaf.version.name())));
+            memory.0.borrow_mut().extend(leaf.and_then(|leaf| leaf.node));
+        }
+        let rebuilt = rebuild(&mut Reader::new(memory, names, &[0; 32]), base, &settled).unwrap();
         memory.0.borrow_mut().extend(rebuilt.nodes);
         rebuilt.root
     }
@@ -363,7 +398,7 @@ mod tests {
 
         let mut reader = Reader::new(&memory, &names, &[0; 32]);
         assert_eq!(reader.leaves_in(grown.unwrap(), 0..far).unwrap(), [512, 513]);
-        assert_eq!(reader.leaf(grown.unwrap(), 513).unwrap().unwrap().get(4).unwrap().0, &[4; 32]);
+        assert_eq!(reader.leaf(grown.unwrap(), 513).unwrap().unwrap().leaf().get(4).unwrap().0, &[4; 32]);
         assert!(reader.leaf(grown.unwrap(), 0).unwrap().is_none());
     }
 

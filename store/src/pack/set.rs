@@ -62,6 +62,41 @@ impl PlaceSet {
         }
     }
 
+    /// Removes a place.
+    pub fn remove(&mut self, place: Place) {
+        let words = self.packs.get_mut(&place.pack);
+        if let Some(word) = words.and_then(|words| words.get_mut(place.slot as usize / 64)) {
+            *word &= !(1 << (place.slot % 64));
+        }
+        if self.in_pack(place.pack) == 0 {
+            self.remove_pack(place.pack);
+        }
+    }
+
+    /// Removes the places of a pack.
+    pub fn remove_pack(&mut self, pack: u32) {
+        self.packs.remove(&pack);
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.packs.is_empty()
+    }
+
+    /// The places of a pack: first slots, and how many there are from each on.
+    #[must_use]
+    pub fn runs(&self, pack: u32) -> Vec<(u32, u32)> {
+        let mut runs: Vec<(u32, u32)> = Vec::new();
+        let words = self.packs.get(&pack).map_or(0, Vec::len);
+        for slot in (0..words as u32 * 64).filter(|slot| self.contains(Place { pack, slot: *slot })) {
+            match runs.last_mut() {
+                Some((first, count)) if *first + *count == slot => *count += 1,
+                _ => runs.push((slot, 1)),
+            }
+        }
+        runs
+    }
+
     /// How many places there are.
     #[must_use]
     pub fn count(&self) -> u64 {
@@ -104,6 +139,13 @@ mod tests {
         set.insert(Place { pack: 4, slot: SLOTS as u32 - 1 }, 10);
         assert_eq!((set.in_pack(3), set.in_pack(4), set.in_pack(0)), (10, 1, 0));
         assert!(set.contains(Place { pack: 3, slot: 69 }) && !set.contains(Place { pack: 3, slot: 70 }));
+        assert_eq!(set.runs(3), [(60, 10)]);
+        let mut fewer = set.clone();
+        fewer.remove(Place { pack: 3, slot: 64 });
+        fewer.remove(Place { pack: 4, slot: SLOTS as u32 - 1 });
+        assert_eq!((fewer.runs(3), fewer.runs(4)), (vec![(60, 4), (65, 5)], vec![]));
+        fewer.remove_pack(3);
+        assert!(fewer.is_empty());
         let mut other = PlaceSet::default();
         other.insert(Place { pack: 3, slot: 1000 }, 1);
         other.extend(&set);

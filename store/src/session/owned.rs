@@ -58,7 +58,7 @@ impl Session {
         let mut draft: Option<Draft> = None;
         for (name, page) in pages {
             if let Some(place) = state.written.get(&name) {
-                places.push(*place);
+                places.push(place);
                 continue;
             }
             if state.packs.last().is_none_or(|pack| pack.room() == 0) {

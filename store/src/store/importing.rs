@@ -1,13 +1,17 @@
 //! Checkpoints that come from elsewhere, ready made.
 
-use std::{collections::BTreeSet, io::Read, sync::Arc};
+use std::{
+    io::Read,
+    sync::{Arc, PoisonError},
+};
 
 use stasis_protocol::store::CheckpointRecord;
 
 use super::Store;
 use crate::{
     error::StoreError,
-    session::{End, FinishedDump, Outcome, Session},
+    nodelog::NodeLog,
+    session::{End, Outcome, Session},
 };
 
 impl Store {
@@ -39,15 +43,14 @@ impl Store {
         &self,
         session: &Arc<Session>,
         checkpoints: Vec<CheckpointRecord>,
-        finished: Vec<FinishedDump>,
+        nodes: NodeLog,
     ) -> Result<Vec<CheckpointRecord>, StoreError> {
         session.close("the import is over");
         let _gate = self.sharing.shared();
-        let processes = checkpoints.iter().flat_map(|record| &record.draft.processes);
-        let manifests: BTreeSet<_> = processes.map(|process| process.manifest).collect();
+        let _turn = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
         let prepared = session.outcome().and_then(|outcome| {
             let own: Vec<u32> = outcome.grown.iter().map(|growth| growth.number).collect();
-            Ok((self.new_nodes(&manifests, &finished, &own)?, outcome))
+            Ok((self.store_nodes(&[nodes], &own)?, outcome))
         });
         let (nodes, outcome) = match prepared {
             Ok(prepared) => prepared,

@@ -193,6 +193,7 @@ pub fn dump(client: &mut Client, token: u64, pages: &Pages) -> Result<(Hash, Dum
 
 pub fn draft(processes: &[(Hash, DumpStats)]) -> CheckpointDraft {
     CheckpointDraft {
+        shared: Vec::new(),
         computation: "test".into(),
         parent: None,
         label: None,
@@ -208,6 +209,7 @@ pub fn draft(processes: &[(Hash, DumpStats)]) -> CheckpointDraft {
                 tracker: "full".into(),
             })
             .collect(),
+        shared: Vec::new(),
     }
 }
 

@@ -46,6 +46,7 @@ use self::{kernel::done, numbers::Numbers};
 use super::plan::{attempt, call, pointing};
 use crate::args::{ChangedFile, MissingFile};
 
+pub use self::numbers::close_others;
 pub use self::{
     check::{check, written},
     joint::{Common, Passed},

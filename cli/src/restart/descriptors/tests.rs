@@ -487,6 +487,9 @@ fn the_ends_of_a_pair_meet_from_different_processes() {
             DescriptionKind::SocketPair {
                 pair: 77,
                 other_closed: false,
+                reset: false,
+                domain: libc::AF_UNIX,
+                peer: vec![],
                 local: vec![],
                 socket_type: libc::SOCK_STREAM,
                 received: received.iter().map(|message| message.to_vec()).collect(),

@@ -106,6 +106,8 @@ struct Table<'a> {
     opens: &'a [Open],
     /// Receive buffers that were made larger.
     rooms: RefCell<Vec<Room>>,
+    /// Sockets whose queues another process copies, and its objects; in ascending order.
+    elsewhere: &'a [u64],
 }
 
 /// A duplicate in the checkpoint thread's own table.
@@ -136,6 +138,12 @@ impl Table<'_> {
     fn stopped(&self) -> bool {
         self.moment == Moment::Stopped
     }
+
+    /// Whether this process is to copy what waits in a socket. Two that do it at once would disturb each other: the offset
+    /// to peek at (SO_PEEK_OFF) is the socket's.
+    fn copies_queue(&self, open: &Open) -> bool {
+        self.stopped() && self.elsewhere.binary_search(&queue_key(open)).is_err()
+    }
 }
 
 /// What was found of the program's descriptors.
@@ -148,13 +156,21 @@ pub struct Captured {
     pub sharable: Vec<Sharable>,
     /// To be dropped when the program has run for a while.
     pub rooms: Vec<Room>,
+    /// The keys of sockets whose queues are to be copied once for all processes.
+    pub queues: Vec<u64>,
+}
+
+/// Names a socket's queue among what processes of a computation have together.
+fn queue_key(open: &Open) -> u64 {
+    const QUEUE: u64 = 0x5158_5555_4555_4551;
+    open.stat.st_ino.rotate_left(32) ^ QUEUE
 }
 
 /// All descriptors and the descriptions that they share. Objects are added for memfds and deleted files.
 ///
 /// # Errors
 /// A refusal for each descriptor that cannot be saved.
-pub fn capture(objects: &mut Objects, moment: Moment) -> Result<Captured, Vec<Refusal>> {
+pub fn capture(objects: &mut Objects, moment: Moment, elsewhere: &[u64]) -> Result<Captured, Vec<Refusal>> {
     let tid = subject();
     let (opens, mut refusals) = look_at_all(tid, moment);
     let representatives = sharing::representatives(tid, &opens);
@@ -165,7 +181,7 @@ pub fn capture(objects: &mut Objects, moment: Moment) -> Result<Captured, Vec<Re
             return Err(refusals);
         }
     };
-    let table = Table { tid, pidfd: pidfd.0, moment, opens: &opens, rooms: RefCell::default() };
+    let table = Table { tid, pidfd: pidfd.0, moment, opens: &opens, elsewhere, rooms: RefCell::default() };
     if table.stopped() {
         tcp::push_all(&table);
     }
@@ -200,8 +216,12 @@ pub fn capture(objects: &mut Objects, moment: Moment) -> Result<Captured, Vec<Re
         .filter(|(index, (_, representative))| index == *representative)
         .map(|(_, (open, _))| Sharable { fd: open.fd, key: sharing::key(open) })
         .collect();
+    let sockets = opens.iter().filter(|open| open.stat.st_mode & libc::S_IFMT == libc::S_IFSOCK);
+    let mut queues: Vec<u64> = sockets.map(queue_key).collect();
+    queues.sort_unstable();
+    queues.dedup();
     let rooms = table.rooms.take();
-    Ok(Captured { descriptions, descriptors, ends, sharable, rooms })
+    Ok(Captured { descriptions, descriptors, ends, sharable, queues, rooms })
 }
 
 /// Lets the end of this process, which stands still, reset its TCP connections instead of ending them: whoever is at the
@@ -215,6 +235,7 @@ pub fn reset_at_end() {
         pidfd: pidfd.0,
         moment: Moment::Stopped,
         opens: &opens,
+        elsewhere: &[],
         rooms: RefCell::default(),
     });
 }

@@ -71,7 +71,7 @@ fn unix(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<DescriptionKind
         return Ok(fresh(asked, local, Vec::new(), backlog, found.waiting, Vec::new()));
     }
     if asked.kind == libc::SOCK_DGRAM && !is_pair(open, asked, &found, &local) {
-        let received = if table.stopped() { datagrams::received(open, asked)? } else { Vec::new() };
+        let received = if table.copies_queue(open) { datagrams::received(open, asked)? } else { Vec::new() };
         return Ok(fresh(asked, local, name(asked, true), None, Vec::new(), received));
     }
     let Some(peer) = found.peer else {
@@ -94,7 +94,7 @@ fn unix(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<DescriptionKind
         local,
         peer: Vec::new(),
         socket_type: asked.kind,
-        received: if table.stopped() { received(open, asked)? } else { Vec::new() },
+        received: if table.copies_queue(open) { received(open, asked)? } else { Vec::new() },
         charged,
         shutdown_read: found.shutdown & 1 != 0,
         shutdown_write: found.shutdown & 2 != 0,
@@ -128,7 +128,7 @@ pub fn waiting_ends(clients: &[u64]) -> Vec<End> {
 }
 
 fn udp(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<DescriptionKind, Refusal> {
-    let received = if table.stopped() { datagrams::received(open, asked)? } else { Vec::new() };
+    let received = if table.copies_queue(open) { datagrams::received(open, asked)? } else { Vec::new() };
     Ok(fresh(asked, bound(name(asked, false)), name(asked, true), None, Vec::new(), received))
 }
 

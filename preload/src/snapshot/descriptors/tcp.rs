@@ -89,7 +89,7 @@ fn ended(table: &Table<'_>, open: &Open, asked: &Asked, local: Vec<u8>) -> Resul
         local,
         peer: Vec::new(),
         socket_type: asked.kind,
-        received: if table.stopped() { received(open, asked)? } else { Vec::new() },
+        received: if table.copies_queue(open) { received(open, asked)? } else { Vec::new() },
         charged: 0,
         shutdown_read: false,
         shutdown_write: true,
@@ -131,7 +131,7 @@ fn connection(table: &Table<'_>, open: &Open, asked: &Asked, state: u8) -> Resul
         local,
         peer,
         socket_type: asked.kind,
-        received: if table.stopped() { received(open, asked)? } else { Vec::new() },
+        received: if table.copies_queue(open) { received(open, asked)? } else { Vec::new() },
         charged: 0,
         // The end of the stream, which comes by itself, looks the same.
         shutdown_read: down && !has_ended,

@@ -1,0 +1,203 @@
+//! `stasis top`: the computations of this machine, again and again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs,
+    io::IsTerminal,
+    path::{Path, PathBuf},
+    thread,
+    time::Instant,
+};
+
+use serde::Serialize;
+use stasis_protocol::tracer::Task;
+
+use crate::{
+    address::{self, Address},
+    args::TopArgs,
+    client::Client,
+    context::Context,
+    failure::ExitCode,
+    output, process,
+    tracer::{self, client::Tracer},
+};
+
+/// A computation, as it is now. The names are an interface.
+#[derive(Serialize)]
+struct Computation {
+    /// Of its coordinator.
+    address: String,
+    /// `null` when its coordinator cannot be asked (another user's, or gone).
+    id: Option<String>,
+    uid: u32,
+    /// Processes; all of them where the tracer runs, else those that joined.
+    tasks: usize,
+    threads: usize,
+    /// Of those, without the library; `null` without the tracer.
+    outside: Option<usize>,
+    resident_bytes: u64,
+    checkpoints_taken: Option<u64>,
+    last_pause_us: Option<u64>,
+    /// On disk; several computations may share a store.
+    store_bytes: Option<u64>,
+    /// Since this was looked at before, in bytes a second.
+    store_growth: Option<f64>,
+}
+
+pub fn run(context: &Context, args: &TopArgs) -> anyhow::Result<ExitCode> {
+    let live = std::io::stdout().is_terminal() && !args.once && !context.json;
+    let mut stores = HashMap::new();
+    loop {
+        let found = look(context, &mut stores)?;
+        if context.json {
+            output::json(&found)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let table = render(&found);
+        if !live {
+            output::print(&table)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        // Home, and what was below is erased.
+        output::print(&format!("\x1b[H\x1b[J{table}"))?;
+        thread::sleep(args.every);
+    }
+}
+
+/// What a store had when it was looked at.
+type Stores = HashMap<PathBuf, (Instant, u64)>;
+
+fn look(context: &Context, stores: &mut Stores) -> anyhow::Result<Vec<Computation>> {
+    let own = nix::unistd::geteuid().as_raw();
+    let tasks = match Tracer::connect() {
+        Ok(Some(mut tracer)) => Some(tracer.tasks(None)?.0),
+        Ok(None) => None,
+        Err(error) => {
+            output::note(&format!("the tracer: {error:#}"));
+            None
+        }
+    };
+    let mut by_computation: BTreeMap<(u32, u64), Vec<&Task>> = BTreeMap::new();
+    for task in tasks.iter().flatten() {
+        by_computation.entry((task.owner, task.computation)).or_default().push(task);
+    }
+    let mut found = Vec::new();
+    let mut before = stores.clone();
+    for address in addresses(context, &by_computation)? {
+        let Ok(Some(mut client)) = Client::try_connect(&address) else { continue };
+        let status = client.status()?;
+        let traced = by_computation.remove(&(own, tracer::number(&address))).unwrap_or_default();
+        let members: BTreeSet<u32> = status.processes.iter().map(|process| process.real_pid).collect();
+        let pids: BTreeSet<u32> = members.iter().copied().chain(traced.iter().map(|task| task.pid)).collect();
+        if pids.is_empty() {
+            continue;
+        }
+        let store_bytes = size(Path::new(&status.store));
+        let now = Instant::now();
+        let store_growth = before.remove(Path::new(&status.store)).map(|(then, bytes)| {
+            (store_bytes as f64 - bytes as f64) / now.duration_since(then).as_secs_f64().max(0.001)
+        });
+        stores.insert(status.store.clone().into(), (now, store_bytes));
+        found.push(Computation {
+            address: address.to_string(),
+            id: Some(status.computation),
+            uid: own,
+            tasks: pids.len(),
+            threads: pids.iter().map(|&pid| threads(pid)).sum(),
+            outside: tasks.as_ref().map(|_| pids.difference(&members).count()),
+            resident_bytes: pids.iter().map(|&pid| process::memory(pid)).sum(),
+            checkpoints_taken: Some(status.checkpoints_taken),
+            last_pause_us: status.processes.iter().filter_map(|process| process.last_pause_us).max(),
+            store_bytes: Some(store_bytes),
+            store_growth,
+        });
+    }
+    // Those of others, for root, and those whose coordinator has gone.
+    for ((uid, _), traced) in by_computation {
+        found.push(Computation {
+            address: traced.first().map(|task| task.label.clone()).unwrap_or_default(),
+            id: None,
+            uid,
+            tasks: traced.len(),
+            threads: traced.iter().map(|task| threads(task.pid)).sum(),
+            outside: None,
+            resident_bytes: traced.iter().map(|task| process::memory(task.pid)).sum(),
+            checkpoints_taken: None,
+            last_pause_us: None,
+            store_bytes: None,
+            store_growth: None,
+        });
+    }
+    Ok(found)
+}
+
+/// Where coordinators of this user may be: at the address that was asked for, beside the default one, and where the
+/// tracer heard of one.
+fn addresses(context: &Context, traced: &BTreeMap<(u32, u64), Vec<&Task>>) -> anyhow::Result<Vec<Address>> {
+    let mut found = vec![context.address()?];
+    let mut add = |address: Address| {
+        if !found.contains(&address) {
+            found.push(address);
+        }
+    };
+    address::all().into_iter().for_each(&mut add);
+    let labels: BTreeSet<&str> = traced.values().flatten().map(|task| task.label.as_str()).collect();
+    for label in labels {
+        // A label that was cut names no address, or one where nobody listens.
+        if let Ok(address) = Address::resolve(Some(label.as_ref())) {
+            add(address);
+        }
+    }
+    Ok(found)
+}
+
+fn threads(pid: u32) -> usize {
+    process::threads(pid).map_or(0, |threads| threads.len())
+}
+
+/// What the files of a store take on disk.
+fn size(directory: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(entries) = fs::read_dir(directory) else { return 0 };
+    entries
+        .flatten()
+        .filter_map(|entry| Some((entry.path(), entry.metadata().ok()?)))
+        .map(|(path, meta)| if meta.is_dir() { size(&path) } else { meta.blocks() * 512 })
+        .sum()
+}
+
+fn render(found: &[Computation]) -> String {
+    let header = [
+        "COMPUTATION",
+        "UID",
+        "TASKS",
+        "THREADS",
+        "OUTSIDE",
+        "MEMORY",
+        "TAKEN",
+        "PAUSE",
+        "STORE",
+        "GROWTH",
+        "ADDRESS",
+    ];
+    let mut table = output::Table::new(&header, &[1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
+    for computation in found {
+        table.row([
+            or_dash(computation.id.clone()),
+            computation.uid.to_string(),
+            computation.tasks.to_string(),
+            computation.threads.to_string(),
+            or_dash(computation.outside.map(|count| count.to_string())),
+            output::bytes(computation.resident_bytes),
+            or_dash(computation.checkpoints_taken.map(|count| count.to_string())),
+            or_dash(computation.last_pause_us.map(output::duration)),
+            or_dash(computation.store_bytes.map(output::bytes)),
+            or_dash(
+                computation.store_growth.map(|rate| format!("{}/s", output::bytes(rate.max(0.0) as u64))),
+            ),
+            computation.address.clone(),
+        ]);
+    }
+    table.render()
+}

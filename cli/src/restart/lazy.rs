@@ -1,0 +1,268 @@
+//! Restarting lazily: which memory is left to a pager, and starting it.
+//!
+//! The pager is a fork of this process, made before the program is: it has the list of pages already. It is not the
+//! program's child and not in its session, and ends when the program has ended.
+
+use std::{
+    collections::BTreeSet,
+    fs::{File, OpenOptions},
+    io,
+    ops::Range,
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+        unix::net::UnixStream,
+    },
+};
+
+use anyhow::Context as _;
+use nix::{
+    sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask},
+    unistd::{ForkResult, fork},
+};
+use stasis_protocol::{
+    PAGE_SIZE,
+    image::{Backing, Mapping, ProcessImage, flag},
+    store::{MEMORY, kind},
+};
+use stasis_store::pager::{self, Source, Table, Task};
+use stasis_sys::userfaultfd;
+
+use crate::{address::Address, tracer};
+
+use super::{
+    computation::{Computation, Saved},
+    descriptors::{self, Places},
+    layout::Pages,
+    plan::Plan,
+    spawn::Request,
+};
+
+const PAGE: u64 = PAGE_SIZE as u64;
+
+/// A mapping with fewer pages than this in the checkpoint is filled at once: stacks, and what libraries have of their own.
+/// For tests, STASIS_LAZY_FROM says it otherwise.
+const FEW: u64 = 64;
+
+/// Less memory than this is filled at once, in pages: that takes less time than a pager to get ready, and gives huge pages.
+const SMALL: u64 = (32 << 20) / PAGE;
+
+/// What the user wants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wish {
+    /// Lazily where that is possible and worth it.
+    #[default]
+    Auto,
+    Lazy,
+    Eager,
+}
+
+/// How memory comes back.
+#[derive(Default)]
+pub struct Choice {
+    /// What of each process is left to a pager, in bytes; in address order. Empty: nothing.
+    regions: Vec<Vec<Range<u64>>>,
+    /// An open /dev/userfaultfd, where there is one for this user.
+    device: Option<File>,
+    /// Why it is not lazy, though that was asked for or worth it.
+    pub why_not: Option<String>,
+}
+
+impl Choice {
+    /// What of a process is left to a pager.
+    pub fn regions(&self, process: usize) -> &[Range<u64>] {
+        self.regions.get(process).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// Chooses what is left to pagers. An ordinary user has a full userfaultfd from the tracer, if at all: this process
+/// becomes part of the computation at `address` for that.
+pub fn choose(wish: Wish, processes: &[Saved], address: &Address) -> Choice {
+    if wish == Wish::Eager || disabled("lazy") {
+        return Choice::default();
+    }
+    let choose = |saved: &Saved| {
+        let (regions, stored) = regions(&saved.image, &saved.pages);
+        if wish == Wish::Auto && stored < SMALL { Vec::new() } else { regions }
+    };
+    let regions: Vec<_> = processes.iter().map(choose).collect();
+    if regions.iter().all(Vec::is_empty) {
+        return Choice::default();
+    }
+    let device = OpenOptions::new().read(true).write(true).open("/dev/userfaultfd");
+    match device {
+        Ok(device) => Choice { regions, device: Some(device), why_not: None },
+        Err(no_device) => match userfaultfd::open_full(None) {
+            Ok(fd) => {
+                let _ = stasis_sys::file::close(fd);
+                Choice { regions, device: None, why_not: None }
+            }
+            Err(error) => match tracer::userfaultfd(address) {
+                Ok(device) => Choice { regions, device: Some(device), why_not: None },
+                Err(refused) => {
+                    let why_not = format!(
+                        "userfaultfd(2): {error}, /dev/userfaultfd: {no_device}, the tracer: {refused:#}; a lazy restart \
+                         needs root, the tracer, access to /dev/userfaultfd, or the sysctl vm.unprivileged_userfaultfd=1"
+                    );
+                    Choice { why_not: Some(why_not), ..Choice::default() }
+                }
+            },
+        },
+    }
+}
+
+/// Whether STASIS_DISABLE names this part.
+fn disabled(part: &str) -> bool {
+    std::env::var("STASIS_DISABLE").is_ok_and(|names| names.split(',').any(|name| name == part))
+}
+
+/// Private anonymous memory of which much is in the checkpoint, and how many pages that are.
+fn regions(image: &ProcessImage, pages: &Pages) -> (Vec<Range<u64>>, u64) {
+    let mut extents = pages
+        .of(MEMORY)
+        .filter(|(extent, _)| extent.kind != kind::ZERO)
+        .map(|(extent, _)| extent.first_page * PAGE..(extent.first_page + extent.pages) * PAGE)
+        .peekable();
+    let few = std::env::var("STASIS_LAZY_FROM").ok().and_then(|pages| pages.parse().ok()).unwrap_or(FEW);
+    let (mut regions, mut all) = (Vec::new(), 0);
+    for mapping in &image.mappings {
+        let mut stored = 0;
+        while let Some(extent) = extents.peek() {
+            if extent.start >= mapping.end {
+                break;
+            }
+            let part = extent.start.max(mapping.start)..extent.end.min(mapping.end);
+            stored += part.end.saturating_sub(part.start) / PAGE;
+            if extent.end > mapping.end {
+                break;
+            }
+            extents.next();
+        }
+        if stored >= few && is_fit(mapping) {
+            regions.push(mapping.start..mapping.end);
+            all += stored;
+        }
+    }
+    (regions, all)
+}
+
+/// The kernel gives userfaultfd only private anonymous memory whole; locked memory is to be there, and the main stack
+/// grows.
+fn is_fit(mapping: &Mapping) -> bool {
+    mapping.backing == Backing::Anonymous
+        && !mapping.shared
+        && mapping.flags & (flag::LOCKED | flag::GROWSDOWN) == 0
+}
+
+/// What the processes are given of their pagers.
+pub struct Pagers(Vec<Option<Ends>>);
+
+struct Ends {
+    socket: OwnedFd,
+    table: OwnedFd,
+}
+
+impl Pagers {
+    /// Starts a pager for each process that is to have one.
+    ///
+    /// # Errors
+    /// A pack cannot be opened; resources are short.
+    pub fn start(request: &Request<'_>) -> anyhow::Result<Self> {
+        let mut pagers = Self(Vec::new());
+        for process in 0..request.computation.processes.len() {
+            let ends = match request.memory.regions(process) {
+                [] => None,
+                regions => Some(start(request.computation, process, regions)?),
+            };
+            pagers.0.push(ends);
+        }
+        Ok(pagers)
+    }
+
+    /// Tells the restorer of a process of its pager.
+    ///
+    /// # Errors
+    /// No descriptor number is left.
+    pub fn plan(
+        &self,
+        choice: &Choice,
+        process: usize,
+        places: &mut Places,
+        plan: &mut Plan,
+    ) -> anyhow::Result<()> {
+        let Some(Some(ends)) = self.0.get(process) else { return Ok(()) };
+        plan.header.info.table_fd = places.place(ends.table.try_clone()?)?;
+        plan.header.info.pager_fd = places.place(ends.socket.try_clone()?)?;
+        plan.header.userfaultfd_device = match &choice.device {
+            Some(device) => places.place(device.try_clone()?.into())?.into(),
+            None => -1,
+        };
+        let regions = choice.regions(process).iter();
+        plan.lazy = regions.map(|region| [region.start, region.end - region.start]).collect();
+        Ok(())
+    }
+}
+
+fn start(computation: &Computation, process: usize, regions: &[Range<u64>]) -> anyhow::Result<Ends> {
+    let saved = &computation.processes[process];
+    let pages = &saved.pages;
+    let regions: Vec<Range<u64>> =
+        regions.iter().map(|region| region.start / PAGE..region.end / PAGE).collect();
+    let source =
+        Source::open(&pages.directory, &saved.key, &pages.extents, pages.hashes.try_clone()?, &regions)
+            .context("the store's packs")?;
+    let table = Table::make().context("a table for the pager")?;
+    let (theirs, ours) = UnixStream::pair()?;
+    let ends = Ends { socket: theirs.into(), table: table.as_fd().try_clone_to_owned()? };
+    let kept = BTreeSet::from([0, 1, 2, ours.as_raw_fd(), table.as_fd().as_raw_fd()]);
+    let lease = computation.store.as_fd().as_raw_fd();
+    let task = Task {
+        source,
+        regions,
+        order: Vec::new(),
+        prefetch: !disabled("prefetch"),
+        socket: ours,
+        table,
+        whose: format!("pid {} of checkpoint {}", saved.image.ids.pid, computation.record.id),
+    };
+    // SAFETY: this process has one thread, so that the child may do what it likes.
+    match unsafe { fork() }.context("no process for the pager")? {
+        ForkResult::Parent { .. } => Ok(ends),
+        ForkResult::Child => {
+            drop(ends);
+            be_pager(task, kept, lease)
+        }
+    }
+}
+
+/// In the child: looks after the program until it has ended.
+fn be_pager(task: Task, mut kept: BTreeSet<RawFd>, lease: RawFd) -> ! {
+    // SAFETY: reads a string.
+    unsafe { libc::prctl(libc::PR_SET_NAME, c"stasis-pager".as_ptr()) };
+    // What the terminal sends is for the program.
+    let _ = nix::unistd::setsid();
+    // SAFETY: no handler is installed.
+    let _ = unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigIgn) };
+    let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
+    if let Ok(null) = OpenOptions::new().read(true).write(true).open("/dev/null") {
+        for number in 0..3 {
+            // SAFETY: dup2(2) with numbers. Who waits for the end of an output waits for the program's only.
+            unsafe { libc::dup2(null.as_raw_fd(), number) };
+        }
+    }
+    kept.extend(task.source.descriptors());
+    kept.insert(lease);
+    descriptors::close_others(kept);
+    let _ = pager::run(task, |_| {
+        // The packs may go now.
+        // SAFETY: the store's client is not used any more in this process.
+        unsafe { libc::close(lease) };
+    });
+    // SAFETY: ends the process, without running what belongs to the one that it was forked from.
+    unsafe { libc::_exit(0) }
+}
+
+/// For messages: why memory that could come later comes at once.
+pub fn explain(why_not: &str) -> io::Result<()> {
+    use std::io::Write;
+    writeln!(io::stderr(), "stasis: all memory is loaded before the program goes on: {why_not}")
+}

@@ -1,0 +1,185 @@
+//! Where absent pages come from: packs, read through the page cache (several restarts of a checkpoint read it once), each
+//! page compared with its name.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io,
+    os::{
+        fd::{AsRawFd, RawFd},
+        unix::fs::FileExt,
+    },
+    path::{Path, PathBuf},
+};
+
+use stasis_protocol::store::{Extent, MEMORY, kind};
+
+use super::table::Pages;
+use crate::{
+    hash::{BATCH, PAGE_SIZE, Page, PageHasher},
+    stored::PageNames,
+};
+
+/// Where a run of pages lies.
+struct Piece {
+    first_page: u64,
+    pages: u64,
+    pack: usize,
+    offset: u64,
+    /// The index of its first name.
+    first_name: usize,
+}
+
+pub struct Source {
+    /// In address order.
+    pieces: Vec<Piece>,
+    packs: Vec<(PathBuf, File)>,
+    names: PageNames,
+    hasher: PageHasher,
+}
+
+/// Why a page cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Damage {
+    #[error("page {page:x}000 cannot be read from {}: {error}", pack.display())]
+    Unreadable { page: u64, pack: PathBuf, error: io::Error },
+    #[error(
+        "page {page:x}000 is damaged: {}, offset {offset}, does not hold what its hash {name} says; run `stasis verify`, \
+         and restart from another checkpoint", pack.display()
+    )]
+    Corrupt { page: u64, pack: PathBuf, offset: u64, name: String },
+    #[error("page {page:x}000 is not in the checkpoint")]
+    Unknown { page: u64 },
+}
+
+impl Source {
+    /// Opens the packs that hold pages of memory in `wanted`, which is in address order.
+    ///
+    /// # Errors
+    /// A pack cannot be opened.
+    pub fn open(
+        directory: &Path,
+        key: &[u8; 32],
+        extents: &[Extent],
+        names: PageNames,
+        wanted: &[Pages],
+    ) -> io::Result<Self> {
+        let mut source = Self { pieces: Vec::new(), packs: Vec::new(), names, hasher: PageHasher::new(key) };
+        let mut numbers = BTreeMap::new();
+        let mut first_name = 0;
+        for extent in extents {
+            let first = first_name;
+            first_name += extent.pages as usize;
+            if extent.space != MEMORY || extent.kind == kind::ZERO {
+                continue;
+            }
+            let end = extent.first_page + extent.pages;
+            let from = wanted.partition_point(|pages| pages.end <= extent.first_page);
+            for pages in wanted[from..].iter().take_while(|pages| pages.start < end) {
+                let pack = match numbers.get(&extent.pack) {
+                    Some(&pack) => pack,
+                    None => {
+                        let path = directory.join(format!("packs/{:08x}.pack", extent.pack));
+                        let named = |error: io::Error| {
+                            io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+                        };
+                        let file = File::open(&path).map_err(named)?;
+                        source.packs.push((path, file));
+                        numbers.insert(extent.pack, source.packs.len() - 1);
+                        source.packs.len() - 1
+                    }
+                };
+                let start = pages.start.max(extent.first_page);
+                let skipped = start - extent.first_page;
+                source.pieces.push(Piece {
+                    first_page: start,
+                    pages: pages.end.min(end) - start,
+                    pack,
+                    offset: extent.offset + skipped * PAGE_SIZE as u64,
+                    first_name: first + skipped as usize,
+                });
+            }
+        }
+        Ok(source)
+    }
+
+    /// In words.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let directory = self.packs.first().and_then(|(path, _)| path.parent());
+        directory.map_or("nothing".into(), |directory| {
+            format!("{} packs in {}", self.packs.len(), directory.display())
+        })
+    }
+
+    /// The packs' descriptors.
+    pub fn descriptors(&self) -> impl Iterator<Item = RawFd> {
+        self.packs.iter().map(|(_, file)| file.as_raw_fd())
+    }
+
+    /// The runs of pages that it has, in address order.
+    pub fn runs(&self) -> impl Iterator<Item = Pages> {
+        self.pieces.iter().map(|piece| piece.first_page..piece.first_page + piece.pages)
+    }
+
+    /// Fills `buffer` with the pages from `page` on.
+    ///
+    /// # Errors
+    /// One of them cannot be had as it was.
+    pub fn load(&self, mut page: u64, mut buffer: &mut [u8]) -> Result<(), Damage> {
+        /// So much is read and then checked: it is in the processor's own cache then.
+        const STEP: usize = 64 * PAGE_SIZE;
+        while !buffer.is_empty() {
+            let at = self.pieces.partition_point(|piece| piece.first_page + piece.pages <= page);
+            let Some(piece) = self.pieces.get(at).filter(|piece| piece.first_page <= page) else {
+                return Err(Damage::Unknown { page });
+            };
+            let skipped = page - piece.first_page;
+            let len = ((piece.pages - skipped) as usize * PAGE_SIZE).min(buffer.len()).min(STEP);
+            let (part, rest) = buffer.split_at_mut(len);
+            let (path, file) = &self.packs[piece.pack];
+            let offset = piece.offset + skipped * PAGE_SIZE as u64;
+            file.read_exact_at(part, offset).map_err(|error| Damage::Unreadable {
+                page,
+                pack: path.clone(),
+                error,
+            })?;
+            self.verify(page, part, piece.first_name + skipped as usize, path, offset)?;
+            page += (len / PAGE_SIZE) as u64;
+            buffer = rest;
+        }
+        Ok(())
+    }
+
+    fn verify(
+        &self,
+        page: u64,
+        bytes: &[u8],
+        first_name: usize,
+        pack: &Path,
+        offset: u64,
+    ) -> Result<(), Damage> {
+        let expected = &self.names[first_name..];
+        for (batch, pages) in bytes.as_chunks::<PAGE_SIZE>().0.chunks(BATCH).enumerate() {
+            let mut inputs: [&Page; BATCH] = [&pages[0]; BATCH];
+            for (input, page) in inputs.iter_mut().zip(pages) {
+                *input = page;
+            }
+            let mut names = [[0u8; 32]; BATCH];
+            self.hasher.name_pages(&inputs[..pages.len()], &mut names[..pages.len()]);
+            for (index, name) in names[..pages.len()].iter().enumerate() {
+                let index = batch * BATCH + index;
+                if expected.get(index) != Some(name) {
+                    let name = expected.get(index).copied().unwrap_or_default();
+                    return Err(Damage::Corrupt {
+                        page: page + index as u64,
+                        pack: pack.to_owned(),
+                        offset: offset + (index * PAGE_SIZE) as u64,
+                        name: name.iter().map(|byte| format!("{byte:02x}")).collect(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}

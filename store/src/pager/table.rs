@@ -1,0 +1,176 @@
+//! The table of pages that a pager shares with its process ([`stasis_protocol::pager`]): three bits for each page of the
+//! address space, in memory that exists only where a bit was ever set.
+
+use std::{
+    io,
+    num::NonZero,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    ptr::NonNull,
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+};
+
+use nix::{
+    sys::{
+        memfd::{MFdFlags, memfd_create},
+        mman::{MapFlags, ProtFlags, mmap, munmap},
+        resource::{Resource, getrlimit},
+    },
+    unistd::ftruncate,
+};
+use stasis_protocol::pager::{COMPLETE, HURRY, LEN, Map, PAGES};
+
+/// Pages of a range: from the first to the one behind the last.
+pub type Pages = std::ops::Range<u64>;
+
+pub struct Table {
+    memfd: OwnedFd,
+    base: NonNull<u8>,
+}
+
+// SAFETY: all access is by atomic words.
+unsafe impl Send for Table {}
+// SAFETY: as above.
+unsafe impl Sync for Table {}
+
+const MAPPED: NonZero<usize> = NonZero::new(LEN as usize).unwrap();
+
+impl Table {
+    /// An empty table.
+    ///
+    /// # Errors
+    /// The user may make no file of this length, or there is no address space for it.
+    pub fn make() -> io::Result<Self> {
+        // Beyond the limit ftruncate(2) would raise SIGXFSZ.
+        let (limit, _) = getrlimit(Resource::RLIMIT_FSIZE)?;
+        if limit < LEN {
+            return Err(io::Error::other("the limit on the size of files (ulimit -f) is too low"));
+        }
+        let memfd = memfd_create("stasis-pages", MFdFlags::MFD_CLOEXEC)?;
+        ftruncate(&memfd, LEN as i64)?;
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
+        // SAFETY: a new mapping, where the kernel finds room.
+        let base = unsafe { mmap(None, MAPPED, protection, flags, &memfd, 0) }?.cast();
+        Ok(Self { memfd, base })
+    }
+
+    fn word(&self, map: Map, page: u64) -> &AtomicU64 {
+        assert!(page < PAGES, "no page of the address space");
+        // SAFETY: inside the mapping, aligned, and only used as an atomic word.
+        unsafe { &*self.base.as_ptr().add(map.offset(page) as usize).cast::<AtomicU64>() }
+    }
+
+    pub fn get(&self, map: Map, page: u64) -> bool {
+        page < PAGES && self.word(map, page).load(Ordering::Acquire) >> (page % 64) & 1 != 0
+    }
+
+    /// Sets bits.
+    pub fn set(&self, map: Map, pages: Pages) {
+        each_word(pages, |page, mask| {
+            self.word(map, page).fetch_or(mask, Ordering::AcqRel);
+        });
+    }
+
+    /// Clears bits; how many were set.
+    pub fn clear(&self, map: Map, pages: Pages) -> u64 {
+        let mut cleared = 0;
+        each_word(pages, |page, mask| {
+            let word = self.word(map, page);
+            // Most of what is unmapped was never in the table: its words are not to come into being.
+            if word.load(Ordering::Acquire) & mask != 0 {
+                cleared += u64::from((word.fetch_and(!mask, Ordering::AcqRel) & mask).count_ones());
+            }
+        });
+        cleared
+    }
+
+    /// The first run of set bits in a range.
+    pub fn run(&self, map: Map, pages: Pages) -> Option<Pages> {
+        let start = self.next(map, pages.clone(), true)?;
+        let end = self.next(map, start..pages.end, false).unwrap_or(pages.end);
+        Some(start..end)
+    }
+
+    /// The first page of a range whose bit is `set`.
+    fn next(&self, map: Map, pages: Pages, set: bool) -> Option<u64> {
+        let mut at = pages.start;
+        while at < pages.end {
+            let word = self.word(map, at).load(Ordering::Acquire);
+            let bits = if set { word } else { !word } >> (at % 64);
+            if bits != 0 {
+                return Some(at + u64::from(bits.trailing_zeros())).filter(|&found| found < pages.end);
+            }
+            at = (at / 64 + 1) * 64;
+        }
+        None
+    }
+
+    fn header(&self, offset: u64) -> &AtomicU32 {
+        // SAFETY: inside the mapping, aligned, and only used as an atomic word.
+        unsafe { &*self.base.as_ptr().add(offset as usize).cast::<AtomicU32>() }
+    }
+
+    /// Waits until the process waits for all pages.
+    pub fn await_hurry(&self) {
+        let word = self.header(HURRY);
+        while word.load(Ordering::Acquire) == 0 {
+            // SAFETY: only the address is used, and compared.
+            unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, 0, 0, 0, 0) };
+        }
+    }
+
+    /// Says that all pages are in, to those who wait.
+    pub fn complete(&self) {
+        let word = self.header(COMPLETE);
+        word.store(1, Ordering::Release);
+        // SAFETY: only the address is used.
+        unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX, 0, 0, 0) };
+    }
+}
+
+impl AsFd for Table {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.memfd.as_fd()
+    }
+}
+
+impl Drop for Table {
+    fn drop(&mut self) {
+        // SAFETY: nobody borrows from it any more.
+        let _ = unsafe { munmap(self.base.cast(), MAPPED.get()) };
+    }
+}
+
+/// Calls `visit` with a page of each word that a range touches and the range's bits in it.
+fn each_word(pages: Pages, mut visit: impl FnMut(u64, u64)) {
+    let end = pages.end.min(PAGES);
+    let mut at = pages.start;
+    while at < end {
+        let next = ((at / 64 + 1) * 64).min(end);
+        visit(at, u64::MAX >> (64 - (next - at)) << (at % 64));
+        at = next;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_are_set_cleared_and_found_in_runs() {
+        let table = Table::make().unwrap();
+        assert_eq!(table.run(Map::Absent, 0..1_000_000), None);
+        table.set(Map::Absent, 60..200);
+        table.set(Map::Absent, 300..301);
+        assert_eq!(table.run(Map::Absent, 0..1_000_000), Some(60..200));
+        assert_eq!(table.run(Map::Absent, 100..150), Some(100..150));
+        assert_eq!(table.run(Map::Absent, 200..1_000), Some(300..301));
+        assert_eq!(table.run(Map::Removed, 0..1_000), None);
+        assert_eq!(table.clear(Map::Absent, 64..128), 64);
+        assert_eq!(table.clear(Map::Absent, 0..128), 4);
+        assert_eq!(table.run(Map::Absent, 0..1_000), Some(128..200));
+        assert!(table.get(Map::Absent, 199) && !table.get(Map::Absent, 200));
+        table.set(Map::Stored, PAGES - 64..PAGES);
+        assert_eq!(table.run(Map::Stored, PAGES - 100..PAGES), Some(PAGES - 64..PAGES));
+    }
+}

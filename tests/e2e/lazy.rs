@@ -1,0 +1,178 @@
+//! Lazy restarts: the program goes on before its memory is there, and never sees a page that is not what it was, whatever
+//! it does to its address space meanwhile.
+
+use std::{fs, fs::OpenOptions, os::unix::fs::FileExt, thread, time::Duration};
+
+use stasis_tests::{Lab, Running, compile};
+
+/// Every mapping that has a page in the checkpoint is left to the pager.
+const ALL: (&str, &str) = ("STASIS_LAZY_FROM", "1");
+
+/// Checkpoints of one run.
+const CHECKPOINTS: u64 = 5;
+
+/// Takes one checkpoint of a program that runs on; returns its id. A moment at which the program has a child that was made
+/// by a raw system call is refused by name, and the next one will do.
+#[track_caller]
+fn checkpoint(lab: &Lab) -> String {
+    let mut refused = None;
+    for _ in 0..50 {
+        let outcome = lab.try_checkpoint(&[]);
+        if outcome.code() == 0 {
+            return outcome.stdout.trim().to_owned();
+        }
+        refused = Some(outcome);
+    }
+    panic!("refused all the time: {}", refused.expect("an attempt"));
+}
+
+/// The same, and ends the program.
+#[track_caller]
+fn checkpoint_and_end(lab: &Lab, running: Running) -> String {
+    let id = checkpoint(lab);
+    lab.run(["kill"]).expect_success();
+    let _ = running.wait_exit();
+    id
+}
+
+#[track_caller]
+fn restart_lazily(lab: &Lab, id: &str, disabled: &str) -> Running {
+    lab.prepare_restart([id, "--lazy"])
+        .environment(ALL.0, ALL.1)
+        .environment("STASIS_DISABLE", disabled)
+        .start()
+}
+
+/// Random steps while memory arrives, or while nothing arrives but what is touched; what is checkpointed meanwhile, and
+/// restored at once, is byte for byte what it was.
+#[track_caller]
+fn random_memory(seed: &str, children: &str, disabled: &str) {
+    let lab = Lab::new();
+    let program = compile::program("random_memory");
+    let command = [program.to_str().expect("an ASCII path"), seed, children];
+    let running = lab.prepare(command).start();
+    running.wait_ready();
+    thread::sleep(Duration::from_millis(30));
+    let mut ids = vec![checkpoint_and_end(&lab, running)];
+    for number in 0..CHECKPOINTS {
+        let running = restart_lazily(&lab, &ids[ids.len() - 1], disabled);
+        lab.wait_joined(&running);
+        // Not in step with the program: at any moment of it.
+        thread::sleep(Duration::from_millis(7 * number));
+        ids.push(checkpoint(&lab));
+        if number < CHECKPOINTS - 1 {
+            ids.push(checkpoint_and_end(&lab, running));
+        } else {
+            // Told to go on, it verifies all of its memory.
+            running.expect_ok();
+        }
+    }
+    for id in &ids {
+        lab.restart([id.as_str(), "--eager"]).expect_ok();
+        restart_lazily(&lab, id, disabled).expect_ok();
+    }
+}
+
+macro_rules! seeds {
+    ($($name:ident: $seed:literal),* $(,)?) => {
+        mod while_memory_arrives {
+            $(#[test]
+            fn $name() {
+                super::random_memory($seed, "raw", "");
+            })*
+        }
+
+        mod while_only_what_is_touched_arrives {
+            $(#[test]
+            fn $name() {
+                super::random_memory($seed, "raw", "prefetch");
+            })*
+        }
+
+        mod without_a_tracker {
+            $(#[test]
+            fn $name() {
+                super::random_memory($seed, "raw", "prefetch,wp-async,soft-dirty");
+            })*
+        }
+    };
+}
+
+seeds! { seed_1: "1", seed_2: "2", seed_3: "3" }
+
+/// A program with 64 MiB that says what their hash is whenever it is told so.
+const HEAP: &str = "\
+import hashlib, os, sys, time
+heap = os.urandom(64 << 20)
+expected = hashlib.sha256(heap).hexdigest()
+print('ready', flush=True)
+while not os.path.exists(os.environ['STASIS_TEST_GO']):
+    time.sleep(0.01)
+print('ok' if hashlib.sha256(heap).hexdigest() == expected else 'FAIL', flush=True)
+";
+
+#[track_caller]
+fn heap(lab: &Lab) -> String {
+    let running = lab.launch(["python3", "-c", HEAP]);
+    running.wait_ready();
+    checkpoint_and_end(lab, running)
+}
+
+/// How the pager of a restarted program goes on, from `stasis status`.
+#[track_caller]
+fn memory(lab: &Lab) -> serde_json::Value {
+    lab.json(["status"])["processes"][0]["memory"].clone()
+}
+
+#[test]
+fn a_program_goes_on_before_its_memory_is_there_and_status_tells() {
+    let lab = Lab::new();
+    let id = heap(&lab);
+    let running = restart_lazily(&lab, &id, "prefetch");
+    lab.wait_joined(&running);
+    let arriving = memory(&lab);
+    let number = |key: &str| arriving[key].as_u64().unwrap_or_else(|| panic!("{key} in {arriving}"));
+    assert!(number("pages") > 16_384 && number("left") > 8_192, "{arriving}");
+    // A checkpoint neither waits for what is absent nor takes it.
+    let again = checkpoint(&lab);
+    assert!(memory(&lab)["left"].as_u64() > Some(8_192), "{}", memory(&lab));
+    running.expect_ok();
+    lab.restart([again.as_str(), "--eager"]).expect_ok();
+}
+
+#[test]
+fn a_pager_that_is_killed_takes_the_program_with_it_by_name() {
+    let lab = Lab::new();
+    let id = heap(&lab);
+    let running = restart_lazily(&lab, &id, "prefetch");
+    lab.wait_joined(&running);
+    let pager = memory(&lab)["pager_pid"].as_i64().expect("a pager");
+    // SAFETY: kill(2) of a process of this lab.
+    unsafe { libc::kill(pager as i32, libc::SIGKILL) };
+    let files = running.files().clone();
+    let status = running.wait_exit();
+    assert!(!status.success(), "{status}");
+    let said = fs::read_to_string(&files.stderr).expect("what it said");
+    assert!(said.contains("its pager has ended before all memory had arrived"), "{said}");
+}
+
+#[test]
+fn a_damaged_page_ends_the_program_and_is_named() {
+    let lab = Lab::new();
+    let id = heap(&lab);
+    for pack in fs::read_dir(lab.store().join("packs")).expect("the store's packs") {
+        let path = pack.expect("an entry").path();
+        let file = OpenOptions::new().write(true).open(&path).expect("a pack");
+        let len = file.metadata().expect("a file").len();
+        // Everywhere but at the beginning, where what is read at once may lie.
+        for offset in (len / 2..len.saturating_sub(len / 4)).step_by(4096) {
+            file.write_all_at(b"damaged", offset).expect("a write");
+        }
+    }
+    let running = restart_lazily(&lab, &id, "");
+    let files = running.files().clone();
+    let status = running.wait_exit();
+    assert!(!status.success(), "{status}");
+    let said = fs::read_to_string(&files.stderr).expect("what it said");
+    assert!(said.contains("damaged") && said.contains("stasis verify"), "{said}");
+}
