@@ -99,7 +99,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             host: String::new(),
             pause_us: 0,
             processes: vec![process],
-            shared: Vec::new(),
         };
         client.commit(1, draft)?;
         let committed = started.elapsed();
@@ -132,7 +131,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 host: String::new(),
                 pause_us: 0,
                 processes: vec![process],
-                shared: Vec::new(),
             };
             client.commit(2, draft)?;
             println!("small: durable {dumped:.3?}, committed {:.3?}", started.elapsed());

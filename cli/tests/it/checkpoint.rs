@@ -149,7 +149,7 @@ fn an_end_whose_other_end_nobody_has_is_refused_before_anything_is_stopped() {
     let checkpoint = coordinator.start_json(&["checkpoint"]);
     let (token, _) = process.expect_checkpoint();
     let refusal = Refusal { what: "fd 5".into(), reason: "leads outside".into(), remedy: "close it".into() };
-    let ends = vec![End { has: 1, wants: 2, refusal: Some(refusal) }];
+    let ends = vec![End { has: 1, wants: 2, refusal: Some(refusal), socket: false }];
     process.send(&FromProcess::Ready { token, ends, objects: Vec::new(), children: Vec::new() });
     assert_eq!(process.receive(), Some(ToProcess::Abandoned { token }));
     let (code, report) = finish(checkpoint);

@@ -193,7 +193,6 @@ pub fn dump(client: &mut Client, token: u64, pages: &Pages) -> Result<(Hash, Dum
 
 pub fn draft(processes: &[(Hash, DumpStats)]) -> CheckpointDraft {
     CheckpointDraft {
-        shared: Vec::new(),
         computation: "test".into(),
         parent: None,
         label: None,
