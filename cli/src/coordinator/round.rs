@@ -416,9 +416,9 @@ impl<'a> Round<'a> {
             // What it was is in the store.
             return Ok(());
         }
-        if subject.pidfd.has_ended() {
-            self.ended = Some(gone(subject, subject.phase));
-        } else {
+        // Its connection may be seen to close before its end.
+        self.ended = Some(gone(subject, subject.phase));
+        if !subject.pidfd.has_ended() {
             let (real_pid, name, pidfd) = (subject.real_pid, subject.name.clone(), Rc::clone(&subject.pidfd));
             self.subjects.remove(&id);
             // It may be back already: then it must not be missed.

@@ -20,7 +20,15 @@ pub fn find(opens: &[Open], descriptions: &[Description], descriptors: &[Descrip
         }
         described = descriptor.description + 1;
         let Some(description) = descriptions.get(descriptor.description as usize) else { continue };
-        ends.extend(end(open, description));
+        let found = end(open, description);
+        // A FIFO that is open for reading and writing is both of its ends.
+        if open.access() == libc::O_RDWR
+            && matches!(description.kind, DescriptionKind::Pipe { .. })
+            && let Some(End { has, wants, refusal, socket }) = found.clone()
+        {
+            ends.push(End { has: wants, wants: has, refusal, socket });
+        }
+        ends.extend(found);
         if let DescriptionKind::Socket { waiting, local, domain, .. } = &description.kind
             && !waiting.is_empty()
         {
