@@ -25,6 +25,11 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
+    /// The work of a script that prints twenty steps and makes nothing besides.
+    fn in_steps(command: Vec<OsString>) -> Self {
+        Self { command, prepare: &|_| {}, reach: &step, made: &|_| Vec::new() }
+    }
+
     /// Does the work twice, undisturbed and killed three times, and compares.
     #[track_caller]
     fn survives_three_kills(&self) {
@@ -54,10 +59,8 @@ impl Work<'_> {
     }
 }
 
-fn nothing_to_prepare(_: &Path) {}
-
-fn nothing_made(_: &Path) -> Vec<u8> {
-    Vec::new()
+fn log(directory: &Path) -> Vec<u8> {
+    fs::read(directory.join("log.txt")).unwrap()
 }
 
 /// Of the twenty steps that the scripts take, those after which they are killed: 4, 9, 14.
@@ -95,31 +98,19 @@ fn write_text(path: &Path, megabytes: usize) {
 #[test]
 fn python_with_threads_a_big_dict_and_open_files() {
     let Some(command) = command("python3", &[script("work.py").to_str().unwrap()]) else { return };
-    Work {
-        command,
-        prepare: &nothing_to_prepare,
-        reach: &step,
-        made: &|directory| fs::read(directory.join("log.txt")).unwrap(),
-    }
-    .survives_three_kills();
+    Work { made: &log, ..Work::in_steps(command) }.survives_three_kills();
 }
 
 #[test]
 fn python_with_processes_queues_and_shared_memory() {
     let Some(command) = command("python3", &[script("processes.py").to_str().unwrap()]) else { return };
-    Work { command, prepare: &nothing_to_prepare, reach: &step, made: &nothing_made }.survives_three_kills();
+    Work::in_steps(command).survives_three_kills();
 }
 
 #[test]
 fn bash_with_pipelines_jobs_and_subshells() {
     let Some(command) = command("bash", &[script("jobs.sh").to_str().unwrap()]) else { return };
-    Work {
-        command,
-        prepare: &nothing_to_prepare,
-        reach: &step,
-        made: &|directory| fs::read(directory.join("log.txt")).unwrap(),
-    }
-    .survives_three_kills();
+    Work { made: &log, ..Work::in_steps(command) }.survives_three_kills();
 }
 
 #[test]
@@ -148,19 +139,13 @@ fn make_with_four_compilers_at_once() {
 #[test]
 fn perl_with_hashes_and_open_files() {
     let Some(command) = command("perl", &[script("work.pl").to_str().unwrap()]) else { return };
-    Work {
-        command,
-        prepare: &nothing_to_prepare,
-        reach: &step,
-        made: &|directory| fs::read(directory.join("log.txt")).unwrap(),
-    }
-    .survives_three_kills();
+    Work { made: &log, ..Work::in_steps(command) }.survives_three_kills();
 }
 
 #[test]
 fn node_with_timers_and_worker_threads() {
     let Some(command) = command("node", &[script("work.js").to_str().unwrap()]) else { return };
-    Work { command, prepare: &nothing_to_prepare, reach: &step, made: &nothing_made }.survives_three_kills();
+    Work::in_steps(command).survives_three_kills();
 }
 
 #[test]
@@ -173,7 +158,7 @@ fn java_with_several_threads_and_the_g1_collector() {
         skip("only a Java runtime is installed, and a program is started from its source here");
         return;
     }
-    Work { command, prepare: &nothing_to_prepare, reach: &step, made: &nothing_made }.survives_three_kills();
+    Work::in_steps(command).survives_three_kills();
 }
 
 #[test]
@@ -184,8 +169,6 @@ fn sqlite_in_the_middle_of_a_transaction() {
         return;
     };
     Work {
-        command,
-        prepare: &nothing_to_prepare,
         reach: &|running, directory, kill| {
             // The transaction's pages reach the file long before it is committed: the cache is small.
             running.wait_size(&directory.join("items.db"), u64::from(kill) * 10_000_000);
@@ -195,6 +178,7 @@ fn sqlite_in_the_middle_of_a_transaction() {
             assert!(!directory.join("items.db-journal").exists(), "the transaction is not over");
             fs::read(directory.join("items.db")).unwrap()
         },
+        ..Work::in_steps(command)
     }
     .survives_three_kills();
 }
@@ -251,7 +235,7 @@ fn bc_with_its_output_in_a_file() {
             let bytes = u64::from(kill) * 12_000;
             running.wait_size(&running.files().stdout, bytes);
         },
-        made: &nothing_made,
+        ..Work::in_steps(command)
     }
     .survives_three_kills();
 }
@@ -260,10 +244,8 @@ fn bc_with_its_output_in_a_file() {
 fn a_simulation_with_a_gigabyte_of_state() {
     let command = vec![compile::program("simulation").into(), "16".into()];
     Work {
-        command,
-        prepare: &nothing_to_prepare,
         reach: &|running, _, kill| running.wait_line(&format!("step {}", 4 * kill - 2)),
-        made: &nothing_made,
+        ..Work::in_steps(command)
     }
     .survives_three_kills();
 }

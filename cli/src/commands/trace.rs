@@ -56,7 +56,7 @@ pub fn run(context: &Context, args: &TraceArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// An event as JSON: the names are an interface.
-#[derive(Serialize)]
+#[derive(Serialize, Default)]
 struct EventReport<'a> {
     time_ns: u64,
     computation: String,
@@ -95,19 +95,7 @@ fn report(event: &Event) -> EventReport<'_> {
         computation: format!("{:016x}", event.computation),
         uid: event.owner,
         pid: event.pid,
-        event: "",
-        child: None,
-        thread: None,
-        flags: None,
-        command: None,
-        file: None,
-        secure: None,
-        status: None,
-        from: None,
-        to: None,
-        local: None,
-        remote: None,
-        lost: None,
+        ..EventReport::default()
     };
     match &event.what {
         What::Fork { child, flags, command, .. } => {

@@ -3,19 +3,43 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use stasis_protocol::tracer::What;
+use stasis_tests::Tracer;
+use tempfile::TempDir;
 
 use crate::{Python, client::Client, tracer};
+
+/// A program that waits to be told to go on, in computation 7 of a tracer; nothing where none can be had.
+struct Computation7 {
+    tracer: Tracer,
+    client: Client,
+    python: Python,
+    _directory: TempDir,
+}
+
+impl Computation7 {
+    fn running(script: &str) -> Option<Self> {
+        let (tracer, directory) = tracer(&[])?;
+        let python = Python::start(0, script);
+        let mut client = Client::connect(&tracer);
+        client.register(7, python.pid());
+        Some(Self { tracer, client, python, _directory: directory })
+    }
+}
+
+fn end(pid: u32) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGKILL)
+        .unwrap();
+}
 
 #[test]
 fn of_ten_thousand_short_lived_processes_no_event_is_lost() {
     const COUNT: usize = 10_000;
-    let Some((tracer, _directory)) = tracer(&[]) else { return };
     let script = format!(
         "import os\nprint('ready', flush=True)\ninput()\nfor i in range({COUNT}):\n if os.fork() == 0: os._exit(i % 7)\n os.wait()"
     );
-    let mut python = Python::start(0, &script);
-    Client::connect(&tracer).register(7, python.pid());
-    let mut watcher = Client::connect(&tracer);
+    let Some(mut computation) = Computation7::running(&script) else { return };
+    let Computation7 { tracer, python, .. } = &mut computation;
+    let mut watcher = Client::connect(tracer);
     watcher.watch(Some(7));
     python.go();
     let (mut made, mut ended) = (BTreeMap::new(), BTreeMap::new());
@@ -37,12 +61,11 @@ fn of_ten_thousand_short_lived_processes_no_event_is_lost() {
     }
     assert_eq!(made.values().sum::<usize>(), COUNT);
     assert_eq!(made, ended, "who began has ended, as often");
-    assert_eq!(Client::connect(&tracer).tasks(7), []);
+    assert_eq!(Client::connect(tracer).tasks(7), []);
 }
 
 #[test]
 fn whatever_way_a_process_is_made_it_is_tracked_before_it_runs() {
-    let Some((tracer, _directory)) = tracer(&[]) else { return };
     // A child, a grandchild whose parent ends, one made by vfork, and one in a session of its own.
     let script = "
 import os, subprocess, time
@@ -58,9 +81,8 @@ children = [subprocess.Popen(['/bin/sleep', '1000']), subprocess.Popen(['/bin/bu
 print('made', flush=True)
 input()
 ";
-    let mut python = Python::start(0, script);
-    let mut client = Client::connect(&tracer);
-    client.register(7, python.pid());
+    let Some(mut computation) = Computation7::running(script) else { return };
+    let Computation7 { client, python, .. } = &mut computation;
     python.go();
     assert_eq!(python.line(), "made");
     let tasks = client.tasks(7);
@@ -69,11 +91,7 @@ input()
     for task in tasks.iter().filter(|task| task.pid != python.pid()) {
         assert!(!task.registered && !task.found, "{task:?}");
         assert_eq!(task.ns_pid, task.pid);
-        nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(task.pid as i32),
-            nix::sys::signal::Signal::SIGKILL,
-        )
-        .unwrap();
+        end(task.pid);
     }
     let orphan = tasks.iter().find(|task| task.command.starts_with("python") && task.pid != python.pid());
     assert_ne!(orphan.expect("the grandchild").creator, python.pid());
@@ -81,7 +99,6 @@ input()
 
 #[test]
 fn threads_are_told_from_processes_and_an_exec_in_one_ends_none() {
-    let Some((tracer, _directory)) = tracer(&[]) else { return };
     // A thread that is not the first executes: it becomes the process, whose pid stays.
     let script = "
 import os, threading, time
@@ -90,10 +107,9 @@ input()
 threading.Thread(target=lambda: os.execv('/bin/sleep', ['sleep', '1000'])).start()
 time.sleep(1000)
 ";
-    let mut python = Python::start(0, script);
-    let mut client = Client::connect(&tracer);
-    client.register(7, python.pid());
-    let mut watcher = Client::connect(&tracer);
+    let Some(mut computation) = Computation7::running(script) else { return };
+    let Computation7 { tracer, client, python, .. } = &mut computation;
+    let mut watcher = Client::connect(tracer);
     watcher.watch(None);
     python.go();
     let mut threads = BTreeSet::new();
@@ -119,7 +135,6 @@ time.sleep(1000)
 
 #[test]
 fn a_process_is_known_in_its_own_pid_namespace_too() {
-    let Some((tracer, _directory)) = tracer(&[]) else { return };
     let script = "
 import subprocess
 print('ready', flush=True)
@@ -127,15 +142,13 @@ input()
 child = subprocess.Popen(['unshare', '--pid', '--fork', '--kill-child', 'sh', '-c', 'echo made; sleep 1000; true'])
 child.wait()
 ";
-    let mut python = Python::start(0, script);
-    let mut client = Client::connect(&tracer);
-    client.register(7, python.pid());
+    let Some(mut computation) = Computation7::running(script) else { return };
+    let Computation7 { client, python, .. } = &mut computation;
     python.go();
     assert_eq!(python.line(), "made");
     let tasks = client.tasks(7);
     let shell = tasks.iter().find(|task| task.command == "sh").unwrap_or_else(|| panic!("{tasks:?}"));
     assert_eq!(shell.ns_pid, 1);
     assert_ne!(shell.pid, 1);
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(shell.pid as i32), nix::sys::signal::Signal::SIGKILL)
-        .unwrap();
+    end(shell.pid);
 }

@@ -1,14 +1,13 @@
 //! sock_diag(7): what the kernel knows of TCP connections whose sockets this process does not have.
 
-use alloc::{vec, vec::Vec};
+use alloc::vec::Vec;
 
-use stasis_sys::{
-    Errno, Result,
-    file::{self, Fd},
-    socket,
+use stasis_sys::{Errno, Result};
+
+use super::{
+    address::Address,
+    netlink::{self, Header, word},
 };
-
-use super::address::Address;
 
 /// One end of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -27,20 +26,23 @@ pub struct End {
     pub idle_ms: u32,
 }
 
-/// struct nlmsghdr and struct inet_diag_req_v2 (linux/inet_diag.h).
+/// struct inet_diag_req_v2 (linux/inet_diag.h) after its header.
 #[repr(C)]
 struct Request {
-    len: u32,
-    kind: u16,
-    flags: u16,
-    sequence: u32,
-    port: u32,
+    header: Header,
     family: u8,
     protocol: u8,
     extensions: u8,
     pad: u8,
     states: u32,
     id: Id,
+}
+
+// SAFETY: 16 bytes of header, 8, and 48: nothing between them.
+unsafe impl netlink::Request for Request {
+    fn header(&self) -> &Header {
+        &self.header
+    }
 }
 
 /// struct inet_diag_sockid: ports and addresses in network order.
@@ -55,8 +57,6 @@ struct Id {
     cookie: [u32; 2],
 }
 
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
-const HEADER: usize = 16;
 /// struct inet_diag_msg.
 const MESSAGE: usize = 72;
 const INET_DIAG_INFO: u16 = 2;
@@ -76,7 +76,7 @@ pub fn find(local: &Address, peer: &Address) -> Result<End> {
         interface: 0,
         cookie: NO_COOKIE,
     };
-    let ends = ask(request(local.family(), u32::MAX, id, libc::NLM_F_REQUEST as u16))?;
+    let ends = ask(local.family(), u32::MAX, id, false)?;
     // The lookup is that of an arriving packet: where there is no connection it finds a listener.
     let found = ends.into_iter().find(|end| end.local == *local && end.peer == *peer);
     found.ok_or(Errno(libc::ENOENT))
@@ -92,71 +92,25 @@ pub fn not_accepted(port: u16) -> Result<Vec<End>> {
     let mut all = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
         let id = Id { local_port: port.to_be_bytes(), cookie: NO_COOKIE, ..Id::default() };
-        let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
-        all.extend(ask(request(family, ESTABLISHED | CLOSE_WAIT, id, flags))?);
+        all.extend(ask(family, ESTABLISHED | CLOSE_WAIT, id, true)?);
     }
     all.retain(|end| end.inode == 0 && end.local.port == port);
     Ok(all)
 }
 
-fn request(family: i32, states: u32, id: Id, flags: u16) -> Request {
-    Request {
-        len: size_of::<Request>() as u32,
-        kind: SOCK_DIAG_BY_FAMILY,
-        flags,
-        sequence: 1,
-        port: 0,
+fn ask(family: i32, states: u32, id: Id, is_dump: bool) -> Result<Vec<End>> {
+    let request = Request {
+        header: Header::of::<Request>(is_dump),
         family: family as u8,
         protocol: libc::IPPROTO_TCP as u8,
         extensions: 1 << (INET_DIAG_INFO - 1),
         pad: 0,
         states,
         id,
-    }
-}
-
-fn ask(request: Request) -> Result<Vec<End>> {
-    let netlink =
-        socket::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_SOCK_DIAG)?;
-    let answer = exchange(netlink, &request);
-    let _ = file::close(netlink);
-    answer
-}
-
-fn exchange(netlink: Fd, request: &Request) -> Result<Vec<End>> {
-    // SAFETY: the request is plain data without padding.
-    let bytes = unsafe {
-        core::slice::from_raw_parts(core::ptr::from_ref(request).cast::<u8>(), size_of::<Request>())
     };
-    socket::send_all(netlink, bytes, None)?;
-    let is_dump = request.flags & libc::NLM_F_DUMP as u16 == libc::NLM_F_DUMP as u16;
-    let (mut answer, mut ends) = (vec![0u8; 64 << 10], Vec::new());
-    loop {
-        let len = file::read(netlink, &mut answer)?;
-        let mut rest = &answer[..len];
-        while rest.len() >= HEADER {
-            let header = word(rest, 0) as usize;
-            let message = rest.get(..header.clamp(HEADER, rest.len())).unwrap_or_default();
-            match i32::from(word(message, 4) as u16) {
-                libc::NLMSG_DONE => return Ok(ends),
-                libc::NLMSG_ERROR => {
-                    return Err(Errno(0i32.wrapping_sub(word(message, HEADER) as i32)));
-                }
-                kind if kind == i32::from(SOCK_DIAG_BY_FAMILY) => {
-                    ends.extend(parse(&message[HEADER..]));
-                }
-                _ => return Err(Errno(libc::EIO)),
-            }
-            rest = rest.get(header.max(HEADER).next_multiple_of(4)..).unwrap_or_default();
-        }
-        if !is_dump {
-            return Ok(ends);
-        }
-    }
-}
-
-fn word(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..at + 4).and_then(|word| word.try_into().ok()).map_or(0, u32::from_ne_bytes)
+    let mut ends = Vec::new();
+    netlink::ask(&request, |message| ends.extend(parse(message)))?;
+    Ok(ends)
 }
 
 fn parse(message: &[u8]) -> Option<End> {
@@ -175,15 +129,11 @@ fn parse(message: &[u8]) -> Option<End> {
         inode: word(fixed, 68),
         idle_ms: 0,
     };
-    let mut attributes = &message[MESSAGE..];
-    // struct rtattr, see sock_diag.rs; struct tcp_info: tcpi_last_data_sent is at 44.
-    while attributes.len() >= 4 {
-        let header = word(attributes, 0);
-        let (len, kind) = ((header & 0xffff) as usize, (header >> 16) as u16);
-        if kind == INET_DIAG_INFO {
-            end.idle_ms = word(attributes, 4 + 44);
-        }
-        attributes = attributes.get(len.max(4).next_multiple_of(4)..).unwrap_or_default();
+    // struct tcp_info: tcpi_last_data_sent is at 44.
+    if let Some((_, info)) =
+        netlink::attributes(&message[MESSAGE..]).find(|(kind, _)| *kind == INET_DIAG_INFO)
+    {
+        end.idle_ms = word(info, 44);
     }
     Some(end)
 }

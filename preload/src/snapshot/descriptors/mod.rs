@@ -15,6 +15,7 @@ mod epoll;
 mod files;
 mod inet_diag;
 mod inotify;
+mod netlink;
 mod pipes;
 mod sharing;
 mod sock_diag;
