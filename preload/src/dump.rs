@@ -68,6 +68,8 @@ pub struct Dump<'a> {
     found: Vec<Run>,
     /// Mappings that have guard regions.
     guarded: Vec<(u64, u64)>,
+    /// What the tracker has found already.
+    ahead: Ahead,
 }
 
 /// Whether threads run.
@@ -106,6 +108,7 @@ impl<'a> Dump<'a> {
             owed: Vec::new(),
             found: Vec::new(),
             guarded: Vec::new(),
+            ahead: Ahead::default(),
         })
     }
 
@@ -177,6 +180,9 @@ impl<'a> Dump<'a> {
     /// # Errors
     /// Refusals that name the mapping or object; the dump is to be given up then.
     pub fn finish(&mut self, snapshot: &mut Snapshot, base_objects: u32) -> Result<Rest, Vec<Refusal>> {
+        if !self.tracker.works_while_running() {
+            self.ahead = Ahead::look(self.tracker, &mut self.pagemap, snapshot, !self.is_incremental);
+        }
         let mut density = Density::of_this_process();
         let mut gap = 0;
         for (found, mapping) in snapshot.mappings.iter().zip(&mut snapshot.image.mappings) {
@@ -201,7 +207,6 @@ impl<'a> Dump<'a> {
         for id in snapshot.objects.len() + 1..=base_objects {
             self.forget(id, 0, SPACE_END);
         }
-        self.tracker.finish();
         Ok(core::mem::take(&mut self.rest))
     }
 
@@ -217,7 +222,10 @@ impl<'a> Dump<'a> {
         let all = self.spoiled.iter().any(overlaps)
             || !self.is_incremental && !covers(&self.taken, range.start, range.end);
         let mut found = core::mem::take(&mut self.found);
-        let mut looked = self.tracker.look(&mut self.pagemap, range, all, &mut found);
+        let mut looked = match self.ahead.next(range, &mut found) {
+            Some(shown) => Ok(shown),
+            None => self.tracker.look(&mut self.pagemap, range, all, &mut found),
+        };
         if looked.is_err() && moment == Moment::Running {
             // New, gone, or changed meanwhile.
             self.spoiled.push((range.start, range.end));
@@ -556,6 +564,44 @@ impl Dump<'_> {
     }
 }
 
+/// What was found before anything was copied, by a tracker that looks and forgets in two steps. The checkpoint thread
+/// itself writes to this library's state while it copies: looked at later and then forgotten, that would be lost.
+#[derive(Default)]
+struct Ahead {
+    runs: Vec<Run>,
+    /// Of each mapping: where it starts, what its runs are, and how many there are up to it.
+    ranges: Vec<(u64, Shown, usize)>,
+    /// How many of them have been asked for.
+    next: usize,
+}
+
+impl Ahead {
+    fn look(tracker: &mut dyn DirtyTracker, pagemap: &mut Pagemap, snapshot: &Snapshot, all: bool) -> Self {
+        let mut ahead = Self::default();
+        let mut found = Vec::new();
+        let mut density = Density::of_this_process();
+        for range in snapshot.mappings.iter().filter_map(|mapping| density.range(mapping)) {
+            // What cannot be looked at is taken whole.
+            if let Ok(shown) = tracker.look(pagemap, range, all, &mut found) {
+                ahead.runs.extend_from_slice(&found);
+                ahead.ranges.push((range.start, shown, ahead.runs.len()));
+            }
+        }
+        tracker.looked_at_all();
+        ahead
+    }
+
+    /// What the tracker has said of a range; they are asked for in order.
+    fn next(&mut self, range: Range, found: &mut Vec<Run>) -> Option<Shown> {
+        let &(_, shown, end) = self.ranges.get(self.next).filter(|(start, ..)| *start == range.start)?;
+        let start = self.next.checked_sub(1).map_or(0, |last| self.ranges[last].2);
+        self.next += 1;
+        found.clear();
+        found.extend_from_slice(&self.runs[start..end]);
+        Some(shown)
+    }
+}
+
 /// Which mappings are scanned with their holes: those that are populated for the most part, as far as can be told
 /// without looking. What page tables cost is bounded: a 512th of four times the resident memory.
 struct Density {
@@ -582,7 +628,7 @@ impl Density {
         if dense {
             self.left -= end - start;
         }
-        Some(Range { start, end, which, dense })
+        Some(Range { start, end, which, dense, readable: is_readable(&found.mapping) })
     }
 }
 
