@@ -15,6 +15,8 @@ use crate::run::run;
 pub enum For {
     Build,
     Test,
+    /// Another kernel in a virtual machine.
+    Vm,
 }
 
 struct Package {
@@ -52,6 +54,7 @@ const PACKAGES: &[Package] = &[
     program("bc", For::Test, "tests with a real program", "bc"),
     program("util-linux", For::Test, "setpriv: a program of another user", "setpriv"),
     program("libcap2-bin", For::Test, "setcap: a program with file capabilities", "setcap"),
+    program("qemu-system-x86", For::Vm, "tests under another kernel", "qemu-system-x86_64"),
     library("libjemalloc2", For::Test, "jemalloc under a program"),
     library("libtcmalloc-minimal4", For::Test, "tcmalloc under a program"),
     library("libmimalloc2.0", For::Test, "mimalloc under a program"),
@@ -63,7 +66,7 @@ const PACKAGES: &[Package] = &[
 /// When something is missing and this user cannot install it: with the command that does, or, where there is
 /// no dpkg, with the programs that are missing.
 pub fn ensure(purpose: For) -> Result<()> {
-    let needed = PACKAGES.iter().filter(|package| package.needed == For::Build || purpose == For::Test);
+    let needed = PACKAGES.iter().filter(|package| package.needed == For::Build || package.needed == purpose);
     if find("dpkg-query").is_none() || find("apt-get").is_none() {
         return look_for_programs(needed);
     }
@@ -109,6 +112,33 @@ fn apt_get(arguments: &[&str]) -> Command {
     let mut command = Command::new("apt-get");
     command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
     command
+}
+
+/// The package of the kernel of this version (`6.1`) that Debian has now.
+///
+/// # Errors
+/// When this is no Debian, or one with another kernel.
+pub fn newest_kernel(version: &str) -> Result<String> {
+    const META: &str = "linux-image-amd64";
+    if find("apt-cache").is_none() || find("dpkg-deb").is_none() {
+        bail!("this is not Debian: no kernel {version} can be downloaded with apt-get");
+    }
+    let look = || -> Result<Option<String>> {
+        let output = Command::new("apt-cache").args(["depends", META]).env("LC_ALL", "C").output()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        Ok(text.lines().find_map(|line| line.trim().strip_prefix("Depends: ").map(str::to_owned)))
+    };
+    let mut found = look()?;
+    // SAFETY: geteuid takes nothing and cannot fail.
+    if found.is_none() && unsafe { libc::geteuid() } == 0 {
+        run(&mut apt_get(&["update", "-q"]))?;
+        found = look()?;
+    }
+    match found {
+        Some(package) if package.starts_with(&format!("linux-image-{version}.")) => Ok(package),
+        Some(package) => bail!("this Debian's {META} is {package}, not Linux {version}"),
+        None => bail!("apt knows no {META}; to be typed first: sudo apt-get update"),
+    }
 }
 
 fn installed(package: &str) -> bool {
