@@ -26,7 +26,7 @@ use crate::{
         Snapshot, Source,
         mappings::{Content, Found},
     },
-    tracker::{DirtyTracker, Range, Shown},
+    tracker::{Ahead, DirtyTracker, Range, Shown},
 };
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -181,7 +181,9 @@ impl<'a> Dump<'a> {
     /// Refusals that name the mapping or object; the dump is to be given up then.
     pub fn finish(&mut self, snapshot: &mut Snapshot, base_objects: u32) -> Result<Rest, Vec<Refusal>> {
         if !self.tracker.works_while_running() {
-            self.ahead = Ahead::look(self.tracker, &mut self.pagemap, snapshot, !self.is_incremental);
+            let mut density = Density::of_this_process();
+            let ranges = snapshot.mappings.iter().filter_map(|mapping| density.range(mapping));
+            self.ahead = Ahead::look(self.tracker, &mut self.pagemap, ranges, !self.is_incremental);
         }
         let mut density = Density::of_this_process();
         let mut gap = 0;
@@ -561,44 +563,6 @@ impl Dump<'_> {
             at = at.max(hole);
         }
         Ok(gap)
-    }
-}
-
-/// What was found before anything was copied, by a tracker that looks and forgets in two steps. The checkpoint thread
-/// itself writes to this library's state while it copies: looked at later and then forgotten, that would be lost.
-#[derive(Default)]
-struct Ahead {
-    runs: Vec<Run>,
-    /// Of each mapping: where it starts, what its runs are, and how many there are up to it.
-    ranges: Vec<(u64, Shown, usize)>,
-    /// How many of them have been asked for.
-    next: usize,
-}
-
-impl Ahead {
-    fn look(tracker: &mut dyn DirtyTracker, pagemap: &mut Pagemap, snapshot: &Snapshot, all: bool) -> Self {
-        let mut ahead = Self::default();
-        let mut found = Vec::new();
-        let mut density = Density::of_this_process();
-        for range in snapshot.mappings.iter().filter_map(|mapping| density.range(mapping)) {
-            // What cannot be looked at is taken whole.
-            if let Ok(shown) = tracker.look(pagemap, range, all, &mut found) {
-                ahead.runs.extend_from_slice(&found);
-                ahead.ranges.push((range.start, shown, ahead.runs.len()));
-            }
-        }
-        tracker.looked_at_all();
-        ahead
-    }
-
-    /// What the tracker has said of a range; they are asked for in order.
-    fn next(&mut self, range: Range, found: &mut Vec<Run>) -> Option<Shown> {
-        let &(_, shown, end) = self.ranges.get(self.next).filter(|(start, ..)| *start == range.start)?;
-        let start = self.next.checked_sub(1).map_or(0, |last| self.ranges[last].2);
-        self.next += 1;
-        found.clear();
-        found.extend_from_slice(&self.runs[start..end]);
-        Some(shown)
     }
 }
 

@@ -6,6 +6,7 @@
 //!
 //! Not here: what is done with the pages (`dump`), and what was taken for which checkpoint (`checkpoint`).
 
+mod ahead;
 mod soft_dirty;
 mod wp_async;
 
@@ -14,6 +15,7 @@ use alloc::vec::Vec;
 use stasis_protocol::PAGE_SIZE;
 use stasis_sys::{Result, memory};
 
+pub use ahead::Ahead;
 pub use soft_dirty::SoftDirty;
 pub use wp_async::WpAsync;
 
