@@ -36,7 +36,7 @@ pub fn start() -> usize {
 
 /// Reserves the region.
 pub fn init() -> stasis_sys::Result<()> {
-    let start = memory::map_anonymous(RESERVED, libc::MAP_NORESERVE)?;
+    let start = memory::reserve(RESERVED)?;
     // SAFETY: called from the constructor, before the checkpoint thread exists.
     unsafe { *ARENA.0.get() = Region { start, next: start } };
     Ok(())

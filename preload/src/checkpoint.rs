@@ -74,7 +74,7 @@ fn kept() -> &'static mut Kept {
 /// The stack of the checkpoint thread, made at the first call and then used again (after a fork).
 pub fn stack(len: usize) -> Result<usize> {
     if STACK.load(Ordering::Relaxed) == 0 {
-        STACK.store(memory::map_anonymous(len, libc::MAP_NORESERVE)?, Ordering::Relaxed);
+        STACK.store(memory::reserve(len)?, Ordering::Relaxed);
         STACK_LEN.store(len, Ordering::Relaxed);
     }
     Ok(STACK.load(Ordering::Relaxed))

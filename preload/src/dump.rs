@@ -27,7 +27,7 @@ use crate::{
         Snapshot, Source,
         mappings::{Content, Found},
     },
-    tracker::{DirtyTracker, Range, Shown},
+    tracker::{Ahead, DirtyTracker, Range, Shown},
 };
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -69,6 +69,8 @@ pub struct Dump<'a> {
     found: Vec<Run>,
     /// Mappings that have guard regions.
     guarded: Vec<(u64, u64)>,
+    /// What the tracker has found already.
+    ahead: Ahead,
 }
 
 /// Whether threads run.
@@ -107,6 +109,7 @@ impl<'a> Dump<'a> {
             owed: Vec::new(),
             found: Vec::new(),
             guarded: Vec::new(),
+            ahead: Ahead::default(),
         })
     }
 
@@ -184,6 +187,11 @@ impl<'a> Dump<'a> {
         elsewhere: &[u64],
     ) -> Result<Rest, Vec<Refusal>> {
         lazy::settle();
+        if !self.tracker.works_while_running() {
+            let mut density = Density::of_this_process();
+            let ranges = snapshot.mappings.iter().filter_map(|mapping| density.range(mapping));
+            self.ahead = Ahead::look(self.tracker, &mut self.pagemap, ranges, !self.is_incremental);
+        }
         let mut density = Density::of_this_process();
         let mut gap = 0;
         for (found, mapping) in snapshot.mappings.iter().zip(&mut snapshot.image.mappings) {
@@ -212,7 +220,6 @@ impl<'a> Dump<'a> {
         for id in snapshot.objects.len() + 1..=base_objects {
             self.forget(id, 0, SPACE_END);
         }
-        self.tracker.finish();
         Ok(core::mem::take(&mut self.rest))
     }
 
@@ -228,7 +235,10 @@ impl<'a> Dump<'a> {
         let all = self.spoiled.iter().any(overlaps)
             || !self.is_incremental && !covers(&self.taken, range.start, range.end);
         let mut found = core::mem::take(&mut self.found);
-        let mut looked = self.tracker.look(&mut self.pagemap, range, all, &mut found);
+        let mut looked = match self.ahead.next(range, &mut found) {
+            Some(shown) => Ok(shown),
+            None => self.tracker.look(&mut self.pagemap, range, all, &mut found),
+        };
         if looked.is_err() && moment == Moment::Running {
             // New, gone, or changed meanwhile.
             self.spoiled.push((range.start, range.end));
@@ -632,7 +642,7 @@ impl Density {
         if dense {
             self.left -= end - start;
         }
-        Some(Range { start, end, which, dense })
+        Some(Range { start, end, which, dense, readable: is_readable(&found.mapping) })
     }
 }
 

@@ -122,11 +122,21 @@ fn doctor_names_the_tracker_that_programs_use_and_why_it_is_not_a_better_one() {
 
 macro_rules! seeds {
     ($($name:ident: $seed:literal),* $(,)?) => {
-        /// As the machine allows.
-        mod with_the_best_tracker {
+        mod with_wp_async {
             $(#[test]
             fn $name() {
-                super::random_memory($seed, "", "wp-async");
+                if stasis_tests::kernel::has_wp_async() {
+                    super::random_memory($seed, "", "wp-async");
+                }
+            })*
+        }
+
+        mod with_soft_dirty {
+            $(#[test]
+            fn $name() {
+                if stasis_tests::kernel::has_soft_dirty() {
+                    super::random_memory($seed, "wp-async", "soft-dirty");
+                }
             })*
         }
 
