@@ -87,6 +87,39 @@ fn the_program_notices_natively_when_a_byte_is_lost() {
     RANDOM_MEMORY.notices_what_is_lost();
 }
 
+/// 256 MiB, overwritten in random order as fast as the processor can: faster than any disk, and than memory is copied.
+const OVERWRITES: Workload = Workload { program: "overwrites", arguments: &["256", "0"] };
+
+#[test]
+fn a_program_that_writes_faster_than_it_is_copied_stands_still_in_slices_and_is_told() {
+    let lab = Lab::new();
+    let running = OVERWRITES.launch(&lab);
+    running.wait_ready();
+    for _ in 0..3 {
+        lab.checkpoint(&[]);
+        let shown = lab.json(["show", "latest"]);
+        let status = lab.json(["status"]);
+        let process = &status["processes"][0];
+        let number = |key: &str| process[key].as_u64().unwrap_or_else(|| panic!("{key} in {process}"));
+        let pause = number("last_pause_us");
+        assert_eq!(shown["checkpoint"]["pause_us"], pause);
+        assert!(number("last_stood_us") >= pause, "{process}");
+        // The staging buffer, the memory of the checkpoint thread, and the backlog: no more than the program has itself.
+        let memory = number("last_memory");
+        assert!((64 << 20..400 << 20).contains(&memory), "{process}");
+    }
+    lab.checkpoint_kill(running);
+    for reference in ["latest", "latest~1", "latest~2", "latest~3"] {
+        let restarted = lab.restart([reference]);
+        restarted.expect_ok();
+    }
+}
+
+#[test]
+fn the_overwriting_program_notices_natively_when_a_page_is_lost() {
+    OVERWRITES.notices_what_is_lost();
+}
+
 /// What `stasis doctor` and a program, both started with this STASIS_DISABLE, say of the tracker.
 #[track_caller]
 fn doctor_and_program(disabled: &str) -> (String, String) {

@@ -87,6 +87,8 @@ async fn identify(computation: &Rc<Computation>, mut stream: UnixStream) -> io::
                 phase_since: Instant::now(),
                 tracker: String::new(),
                 last_pause_us: None,
+                last_stood_us: None,
+                last_memory: None,
             });
             // A child that the library did not see being made may keep the connection open after its end.
             let result = tokio::select! {

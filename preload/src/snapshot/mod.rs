@@ -50,7 +50,7 @@ pub fn check() -> Result<Vec<mappings::Found>, Vec<Refusal>> {
     if let Err(more) = descriptors::capture(&mut objects, descriptors::Moment::Running) {
         refusals.extend(more);
     }
-    let mappings = mappings::capture(&mappings::Advice::default(), &mut objects).unwrap_or_else(|more| {
+    let mappings = mappings::capture(&mut objects).unwrap_or_else(|more| {
         refusals.extend(more);
         Vec::new()
     });
@@ -60,12 +60,7 @@ pub fn check() -> Result<Vec<mappings::Found>, Vec<Refusal>> {
 
 /// Takes the record of a process whose threads are all stopped. `stopped`: it stood stopped by a signal before; `hold`: it is to be
 /// ended.
-pub fn take(
-    quiet: &Quiet,
-    advice: &mappings::Advice,
-    stopped: bool,
-    hold: bool,
-) -> Result<Snapshot, Vec<Refusal>> {
+pub fn take(quiet: &Quiet, stopped: bool, hold: bool) -> Result<Snapshot, Vec<Refusal>> {
     let pid = stasis_sys::process::getpid();
     set_subject(quiet.tids.first().copied().unwrap_or(pid));
     // One may have been made since this was looked at.
@@ -82,7 +77,7 @@ pub fn take(
             return Err(refusals);
         }
     };
-    let mappings = match mappings::capture(advice, &mut objects) {
+    let mappings = match mappings::capture(&mut objects) {
         Ok(mappings) => mappings,
         Err(refusals) => {
             objects.close();
