@@ -131,6 +131,7 @@ fn phase(phase: Phase) -> &'static str {
     match phase {
         Phase::Running => "running",
         Phase::Checking => "checking",
+        Phase::Ready => "ready",
         Phase::Quiescing => "quiescing",
         Phase::Snapshotting => "snapshotting",
         Phase::Storing => "storing",

@@ -7,7 +7,7 @@ use core::{
 };
 
 use stasis_protocol::{
-    coordinator::{FromProcess, Phase, Refusal, ToProcess},
+    coordinator::{End, FromProcess, Phase, Refusal, ToProcess},
     store::Hash,
     wire,
 };
@@ -23,7 +23,7 @@ use crate::{
     link::{coordinator::Coordinator, store::Store},
     precopy::{Stood, precopy},
     quiesce::{self, Quiet},
-    snapshot::{self, mappings},
+    snapshot::{self, Checked, Children, mappings},
     state,
     tracker::Tracker,
 };
@@ -126,6 +126,7 @@ pub fn own_ranges() -> [(u64, u64, Own); 4] {
 pub extern "C" fn thread() -> ! {
     let announced = ANNOUNCED.swap(-1, Ordering::Relaxed);
     keep_only(announced);
+    state::await_started();
     // The connection is made as whom the program was started by; only then does this thread follow it.
     let coordinator = match announced {
         0.. => {
@@ -183,9 +184,13 @@ pub fn serve(mut coordinator: Option<Coordinator>) -> ! {
         unsafe { arena::reset() };
         match &coordinator {
             Some(connected) => match connected.receive_beside() {
-                Ok((ToProcess::Checkpoint { token, store, store_passed, hold, was_stopped }, beside)) => {
+                Ok((
+                    ToProcess::Checkpoint { token, store, store_passed, hold, was_stopped, alone },
+                    beside,
+                )) => {
                     let passed = beside.filter(|_| store_passed);
-                    if take(connected, token, &store, passed, hold, was_stopped).is_err() {
+                    let order = Order { token, store: &store, hold, was_stopped, alone };
+                    if take(connected, &order, passed).is_err() {
                         let _ = file::close(connected.fd());
                         coordinator = None;
                     }
@@ -195,7 +200,9 @@ pub fn serve(mut coordinator: Option<Coordinator>) -> ! {
                     match message {
                         ToProcess::Committed { token, .. } => settle(token, true),
                         ToProcess::Abandoned { token } => settle(token, false),
-                        ToProcess::Checkpoint { .. } | ToProcess::Welcome { .. } => {}
+                        // Of a checkpoint that was given up.
+                        ToProcess::Stop { .. } | ToProcess::Capture { .. } | ToProcess::Resume { .. } => {}
+                        ToProcess::Checkpoint { .. } | ToProcess::Welcome { .. } | ToProcess::Go => {}
                     }
                 }
                 Err(_) => {
@@ -228,18 +235,12 @@ fn settle(token: u64, committed: bool) {
 ///
 /// # Errors
 /// When the coordinator cannot be told: it is gone, and the program runs.
-fn take(
-    coordinator: &Coordinator,
-    token: u64,
-    store: &str,
-    passed: Option<Fd>,
-    hold: bool,
-    was_stopped: bool,
-) -> core::result::Result<(), Errno> {
+fn take(coordinator: &Coordinator, order: &Order<'_>, passed: Option<Fd>) -> core::result::Result<(), Errno> {
+    let &Order { token, was_stopped, .. } = order;
     credentials::follow();
     credentials::use_store();
     let mut taking = Taking { coordinator, token, quiet: None, was_stopped, stood: Stood::default(), passed };
-    let result = taking.run(store, hold);
+    let result = taking.run(order);
     if let Some(unused) = taking.passed.take() {
         let _ = file::close(unused);
     }
@@ -254,6 +255,7 @@ fn take(
             store.close();
         }
         let told = coordinator.send(&FromProcess::Refused { token, refusals });
+        state::set_storing(false);
         if was_stopped {
             taking.stop_again();
             taking.go_on();
@@ -262,6 +264,7 @@ fn take(
         }
         return told;
     }
+    state::set_storing(false);
     // A connection that was passed is good for one dump; another one, for as long as this is the user who made it.
     let keep = |store: &mut Store| passed.is_none() && credentials::keep_store(store.fd());
     if let Some(store) = kept().store.take_if(|store| !keep(store)) {
@@ -282,6 +285,15 @@ fn take(
         told?;
     }
     Ok(())
+}
+
+/// What the coordinator asks for, see [`ToProcess::Checkpoint`].
+struct Order<'a> {
+    token: u64,
+    store: &'a str,
+    hold: bool,
+    was_stopped: bool,
+    alone: bool,
 }
 
 struct Taking<'a> {
@@ -321,10 +333,44 @@ impl Taking<'_> {
         let _ = self.coordinator.send(&FromProcess::Phase { token: self.token, phase });
     }
 
-    fn run(&mut self, path: &str, hold: bool) -> core::result::Result<(), Vec<Refusal>> {
-        let token = self.token;
+    /// Says that a step is done, and waits until all processes of the computation have done it: for the objects that others
+    /// copy, where that is what is to be known.
+    fn meet(&self, done: &FromProcess) -> core::result::Result<Vec<u64>, Vec<Refusal>> {
+        let gone = |reason: String, remedy: &str| {
+            vec![Refusal { what: format!("pid {}", process::getpid()), reason, remedy: remedy.into() }]
+        };
+        let lost = |error: Errno| {
+            gone(
+                format!("the coordinator is gone: {error}"),
+                "the program runs on; start one at the same address",
+            )
+        };
+        self.coordinator.send(done).map_err(lost)?;
+        loop {
+            match self.coordinator.receive().map_err(lost)? {
+                ToProcess::Stop { token } | ToProcess::Resume { token } if token == self.token => {
+                    return Ok(Vec::new());
+                }
+                ToProcess::Capture { token, elsewhere } if token == self.token => return Ok(elsewhere),
+                ToProcess::Abandoned { token } if token == self.token => {
+                    return Err(gone("the checkpoint was given up".into(), "take another one"));
+                }
+                ToProcess::Committed { token, .. } => settle(token, true),
+                ToProcess::Abandoned { token } => settle(token, false),
+                _ => {}
+            }
+        }
+    }
+
+    fn run(&mut self, order: &Order<'_>) -> core::result::Result<(), Vec<Refusal>> {
+        let &Order { token, store: path, hold, .. } = order;
+        // Children are met where they say hello.
+        let alone = order.alone && snapshot::children().alive.is_empty();
         self.report(Phase::Checking);
-        let mappings = snapshot::check()?;
+        let Checked { mappings, ends, objects } = snapshot::check()?;
+        if alone {
+            refuse_outside(&ends)?;
+        }
         let Kept { store, tracker, base } = kept();
         // A connection that the coordinator passed knows of no base.
         let bases = self.passed.is_none();
@@ -343,6 +389,13 @@ impl Taking<'_> {
             dump.look_for_guards(&mappings);
             arena::prefault();
         }
+        if !alone && !self.was_stopped {
+            // Others may take long.
+            self.stood.run_freely(&mut dump);
+            self.report(Phase::Ready);
+            let children = snapshot::children().alive;
+            self.meet(&FromProcess::Ready { token, ends, objects, children })?;
+        }
         self.report(Phase::Quiescing);
 
         self.stood.run_freely(&mut dump);
@@ -351,15 +404,33 @@ impl Taking<'_> {
         if self.was_stopped {
             take_continue();
         }
-        let mut snapshot = snapshot::take(quiet, self.was_stopped, hold)?;
-        let dumped = dump.finish(&mut snapshot, last.map_or(0, |base| base.objects));
+        let Children { alive, zombies } = snapshot::children();
+        // One may have been made since this was looked at.
+        let alone = alone && alive.is_empty();
+        let mut elsewhere = Vec::new();
+        if !alone {
+            elsewhere = self.meet(&FromProcess::Stopped { token, children: alive })?;
+            self.report(Phase::Snapshotting);
+        }
+        let mut snapshot = snapshot::take(quiet, self.was_stopped, hold, zombies)?;
+        let dumped = dump.finish(&mut snapshot, last.map_or(0, |base| base.objects), &elsewhere);
         let objects = snapshot.objects.len();
+        let keys = snapshot.image.objects.iter().map(|object| object.key);
+        let copied = keys.filter(|key| elsewhere.binary_search(key).is_err()).collect();
         snapshot.objects.close();
         dumped?;
+        if alone {
+            refuse_outside(&snapshot.ends)?;
+        } else {
+            let (ends, sharable) =
+                (core::mem::take(&mut snapshot.ends), core::mem::take(&mut snapshot.sharable));
+            self.meet(&FromProcess::Captured { token, ends, sharable, objects: copied })?;
+        }
         let hold = hold || self.was_stopped;
         if hold {
             self.report(Phase::Held);
         } else {
+            state::set_storing(true);
             self.go_on();
             self.report(Phase::Storing);
         }
@@ -389,6 +460,12 @@ impl Taking<'_> {
             }]
         })
     }
+}
+
+/// Where there is no other process, nobody has the other ends.
+fn refuse_outside(ends: &[End]) -> core::result::Result<(), Vec<Refusal>> {
+    let refusals: Vec<Refusal> = ends.iter().filter_map(|end| end.refusal.clone()).collect();
+    if refusals.is_empty() { Ok(()) } else { Err(refusals) }
 }
 
 /// SIGCONT in a set of signals.

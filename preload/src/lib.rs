@@ -30,6 +30,7 @@ mod procfs;
 mod arch;
 mod arena;
 mod checkpoint;
+mod contagion;
 mod credentials;
 mod dump;
 mod fork;

@@ -99,7 +99,7 @@ pub extern "C" fn checkpoint_thread() -> ! {
     let coordinator = if socket >= 0 {
         checkpoint::keep_only(socket);
         let from = core::str::from_utf8(&info.checkpoint).ok().map(Into::into);
-        Coordinator::greet(socket, from).ok()
+        Coordinator::greet(socket, from).inspect(Coordinator::await_others).ok()
     } else {
         let _ = file::close_range(0, u32::MAX);
         None

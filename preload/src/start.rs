@@ -16,7 +16,9 @@ use stasis_sys::{
     memory, process,
 };
 
-use crate::{arch, arena, checkpoint, credentials, interrupted, link, stop, threads, wrappers};
+use crate::{
+    arch, arena, checkpoint, contagion, credentials, fork, interrupted, link, state, stop, threads, wrappers,
+};
 
 #[used]
 #[unsafe(link_section = ".init_array")]
@@ -26,12 +28,20 @@ static CONSTRUCTOR: extern "C" fn(i32, *const *const c_char, *const *const c_cha
 extern "C" fn constructor(_: i32, _: *const *const c_char, environment: *const *const c_char) {
     // SAFETY: this is the constructor.
     unsafe { wrappers::init() };
+    // SAFETY: as above.
+    unsafe { contagion::remember(environment) };
+    // Blocked by who executed this program: it must not be ended by a stop signal that was meant for the one before.
+    let mask = process::block(stop::SET);
+    while process::take_pending(stop::SET).is_some() {}
     remember_disabled(variable(environment, "STASIS_DISABLE=").unwrap_or_default());
     if let Some(coordinator) = variable(environment, "STASIS_COORD=")
         && let Err(error) = begin(coordinator)
     {
         warn(error);
     }
+    state::set_started();
+    // Not before: a checkpoint that comes meanwhile waits for that.
+    process::sigmask(mask & !stop::SET);
 }
 
 /// What STASIS_DISABLE names: the program may write over its environment.
@@ -89,6 +99,8 @@ fn begin(coordinator: &[u8]) -> stasis_sys::Result<()> {
     threads::init()?;
     interrupted::call::init()?;
     stop::install()?;
+    // SAFETY: in the constructor.
+    unsafe { fork::init() };
     // Where nobody listens, or is too busy, the checkpoint thread tries again.
     let announced = link::coordinator::announce().ok();
     let started = start_thread(announced);
@@ -109,6 +121,7 @@ pub unsafe fn begin_in_child() {
     // SAFETY: the checkpoint thread, whose allocations these were, is not in this process.
     unsafe { arena::reset() };
     checkpoint::forget_inherited();
+    state::forget_inherited();
     if let Err(error) = start_thread(None) {
         warn(error);
     }

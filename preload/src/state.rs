@@ -61,6 +61,56 @@ pub fn await_stopping(timeout_ns: u64) {
     }
 }
 
+/// Whether the constructor has done its work: 1, else 0. A futex.
+static STARTED: AtomicU32 = AtomicU32::new(0);
+
+pub fn set_started() {
+    STARTED.store(1, Ordering::Release);
+    sync::futex_wake(&STARTED, i32::MAX as u32);
+}
+
+/// Waits until the constructor has closed what it had open: the program's descriptors are its own from then on.
+pub fn await_started() {
+    while STARTED.load(Ordering::Acquire) == 0 {
+        sync::futex_wait(&STARTED, 0, None);
+    }
+}
+
+/// Whether the threads run again and what was copied of them is not all in the store yet: 1, else 0. A futex.
+static STORING: AtomicU32 = AtomicU32::new(0);
+
+pub fn set_storing(storing: bool) {
+    STORING.store(storing.into(), Ordering::Release);
+    if !storing {
+        sync::futex_wake(&STORING, i32::MAX as u32);
+    }
+}
+
+pub fn is_storing() -> bool {
+    STORING.load(Ordering::Acquire) != 0
+}
+
+/// Waits until the store has all that was copied, as a process must before it ends itself: its checkpoint thread ends with
+/// it. False when that takes longer than a store that does not get on may keep a program.
+pub fn await_stored() -> bool {
+    const PATIENCE: u64 = 5_000_000_000;
+    let until = sync::monotonic_ns() + PATIENCE;
+    while STORING.load(Ordering::Acquire) != 0 {
+        let now = sync::monotonic_ns();
+        if now >= until {
+            return false;
+        }
+        sync::futex_wait(&STORING, 1, Some(until - now));
+    }
+    true
+}
+
+/// In the child of a fork: what its parent was about to do is not its own.
+pub fn forget_inherited() {
+    STOPPING.store(0, Ordering::Release);
+    STORING.store(0, Ordering::Release);
+}
+
 /// Lets all parked threads go on.
 pub fn release() {
     STOPPING.store(0, Ordering::Release);

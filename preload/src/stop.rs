@@ -61,6 +61,24 @@ pub fn install_again() -> Result<()> {
     if INSTALLED.load(Ordering::Acquire) { install() } else { Ok(()) }
 }
 
+/// The stop signal as a set.
+pub const SET: u64 = 1 << (SIGNAL - 1);
+
+/// To be called by a thread that is about to end the process or its program, and with it the checkpoint thread: waits until
+/// the store has what was copied, and is not stopped any more from then on. The signal mask that it had.
+pub fn leave() -> u64 {
+    loop {
+        let before = process::block(SET);
+        if !state::is_storing() {
+            return before;
+        }
+        process::sigmask(before);
+        if !state::await_stored() {
+            return process::block(SET);
+        }
+    }
+}
+
 /// Sends the stop signal to one thread.
 pub fn send(pid: i32, tid: i32) -> Result<()> {
     process::queue_to_thread(pid, tid, SIGNAL, &Siginfo::queued(SIGNAL, libc::SI_QUEUE, COOKIE))

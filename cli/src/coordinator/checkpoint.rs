@@ -4,23 +4,22 @@
 use std::{collections::BTreeMap, os::fd::OwnedFd, rc::Rc, time::Duration};
 
 use stasis_protocol::{
-    coordinator::{FromProcess, Phase, Refusal, ToProcess},
-    store::{CheckpointDraft, CheckpointRecord, ProcessEntry},
+    coordinator::{Phase, Refusal, ToProcess},
+    store::{CheckpointDraft, CheckpointRecord, SharedDescriptor},
 };
 use tokio::{
-    sync::{OwnedMutexGuard, mpsc},
+    sync::OwnedMutexGuard,
     task::spawn_blocking,
     time::{Instant, timeout, timeout_at},
 };
 
 use super::{
-    computation::{Computation, Event, Member, MemberId, random},
-    log, stopped,
+    computation::{Computation, MemberId, random},
+    log,
+    round::{Failure, Gathered, ProcessDump, Question, Round, Subject},
+    stopped,
 };
-use crate::{
-    process::{self, Pidfd},
-    store,
-};
+use crate::{process, store};
 
 /// What a step that moves data may take on top, for each byte of the process: a disk of 32 MiB a second.
 const NANOS_PER_BYTE: u64 = 30;
@@ -46,77 +45,71 @@ pub async fn take(computation: Rc<Computation>, order: Order, _turn: OwnedMutexG
 }
 
 async fn attempt(computation: &Rc<Computation>, order: Order) -> Outcome {
+    /// For processes that come and go all the time.
+    const MOST_ROUNDS: u32 = 5;
     await_newborn(computation).await;
-    let subjects = subjects(computation).map_err(one)?;
+    for _ in 1..MOST_ROUNDS {
+        match round(computation, &order).await {
+            Err(Failure::Again(refusal)) => log::line(format_args!("once more: {refusal}")),
+            Err(Failure::Refused(refusals)) => return Err(refusals),
+            Ok(record) => return Ok(record),
+        }
+    }
+    round(computation, &order).await.map_err(|failure| match failure {
+        Failure::Again(refusal) => one(refusal),
+        Failure::Refused(refusals) => refusals,
+    })
+}
+
+async fn round(computation: &Rc<Computation>, order: &Order) -> Result<CheckpointRecord, Failure> {
+    let members = members(computation).map_err(one)?;
     let directory = computation.settings.store.clone();
     let opened = blocking(move || store::connect_or_start(&directory)).await;
     let store = opened.map_err(|reason| one(store_refusal(computation, reason)))?;
     let token = random().map_err(|error| {
         one(refusal("the coordinator", format!("has no random numbers: {error}"), "is /dev/urandom there?"))
     })?;
-
-    let mut events = computation.open_round(token);
-    let message = ToProcess::Checkpoint {
-        token,
-        store: store.socket().to_string_lossy().into_owned(),
-        store_passed: false,
-        hold: order.kill,
-        was_stopped: false,
-    };
-    for subject in subjects.values() {
-        stopped::settle(subject.real_pid).await;
+    let question = Question { token, store: store.socket().to_string_lossy().into_owned(), hold: order.kill };
+    for &(_, real_pid) in &members {
+        stopped::settle(real_pid).await;
     }
-    let (store, lent) =
-        lend(store, token, &subjects).await.map_err(|reason| one(store_refusal(computation, reason)))?;
-    let asked = ask(computation, &subjects, &message, lent);
-    let dumps = match asked {
-        Ok(()) => gather(computation, &subjects, &mut events).await,
-        Err(refusals) => Err(refusals),
+    let (mut store, lent) =
+        lend(store, token, &members).await.map_err(|reason| one(store_refusal(computation, reason)))?;
+
+    let mut round = Round::open(computation, question);
+    let gathered = match ask(&mut round, &members, lent) {
+        Ok(()) => round.gather().await,
+        Err(refusals) => Err(refusals.into()),
     };
-    let dumps = match dumps {
-        Ok(dumps) => dumps,
-        Err(refusals) => {
+    let Gathered { dumps, shared } = match gathered {
+        Ok(gathered) => gathered,
+        Err(failure) => {
             tell(computation, &ToProcess::Abandoned { token });
             discard(store, token).await;
-            return Err(refusals);
+            return Err(failure);
         }
     };
 
-    let draft = draft(computation, dumps, order.label).map_err(one);
-    let committed = match draft {
-        Ok(draft) => {
-            let mut store = store;
-            blocking(move || store.commit(token, draft))
-                .await
-                .map_err(|reason| one(store_refusal(computation, reason)))
-        }
-        Err(refusals) => Err(refusals),
+    let committed = match draft(computation, dumps, shared, order.label.clone()) {
+        Ok(draft) => blocking(move || store.commit(token, draft))
+            .await
+            .map_err(|reason| store_refusal(computation, reason)),
+        Err(refusal) => Err(refusal),
     };
     match committed {
         Ok(record) => {
             tell(computation, &ToProcess::Committed { token, kill: order.kill });
             if order.kill {
-                await_ends(&subjects).await;
+                await_ends(&round).await;
             }
             Ok(record)
         }
-        Err(refusals) => {
+        Err(refusal) => {
             tell(computation, &ToProcess::Abandoned { token });
-            Err(refusals)
+            Err(one(refusal).into())
         }
     }
 }
-
-/// A process to checkpoint, as it was when that began: it may end before the checkpoint is durable.
-struct Subject {
-    pid: u32,
-    real_pid: u32,
-    command: String,
-    name: String,
-    pidfd: Rc<Pidfd>,
-}
-
-type Subjects = BTreeMap<MemberId, Subject>;
 
 /// A program that was launched a moment ago may not have joined yet: it does not wait for its coordinator.
 async fn await_newborn(computation: &Computation) {
@@ -129,31 +122,18 @@ async fn await_newborn(computation: &Computation) {
     let _ = timeout(PATIENCE, joined).await;
 }
 
-/// The processes to checkpoint.
-fn subjects(computation: &Computation) -> Result<Subjects, Refusal> {
-    computation.with_members(|members| match members.len() {
-        0 => Err(refusal(
+/// The processes that there are, with their pids here.
+fn members(computation: &Computation) -> Result<Vec<(MemberId, u32)>, Refusal> {
+    let members: Vec<_> = computation
+        .with_members(|members| members.iter().map(|(id, member)| (*id, member.real_pid)).collect());
+    if members.is_empty() {
+        return Err(refusal(
             format!("the computation at {}", computation.settings.address),
             "has no process",
             "start one with `stasis launch`",
-        )),
-        1 => Ok(members.iter().map(|(id, member)| (*id, subject(member))).collect()),
-        _ => Err(refusal(
-            members.values().map(Member::name).collect::<Vec<_>>().join(", "),
-            "computations of several processes come with a later version",
-            "checkpoint them with coordinators of their own, --coord",
-        )),
-    })
-}
-
-fn subject(member: &Member) -> Subject {
-    Subject {
-        pid: member.pid,
-        real_pid: member.real_pid,
-        command: member.command.clone(),
-        name: member.name(),
-        pidfd: Rc::clone(&member.pidfd),
+        ));
     }
+    Ok(members)
 }
 
 /// Connections to the store, each for one process.
@@ -164,12 +144,12 @@ type Lent = BTreeMap<MemberId, OwnedFd>;
 async fn lend(
     mut store: store::Client,
     token: u64,
-    subjects: &Subjects,
+    members: &[(MemberId, u32)],
 ) -> Result<(store::Client, Lent), String> {
     let own = nix::unistd::geteuid().as_raw();
-    let stranger = |subject: &Subject| process::user(subject.real_pid).is_some_and(|uid| uid != own);
+    let stranger = |real_pid| process::user(real_pid).is_some_and(|uid| uid != own);
     let strangers: Vec<MemberId> =
-        subjects.iter().filter(|(_, subject)| stranger(subject)).map(|(id, _)| *id).collect();
+        members.iter().filter(|(_, real_pid)| stranger(*real_pid)).map(|(id, _)| *id).collect();
     if strangers.is_empty() {
         return Ok((store, Lent::new()));
     }
@@ -182,108 +162,15 @@ async fn lend(
 }
 
 /// Asks every process to dump itself.
-fn ask(
-    computation: &Computation,
-    subjects: &Subjects,
-    message: &ToProcess,
-    mut lent: Lent,
-) -> Result<(), Vec<Refusal>> {
-    computation.with_members(|members| {
-        let mut refusals = Vec::new();
-        for (id, subject) in subjects {
-            let Some(member) = members.get(id) else {
-                refusals.push(gone(subject, None));
-                continue;
-            };
-            let beside = lent.remove(id);
-            let was_stopped = process::is_stopped(member.real_pid);
-            let message = message_to(message, beside.is_some(), was_stopped);
-            let sent = if was_stopped {
-                stopped::wake(member, &message, beside)
-            } else {
-                member.send_beside(&message, beside)
-            };
-            if let Err(reason) = sent {
-                refusals.push(refusal(member.name(), reason, "end it, or checkpoint again"));
-            }
-        }
-        if refusals.is_empty() { Ok(()) } else { Err(refusals) }
-    })
-}
-
-fn message_to(message: &ToProcess, store_passed: bool, was_stopped: bool) -> ToProcess {
-    match message.clone() {
-        ToProcess::Checkpoint { token, store, hold, .. } => {
-            ToProcess::Checkpoint { token, store, store_passed, hold, was_stopped }
-        }
-        other => other,
-    }
-}
-
-/// A process that has not handed its dump over yet.
-struct Awaited {
-    /// `None` until it has said anything.
-    phase: Option<Phase>,
-    until: Instant,
-}
-
-/// Waits until every process has dumped itself.
-async fn gather(
-    computation: &Computation,
-    subjects: &Subjects,
-    events: &mut mpsc::Receiver<(MemberId, Event)>,
-) -> Result<Vec<ProcessDump>, Vec<Refusal>> {
-    let mut dumps = Vec::new();
-    // One that tells no phases may be moving data all the time.
-    let mut awaited: BTreeMap<MemberId, Awaited> = subjects
-        .iter()
-        .map(|(id, subject)| {
-            let until = Instant::now() + allowance(computation, Phase::Storing, subject.real_pid);
-            (*id, Awaited { phase: None, until })
-        })
-        .collect();
-
-    while let Some(until) = awaited.values().map(|awaited| awaited.until).min() {
-        let (id, event) = match timeout_at(until, events.recv()).await {
-            Ok(Some(event)) => event,
-            Ok(None) => return Err(one(refusal("the checkpoint", "was given up", "take another one"))),
-            Err(_) => {
-                let late = awaited.iter().filter(|(_, awaited)| awaited.until <= Instant::now());
-                return Err(late.map(|(id, awaited)| overdue(&subjects[id], awaited.phase)).collect());
-            }
-        };
-        let (Some(subject), Some(entry)) = (subjects.get(&id), awaited.get_mut(&id)) else { continue };
-        match event {
-            Event::Said(FromProcess::Phase { phase, .. }) => {
-                entry.phase = Some(phase);
-                entry.until = Instant::now() + allowance(computation, phase, subject.real_pid);
-            }
-            Event::Said(FromProcess::Refused { refusals, .. }) if refusals.is_empty() => {
-                return Err(one(refusal(&subject.name, "refused without a reason", "see its own output")));
-            }
-            Event::Said(FromProcess::Refused { refusals, .. }) => return Err(refusals),
-            Event::Said(FromProcess::Dumped { manifest, stats, pause_us, tracker, .. }) => {
-                awaited.remove(&id);
-                let (pid, command) = (subject.pid, subject.command.clone());
-                dumps.push(ProcessDump {
-                    entry: ProcessEntry { pid, command, manifest, stats, tracker },
-                    pause_us,
-                });
-            }
-            Event::Gone => return Err(one(gone(subject, entry.phase))),
-        }
-    }
-    Ok(dumps)
-}
-
-/// What a process handed over.
-struct ProcessDump {
-    entry: ProcessEntry,
-    pause_us: u64,
+fn ask(round: &mut Round<'_>, members: &[(MemberId, u32)], mut lent: Lent) -> Result<(), Vec<Refusal>> {
+    let alone = members.len() == 1;
+    let refusals: Vec<Refusal> =
+        members.iter().filter_map(|(id, _)| round.ask(*id, alone, lent.remove(id)).err()).collect();
+    if refusals.is_empty() { Ok(()) } else { Err(refusals) }
 }
 
 /// The refusal for a process that went away.
-fn gone(subject: &Subject, phase: Option<Phase>) -> Refusal {
+pub fn gone(subject: &Subject, phase: Option<Phase>) -> Refusal {
     refusal(
         &subject.name,
         format!("ended, or executed another program, while {} for the checkpoint", phase_name(phase)),
@@ -292,10 +179,10 @@ fn gone(subject: &Subject, phase: Option<Phase>) -> Refusal {
 }
 
 /// How long a process may stay in a phase.
-fn allowance(computation: &Computation, phase: Phase, real_pid: u32) -> Duration {
+pub fn allowance(computation: &Computation, phase: Phase, real_pid: u32) -> Duration {
     let base = computation.settings.deadline;
     match phase {
-        Phase::Running | Phase::Checking | Phase::Quiescing => base,
+        Phase::Running | Phase::Checking | Phase::Ready | Phase::Quiescing => base,
         Phase::Snapshotting | Phase::Storing | Phase::Held => {
             base + Duration::from_nanos(process::memory(real_pid).saturating_mul(NANOS_PER_BYTE))
         }
@@ -303,7 +190,7 @@ fn allowance(computation: &Computation, phase: Phase, real_pid: u32) -> Duration
 }
 
 /// The refusal for a process that let its deadline pass.
-fn overdue(subject: &Subject, phase: Option<Phase>) -> Refusal {
+pub fn overdue(subject: &Subject, phase: Option<Phase>) -> Refusal {
     let state = process::state(subject.real_pid);
     let remedy = match state {
         Some('T') => "continue it (SIGCONT) and take another checkpoint, which can handle a stopped process",
@@ -327,6 +214,7 @@ fn phase_name(phase: Option<Phase>) -> &'static str {
         None => "being asked",
         Some(Phase::Running) => "running",
         Some(Phase::Checking) => "checking itself",
+        Some(Phase::Ready) => "waiting for the others",
         Some(Phase::Quiescing) => "stopping its threads",
         Some(Phase::Snapshotting) => "copying its memory",
         Some(Phase::Storing) => "storing its memory",
@@ -337,6 +225,7 @@ fn phase_name(phase: Option<Phase>) -> &'static str {
 fn draft(
     computation: &Computation,
     dumps: Vec<ProcessDump>,
+    shared: Vec<Vec<SharedDescriptor>>,
     label: Option<String>,
 ) -> Result<CheckpointDraft, Refusal> {
     let id = computation.id().map_err(|error| {
@@ -349,6 +238,7 @@ fn draft(
         host: nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned(),
         pause_us: dumps.iter().map(|dump| dump.pause_us).max().unwrap_or(0),
         processes: dumps.into_iter().map(|dump| dump.entry).collect(),
+        shared,
     })
 }
 
@@ -364,9 +254,9 @@ fn tell(computation: &Computation, message: &ToProcess) {
 }
 
 /// Waits until the processes have ended themselves; kills those that do not.
-async fn await_ends(subjects: &Subjects) {
+async fn await_ends(round: &Round<'_>) {
     let until = Instant::now() + END_DEADLINE;
-    for subject in subjects.values() {
+    for subject in round.subjects() {
         if timeout_at(until, subject.pidfd.ended()).await.is_err() {
             // It stands still and may have lost its checkpoint thread; what it was is durable.
             let _ = subject.pidfd.signal(libc::SIGKILL);
@@ -400,10 +290,10 @@ fn store_refusal(computation: &Computation, reason: String) -> Refusal {
     )
 }
 
-fn refusal(what: impl Into<String>, reason: impl Into<String>, remedy: impl Into<String>) -> Refusal {
+pub fn refusal(what: impl Into<String>, reason: impl Into<String>, remedy: impl Into<String>) -> Refusal {
     Refusal { what: what.into(), reason: reason.into(), remedy: remedy.into() }
 }
 
-fn one(refusal: Refusal) -> Vec<Refusal> {
+pub fn one(refusal: Refusal) -> Vec<Refusal> {
     vec![refusal]
 }

@@ -62,6 +62,8 @@ pub struct Member {
     pub last_pause_us: Option<u64>,
     pub last_stood_us: Option<u64>,
     pub last_memory: Option<u64>,
+    /// Its place among the processes of the computation; it keeps that when it executes another program.
+    pub rank: u64,
 }
 
 impl Member {
@@ -103,14 +105,20 @@ impl Member {
 /// What a process did during a checkpoint.
 #[derive(Debug)]
 pub enum Event {
+    Joined,
     Said(FromProcess),
     Gone,
+    /// One that is waited for, by its pid here.
+    Ended(u32),
 }
+
+/// Where those who take a checkpoint are told of the processes.
+pub type Events = mpsc::Sender<(MemberId, Event)>;
 
 /// The checkpoint that is being taken.
 struct Round {
     token: u64,
-    events: mpsc::Sender<(MemberId, Event)>,
+    events: Events,
 }
 
 pub struct Computation {
@@ -124,17 +132,24 @@ pub struct Computation {
     pub shutdown: Notify,
 }
 
+/// A process that has closed its connection.
+struct Departed {
+    real_pid: u32,
+    pidfd: Rc<Pidfd>,
+    rank: u64,
+}
+
 #[derive(Default)]
 struct State {
     id: Option<String>,
     /// What the next checkpoint goes on from.
     parent: Option<String>,
-    /// A restart announced itself and its processes have not come yet.
-    resumed: bool,
+    /// How many processes of a restart that announced itself have not come yet.
+    awaited: u32,
     members: BTreeMap<MemberId, Member>,
     next_member: MemberId,
-    /// The last process that left, which may be about to come back under another program.
-    departed: Option<(u32, Rc<Pidfd>)>,
+    /// Processes that left and may be about to come back under another program.
+    departed: Vec<Departed>,
     /// Processes that joined since the computation began or was resumed.
     joined: u32,
     connections: usize,
@@ -177,16 +192,29 @@ impl Computation {
     }
 
     /// Adds a process.
-    pub fn join(&self, member: Member) -> MemberId {
+    pub async fn join(&self, member: Member) -> MemberId {
+        let (id, events) = self.add(member);
+        if let Some(events) = events {
+            // Nobody listens any more when the checkpoint has just ended.
+            let _ = events.send((id, Event::Joined)).await;
+        }
+        self.changed.send_replace(());
+        id
+    }
+
+    /// The new member's id, and who is to be told of it.
+    fn add(&self, mut member: Member) -> (MemberId, Option<Events>) {
         let mut state = self.state.borrow_mut();
         // The connection of the program before an execve(2) may be seen to close only later.
-        let replaced = state.members.extract_if(.., |_, other| other.real_pid == member.real_pid).count() > 0;
-        let came_back = state
-            .departed
-            .take()
-            .is_some_and(|(real_pid, pidfd)| real_pid == member.real_pid && !pidfd.has_ended());
-        let continues = state.resumed && member.restarted_from.is_some();
-        if state.members.is_empty() && !replaced && !came_back && !continues {
+        let replaced: Vec<_> =
+            state.members.extract_if(.., |_, other| other.real_pid == member.real_pid).collect();
+        let replaced = replaced.first().map(|(_, member)| member.rank);
+        state.departed.retain(|departed| !departed.pidfd.has_ended());
+        let came_back = state.departed.iter().position(|departed| departed.real_pid == member.real_pid);
+        let came_back = came_back.map(|at| state.departed.swap_remove(at).rank);
+        let before = replaced.or(came_back);
+        let continues = state.awaited > 0 && member.restarted_from.is_some();
+        if state.members.is_empty() && before.is_none() && !continues {
             // All that was here has ended: this is another computation.
             state.id = None;
             state.parent = None;
@@ -195,17 +223,16 @@ impl Computation {
         if member.restarted_from.is_some() && state.parent.is_none() {
             state.parent.clone_from(&member.restarted_from);
         }
-        if !replaced && !came_back {
+        if before.is_none() {
             state.joined = state.joined.saturating_add(1);
         }
-        state.resumed = false;
         let id = state.next_member;
         state.next_member += 1;
+        member.rank = before.unwrap_or(id);
         log::line(format_args!("{} joined", member.name()));
         state.members.insert(id, member);
-        drop(state);
-        self.changed.send_replace(());
-        id
+        state.arrived(id);
+        (id, state.round.as_ref().map(|round| round.events.clone()))
     }
 
     /// Removes a process whose connection has ended.
@@ -215,7 +242,10 @@ impl Computation {
             let removed = state.members.remove(&id);
             if let Some(member) = &removed {
                 log::line(format_args!("{} left", member.name()));
-                state.departed = Some((member.real_pid, Rc::clone(&member.pidfd)));
+                let pidfd = Rc::clone(&member.pidfd);
+                if !pidfd.has_ended() {
+                    state.departed.push(Departed { real_pid: member.real_pid, pidfd, rank: member.rank });
+                }
             }
             (removed, state.round.as_ref().map(|round| round.events.clone()))
         };
@@ -241,6 +271,9 @@ impl Computation {
                     member.enter(Phase::Running);
                     *token
                 }
+                FromProcess::Ready { token, .. }
+                | FromProcess::Stopped { token, .. }
+                | FromProcess::Captured { token, .. } => *token,
                 FromProcess::Dumped { token, tracker, pause_us, stood_us, memory, .. } => {
                     member.tracker.clone_from(tracker);
                     if *pause_us > 0 {
@@ -264,11 +297,11 @@ impl Computation {
         look(&mut self.state.borrow_mut().members)
     }
 
-    /// Begins a checkpoint: what processes say of `token` comes out of the receiver.
-    pub fn open_round(&self, token: u64) -> mpsc::Receiver<(MemberId, Event)> {
+    /// Begins a round: what processes say of `token` comes out of the receiver.
+    pub fn open_round(&self, token: u64) -> (Events, mpsc::Receiver<(MemberId, Event)>) {
         let (events, receiver) = mpsc::channel(64);
-        self.state.borrow_mut().round = Some(Round { token, events });
-        receiver
+        self.state.borrow_mut().round = Some(Round { token, events: events.clone() });
+        (events, receiver)
     }
 
     /// Ends a checkpoint; `Ok` is the new checkpoint's id.
@@ -300,7 +333,7 @@ impl Computation {
     ///
     /// # Errors
     /// Another computation is running here.
-    pub fn resume(&self, id: String, checkpoint: String) -> Result<(), Refusal> {
+    pub fn resume(&self, id: String, checkpoint: String, processes: u32) -> Result<(), Refusal> {
         let mut state = self.state.borrow_mut();
         // Those that have just ended may not have been seen to leave yet.
         if let Some(member) = state.members.values().find(|member| !member.pidfd.has_ended()) {
@@ -313,8 +346,8 @@ impl Computation {
         state.members.clear();
         state.id = Some(id);
         state.parent = Some(checkpoint);
-        state.resumed = true;
-        state.departed = None;
+        state.awaited = processes;
+        state.departed.clear();
         state.joined = 0;
         Ok(())
     }
@@ -371,6 +404,26 @@ impl Computation {
             last: state.last.clone(),
             processes: state.members.values().map(process_status).collect(),
         })
+    }
+}
+
+impl State {
+    /// Takes note of a process that may be of a restart; when it is the last one, all of them go on.
+    fn arrived(&mut self, id: MemberId) {
+        let Some(member) = self.members.get(&id) else { return };
+        if member.restarted_from.is_none() {
+            self.awaited = 0;
+            return;
+        }
+        self.awaited = self.awaited.saturating_sub(1);
+        // One whose coordinator was replaced while it ran is not waited for by anybody: it just goes on.
+        if self.awaited == 0 {
+            for member in self.members.values().filter(|member| member.restarted_from.is_some()) {
+                if let Err(reason) = member.send(&ToProcess::Go) {
+                    log::line(format_args!("{}: {reason}", member.name()));
+                }
+            }
+        }
     }
 }
 

@@ -76,20 +76,23 @@ async fn identify(computation: &Rc<Computation>, mut stream: UnixStream) -> io::
             let (outbox, messages) = mpsc::channel(OUTBOX);
             let writing = spawn_local(deliver(messages, writer));
             let serving = spawn_local(hold_store(computation.settings.store.clone()));
-            let id = computation.join(Member {
-                pid,
-                real_pid,
-                command: command_line(&argv),
-                restarted_from,
-                pidfd: Rc::clone(&pidfd),
-                outbox,
-                phase: Phase::Running,
-                phase_since: Instant::now(),
-                tracker: String::new(),
-                last_pause_us: None,
-                last_stood_us: None,
-                last_memory: None,
-            });
+            let id = computation
+                .join(Member {
+                    pid,
+                    real_pid,
+                    command: command_line(&argv),
+                    restarted_from,
+                    pidfd: Rc::clone(&pidfd),
+                    outbox,
+                    phase: Phase::Running,
+                    phase_since: Instant::now(),
+                    tracker: String::new(),
+                    last_pause_us: None,
+                    last_stood_us: None,
+                    last_memory: None,
+                    rank: 0,
+                })
+                .await;
             // A child that the library did not see being made may keep the connection open after its end.
             let result = tokio::select! {
                 result = listen(computation, id, reader) => result,
@@ -206,10 +209,12 @@ async fn carry_out(computation: &Rc<Computation>, request: ClientRequest) -> Cli
             ClientReply::Done { count: computation.joined() }
         }
         ClientRequest::AwaitProcess { real_pid } => await_process(computation, real_pid).await,
-        ClientRequest::Resume { computation: id, checkpoint } => match computation.resume(id, checkpoint) {
-            Ok(()) => ClientReply::Done { count: 0 },
-            Err(refusal) => ClientReply::Refused(vec![refusal]),
-        },
+        ClientRequest::Resume { computation: id, checkpoint, processes } => {
+            match computation.resume(id, checkpoint, processes) {
+                Ok(()) => ClientReply::Done { count: 0 },
+                Err(refusal) => ClientReply::Refused(vec![refusal]),
+            }
+        }
         ClientRequest::Shutdown => ClientReply::Done { count: 0 },
     }
 }

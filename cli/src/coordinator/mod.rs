@@ -4,8 +4,9 @@
 //! It knows only what the processes and the store tell it, so that it can be killed and another one
 //! started. It runs on one thread; the store is spoken to from the runtime's blocking threads.
 //! [`start`] brings one up in the background, [`serve`] is its main loop, [`connection`] speaks with one
-//! peer, [`computation`] is its state, [`checkpoint`] takes one checkpoint, [`stopped`] wakes processes
-//! that a signal stopped.
+//! peer, [`computation`] is its state, [`checkpoint`] takes one checkpoint, in a [`round`] of all processes;
+//! [`newborn`] waits for those that are about to join, [`together`] finds what they share, [`stopped`] wakes
+//! processes that a signal stopped.
 //!
 //! Not here: what happens inside a process, or what a page is.
 
@@ -14,10 +15,13 @@ mod computation;
 mod connection;
 mod log;
 mod message;
+mod newborn;
+mod round;
 mod serve;
 mod socket;
 pub mod start;
 mod stopped;
+mod together;
 
 use stasis_protocol::coordinator::ClientRequest;
 

@@ -65,6 +65,7 @@ pub fn run(context: &Context, args: &RestartArgs) -> anyhow::Result<ExitCode> {
     client.count(&ClientRequest::Resume {
         computation: saved.record.draft.computation.clone(),
         checkpoint: saved.record.id.clone(),
+        processes: 1,
     })?;
     if let Some(interval) = args.interval {
         client.count(&start::interval_request(interval))?;

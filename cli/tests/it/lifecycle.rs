@@ -148,8 +148,11 @@ fn a_restarted_process_goes_on_from_its_checkpoint() {
 fn resuming_gives_a_restarted_process_its_computation_back_and_no_other() {
     let coordinator = Coordinator::start();
     let resume = |checkpoint: &str| {
-        let request =
-            ClientRequest::Resume { computation: "00000000000000c0".into(), checkpoint: checkpoint.into() };
+        let request = ClientRequest::Resume {
+            computation: "00000000000000c0".into(),
+            checkpoint: checkpoint.into(),
+            processes: 1,
+        };
         coordinator.request(&request)
     };
     assert!(matches!(resume("00000000000000aa"), ClientReply::Done { .. }));

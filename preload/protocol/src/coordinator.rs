@@ -52,6 +52,8 @@ pub enum Phase {
     Running,
     /// Looking for what cannot be checkpointed; threads run.
     Checking,
+    /// Ready to stop, when the other processes are.
+    Ready,
     /// Bringing threads to a stop.
     Quiescing,
     /// Threads stand still; state and memory are being copied.
@@ -62,11 +64,53 @@ pub enum Phase {
     Held,
 }
 
+/// One end of a connection whose other end the process does not have itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// Names this end.
+    pub has: u64,
+    /// Names the other end, which another process of the computation must have.
+    pub wants: u64,
+    /// What is refused when no other process has it; `None` where it may stay outside, or this process has it.
+    pub refusal: Option<Refusal>,
+}
+
+/// A descriptor that may share its open file description with those of other processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sharable {
+    pub fd: i32,
+    /// Descriptors with different keys share nothing.
+    pub key: u64,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromProcess {
     Phase {
         token: u64,
         phase: Phase,
+    },
+    /// What can be copied while threads run has been; it waits for [`ToProcess::Stop`].
+    Ready {
+        token: u64,
+        ends: Vec<End>,
+        /// Shared memory and files without a name ([`crate::image::Object::key`]).
+        objects: Vec<u64>,
+        /// The pids of its children that have not ended.
+        children: Vec<u32>,
+    },
+    /// All threads stand still; it waits for [`ToProcess::Capture`].
+    Stopped {
+        token: u64,
+        /// The pids of its children that have not ended.
+        children: Vec<u32>,
+    },
+    /// All is copied; it waits for [`ToProcess::Resume`].
+    Captured {
+        token: u64,
+        ends: Vec<End>,
+        sharable: Vec<Sharable>,
+        /// The objects that it has copied.
+        objects: Vec<u64>,
     },
     /// Nothing was stopped, or all runs again as if nothing had been asked.
     Refused {
@@ -106,7 +150,25 @@ pub enum ToProcess {
         /// The process stood stopped by a signal; the coordinator queued the stop signal to its
         /// threads and continued it. Stop it again afterwards.
         was_stopped: bool,
+        /// The computation has no other process: do not wait for [`ToProcess::Stop`] and its like.
+        alone: bool,
     },
+    /// Stop all threads.
+    Stop {
+        token: u64,
+    },
+    /// All processes stand still: copy.
+    Capture {
+        token: u64,
+        /// Objects that another process copies, in ascending order.
+        elsewhere: Vec<u64>,
+    },
+    /// All is copied: let the threads go on, unless they are to be held.
+    Resume {
+        token: u64,
+    },
+    /// To a restarted process, when all of its computation are there: let the threads go on.
+    Go,
     /// The checkpoint exists. A process that is held ends itself (SIGKILL) when `kill` is set, else
     /// goes on.
     Committed {
@@ -132,8 +194,9 @@ pub enum ClientRequest {
     /// Answered by [`ClientReply::Done`] as soon as `processes` processes have said hello since the
     /// computation began or was resumed, whether or not they are still there.
     AwaitProcesses { processes: u32 },
-    /// The processes that connect from now on continue this computation, from this checkpoint.
-    Resume { computation: String, checkpoint: String },
+    /// The processes that connect from now on continue this computation, from this checkpoint. When as many have said hello,
+    /// all are told [`ToProcess::Go`].
+    Resume { computation: String, checkpoint: String, processes: u32 },
     /// End the coordinator; the processes run on. [`ClientReply::Done`].
     Shutdown,
     /// Answered by [`ClientReply::Done`] as soon as the process that the kernel knows by this pid has

@@ -9,7 +9,7 @@ use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 
 /// The version of this record, checked before anything else of it is read.
-pub const IMAGE_VERSION: u32 = 2;
+pub const IMAGE_VERSION: u32 = 3;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessImage {
@@ -28,6 +28,8 @@ pub struct ProcessImage {
     pub descriptions: Vec<Description>,
     pub descriptors: Vec<Descriptor>,
     pub threads: Vec<Thread>,
+    /// Children that have ended and were not waited for.
+    pub zombies: Vec<Zombie>,
     pub credentials: Credentials,
     pub limits: Vec<Limit>,
     pub settings: Settings,
@@ -59,6 +61,16 @@ pub struct Ids {
     pub ppid: i32,
     pub pgid: i32,
     pub sid: i32,
+}
+
+/// A process that has ended and whose parent has not waited for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Zombie {
+    pub pid: i32,
+    pub pgid: i32,
+    pub sid: i32,
+    /// What waitpid(2) is to tell of it.
+    pub status: i32,
 }
 
 /// A file, and what tells that it is still the same.
@@ -143,6 +155,8 @@ pub struct Object {
     /// Bytes.
     pub size: u64,
     pub mode: u32,
+    /// Names the object among all of the computation: processes that share it say the same.
+    pub key: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -200,14 +214,17 @@ pub enum DescriptionKind {
         termios: Vec<u8>,
         winsize: Vec<u8>,
     },
-    /// One end of a pipe or FIFO whose both ends are in this image.
+    /// One end of a pipe or FIFO. Where no process of the checkpoint has the other and it was not closed, it is outside: what
+    /// `stasis restart` has at this number takes its place.
     Pipe {
         /// Names the pipe; both ends say the same.
         pipe: u64,
         write: bool,
+        /// Nobody had the other end any more.
+        other_closed: bool,
         /// F_GETPIPE_SZ.
         capacity: u32,
-        /// What sits in the pipe, of the first description of it; oldest byte first.
+        /// What sits in the pipe, of the first description of it in each process; oldest byte first.
         content: Vec<u8>,
         /// O_DIRECT packets: their lengths.
         packets: Vec<u32>,
@@ -256,10 +273,13 @@ pub enum DescriptionKind {
         /// POSIX record locks, as in `Regular`.
         locks: Vec<(i32, u64, u64)>,
     },
-    /// A socketpair or other socket (kind and content as recorded).
+    /// One of two unix sockets that are connected. Where no process of the checkpoint has the other and it was not closed, it
+    /// is outside, as for a pipe.
     SocketPair {
-        /// Names the pair: both ends say the same. Where one says it, the other is closed.
+        /// Names the pair: both ends say the same.
         pair: u64,
+        /// Nobody had the other end any more.
+        other_closed: bool,
         /// struct sockaddr of this end, as getsockname(2) gave it; empty when it has no name.
         local: Vec<u8>,
         /// SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET.

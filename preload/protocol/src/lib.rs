@@ -19,7 +19,7 @@ pub mod store;
 pub mod wire;
 
 /// The version of all that is defined in this crate.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// The page size of x86-64, in bytes: the unit of dumping, of hashing and of restoring.
 pub const PAGE_SIZE: usize = 4096;

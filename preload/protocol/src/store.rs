@@ -322,7 +322,17 @@ pub struct CheckpointDraft {
     pub host: String,
     /// The longest time that any thread stood still, in microseconds.
     pub pause_us: u64,
+    /// The first is the one that was launched, or of those that are left the one that joined first.
     pub processes: Vec<ProcessEntry>,
+    /// Open file descriptions that several processes share: for each, its descriptors.
+    pub shared: Vec<Vec<SharedDescriptor>>,
+}
+
+/// A descriptor of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedDescriptor {
+    pub pid: u32,
+    pub fd: i32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -204,7 +204,12 @@ impl<'a> Dump<'a> {
     ///
     /// # Errors
     /// Refusals that name the mapping or object; the dump is to be given up then.
-    pub fn finish(&mut self, snapshot: &mut Snapshot, base_objects: u32) -> Result<(), Vec<Refusal>> {
+    pub fn finish(
+        &mut self,
+        snapshot: &mut Snapshot,
+        base_objects: u32,
+        elsewhere: &[u64],
+    ) -> Result<(), Vec<Refusal>> {
         self.hurries = true;
         let mut density = Density::of_this_process();
         let mut gap = 0;
@@ -225,7 +230,11 @@ impl<'a> Dump<'a> {
         self.room.forget(MEMORY, gap, SPACE_END);
         self.settle_debts(snapshot)?;
         for (object, sources) in snapshot.objects.each() {
-            self.object(object.id, sources)?;
+            if elsewhere.binary_search(&object.key).is_ok() {
+                self.room.forget(object.id, 0, SPACE_END);
+            } else {
+                self.object(object.id, sources)?;
+            }
         }
         for id in snapshot.objects.len() + 1..=base_objects {
             self.room.forget(id, 0, SPACE_END);

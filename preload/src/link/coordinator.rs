@@ -63,6 +63,11 @@ impl Coordinator {
         }
     }
 
+    /// Waits until every process of a restarted computation is there, or the coordinator is not.
+    pub fn await_others(&self) {
+        while !matches!(self.receive(), Ok(ToProcess::Go) | Err(_)) {}
+    }
+
     pub fn fd(&self) -> Fd {
         self.0
     }

@@ -78,6 +78,9 @@ impl Store {
         let sent = match mapped {
             Ok(address) => {
                 self.staging = address;
+                // A child of the program has no use for it.
+                // SAFETY: the mapping made above.
+                let _ = unsafe { memory::advise(address, len, libc::MADV_DONTFORK) };
                 self.send(&Request::Staging { len: len as u64 }, Some(fd))
             }
             Err(error) => Err(failed("no staging buffer", error)),

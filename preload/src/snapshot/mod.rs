@@ -11,12 +11,12 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicI32, Ordering};
 
 use stasis_protocol::{
-    coordinator::Refusal,
-    image::{IMAGE_VERSION, ProcessImage, Resume},
+    coordinator::{End, Refusal, Sharable},
+    image::{IMAGE_VERSION, ProcessImage, Resume, Zombie},
 };
 
 pub use objects::{Objects, Source};
-pub use process::credentials;
+pub use process::{Children, children, credentials};
 
 use crate::{arch, checkpoint, quiesce::Quiet, restart};
 
@@ -39,38 +39,52 @@ pub struct Snapshot {
     pub image: ProcessImage,
     pub objects: Objects,
     pub mappings: Vec<mappings::Found>,
+    pub ends: Vec<End>,
+    pub sharable: Vec<Sharable>,
 }
 
-/// Looks for what cannot be checkpointed, while threads run; the mappings that there are.
-pub fn check() -> Result<Vec<mappings::Found>, Vec<Refusal>> {
+/// What a look at the running process has shown.
+pub struct Checked {
+    pub mappings: Vec<mappings::Found>,
+    pub ends: Vec<End>,
+    /// The keys of its objects, as far as they are mapped.
+    pub objects: Vec<u64>,
+}
+
+/// Looks for what cannot be checkpointed, while threads run.
+pub fn check() -> Result<Checked, Vec<Refusal>> {
     set_subject(stasis_sys::process::getpid());
     let mut refusals = Vec::new();
     process::check(&mut refusals);
     let mut objects = Objects::default();
-    if let Err(more) = descriptors::capture(&mut objects, descriptors::Moment::Running) {
-        refusals.extend(more);
-    }
+    let ends = match descriptors::capture(&mut objects, descriptors::Moment::Running) {
+        Ok(captured) => captured.ends,
+        Err(more) => {
+            refusals.extend(more);
+            Vec::new()
+        }
+    };
     let mappings = mappings::capture(&mut objects).unwrap_or_else(|more| {
         refusals.extend(more);
         Vec::new()
     });
+    let keys = objects.records().iter().map(|object| object.key).collect();
     objects.close();
-    if refusals.is_empty() { Ok(mappings) } else { Err(refusals) }
+    if refusals.is_empty() { Ok(Checked { mappings, ends, objects: keys }) } else { Err(refusals) }
 }
 
 /// Takes the record of a process whose threads are all stopped. `stopped`: it stood stopped by a signal before; `hold`: it is to be
 /// ended.
-pub fn take(quiet: &Quiet, stopped: bool, hold: bool) -> Result<Snapshot, Vec<Refusal>> {
+pub fn take(
+    quiet: &Quiet,
+    stopped: bool,
+    hold: bool,
+    zombies: Vec<Zombie>,
+) -> Result<Snapshot, Vec<Refusal>> {
     let pid = stasis_sys::process::getpid();
     set_subject(quiet.tids.first().copied().unwrap_or(pid));
-    // One may have been made since this was looked at.
-    let mut refusals = Vec::new();
-    process::children(&mut refusals);
-    if !refusals.is_empty() {
-        return Err(refusals);
-    }
     let mut objects = Objects::default();
-    let (descriptions, descriptors) = match descriptors::capture(&mut objects, descriptors::Moment::Stopped) {
+    let captured = match descriptors::capture(&mut objects, descriptors::Moment::Stopped) {
         Ok(captured) => captured,
         Err(refusals) => {
             objects.close();
@@ -96,9 +110,10 @@ pub fn take(quiet: &Quiet, stopped: bool, hold: bool) -> Result<Snapshot, Vec<Re
         layout: process.layout,
         mappings: mappings.iter().map(|found| found.mapping.clone()).collect(),
         objects: objects.records(),
-        descriptions,
-        descriptors,
+        descriptions: captured.descriptions,
+        descriptors: captured.descriptors,
         threads: threads::capture(quiet),
+        zombies,
         credentials: process.credentials,
         limits: process.limits,
         settings: process.settings,
@@ -110,5 +125,5 @@ pub fn take(quiet: &Quiet, stopped: bool, hold: bool) -> Result<Snapshot, Vec<Re
         },
         handover: kernel_state::capture(quiet, hold),
     };
-    Ok(Snapshot { image, objects, mappings })
+    Ok(Snapshot { image, objects, mappings, ends: captured.ends, sharable: captured.sharable })
 }

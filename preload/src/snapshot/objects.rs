@@ -60,7 +60,8 @@ impl Objects {
         }
         let id = self.0.len() as u32 + 1;
         let (kind, size, mode) = describe();
-        self.0.push(Found { path, inode, object: Object { id, kind, size, mode }, sources: [source].into() });
+        let object = Object { id, kind, size, mode, key: path ^ inode.rotate_left(32) };
+        self.0.push(Found { path, inode, object, sources: [source].into() });
         id
     }
 

@@ -4,7 +4,7 @@ use alloc::{format, string::String, vec::Vec};
 
 use stasis_protocol::{
     coordinator::Refusal,
-    image::{Backing, Credentials, FileIdentity, Ids, Layout, Limit, Machine, Settings, checksum},
+    image::{Backing, Credentials, FileIdentity, Ids, Layout, Limit, Machine, Settings, Zombie, checksum},
 };
 use stasis_sys::{file, process};
 
@@ -26,7 +26,6 @@ pub struct Process {
 
 /// Looks for what cannot be checkpointed about the process as a whole.
 pub fn check(refusals: &mut Vec<Refusal>) {
-    children(refusals);
     let pid = process::getpid();
     // By the subject: the checkpoint thread's own directories are its own (clone without CLONE_FS).
     let tid = subject();
@@ -47,46 +46,59 @@ pub fn check(refusals: &mut Vec<Refusal>) {
     }
 }
 
-/// Looks for children, also those that have ended and were not waited for.
-pub fn children(refusals: &mut Vec<Refusal>) {
-    if !process::has_children() {
-        return;
-    }
-    let pid = process::getpid();
-    let before = refusals.len();
-    // One file per thread (proc(5)); a child may have been made by any.
-    let _ = procfs::numbered_entries(c"/proc/self/task", |tid| {
-        let children = procfs::read(path!("/proc/self/task/{tid}/children").as_c_str()).unwrap_or_default();
-        for child in procfs::words(&children).filter_map(procfs::decimal) {
-            let name = procfs::read(path!("/proc/{child}/comm").as_c_str()).unwrap_or_default();
-            let name = String::from_utf8_lossy(name.trim_ascii()).into_owned();
-            refusals.push(with_child(format!("pid {pid}, child {child} ({name})")));
-        }
-    });
-    if refusals.len() == before {
-        refusals.push(with_child(format!("pid {pid}, a child")));
-    }
+/// Children of this process.
+#[derive(Default)]
+pub struct Children {
+    /// Those that have not ended.
+    pub alive: Vec<u32>,
+    /// Those that have, and were not waited for.
+    pub zombies: Vec<Zombie>,
 }
 
-fn with_child(what: String) -> Refusal {
-    Refusal {
-        what,
-        reason: "computations of several processes are not supported yet".into(),
-        remedy: "take the checkpoint when the child has ended and has been waited for".into(),
+/// The children that there are now.
+pub fn children() -> Children {
+    let mut children = Children::default();
+    if !process::has_children() {
+        return children;
     }
+    // One file per thread (proc(5)); a child may have been made by any.
+    let _ = procfs::numbered_entries(c"/proc/self/task", |tid| {
+        let listed = procfs::read(path!("/proc/self/task/{tid}/children").as_c_str()).unwrap_or_default();
+        for child in procfs::words(&listed).filter_map(procfs::decimal) {
+            match zombie(child as i32) {
+                Some(zombie) => children.zombies.push(zombie),
+                None => children.alive.push(child as u32),
+            }
+        }
+    });
+    children
+}
+
+/// What is left of a child that has ended; `None` where it has not, or somebody has waited for it.
+fn zombie(pid: i32) -> Option<Zombie> {
+    let status = process::ended_child(pid).ok().flatten()?;
+    let stat = procfs::read(path!("/proc/{pid}/stat").as_c_str()).ok()?;
+    let fields = stat_fields(&stat);
+    let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0) as i32;
+    Some(Zombie { pid, pgid: field(5), sid: field(6), status })
+}
+
+/// The fields of a stat file from the state on, as numbers (proc_pid_stat(5), where the state is field 3).
+fn stat_fields(stat: &[u8]) -> Vec<u64> {
+    // The name in parentheses may hold anything: fields are counted from the last `)`.
+    let after = stat.iter().rposition(|&byte| byte == b')').map_or(0, |at| at + 1);
+    procfs::words(stat[after..].trim_ascii())
+        .map(|word| {
+            procfs::signed(word).map_or(0, |value| value as u64).max(procfs::decimal(word).unwrap_or(0))
+        })
+        .collect()
 }
 
 pub fn capture(stopped: bool, mappings: &[Found]) -> Process {
     let tid = subject();
     let status = procfs::read(path!("/proc/self/task/{tid}/status").as_c_str()).unwrap_or_default();
     let stat = procfs::read(c"/proc/thread-self/stat").unwrap_or_default();
-    // The name in parentheses may hold anything: fields are counted from the last `)`.
-    let after = stat.iter().rposition(|&byte| byte == b')').map_or(0, |at| at + 1);
-    let fields: Vec<u64> = procfs::words(stat[after..].trim_ascii())
-        .map(|word| {
-            procfs::signed(word).map_or(0, |value| value as u64).max(procfs::decimal(word).unwrap_or(0))
-        })
-        .collect();
+    let fields = stat_fields(&stat);
     // Numbered as in proc_pid_stat(5), where the state is field 3.
     let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0);
     let exe =

@@ -3,7 +3,7 @@
 //! Only where the kernel cannot tell the stop handler what it must know: when a call with a time-out
 //! began ([`timed`], [`sleep`], [`sockets`], [`generic`]), and where a set of signals would hide the
 //! stop signal ([`masks`]). And where the library's own thread must do what glibc does in its threads
-//! ([`identity`]). [`table`] has the reasons, call by call. The hot functions (malloc, open,
+//! ([`identity`]). And where a program is replaced ([`exec`]) or ends ([`exit`]). [`table`] has the reasons, call by call. The hot functions (malloc, open,
 //! stat, getpid, clock_gettime...) are not among them.
 //!
 //! A wrapper is a jump to [`arch::wrapped_call`] with two functions: one makes the system call's
@@ -14,10 +14,12 @@
 //!
 //! [`arch::wrapped_call`]: crate::arch::wrapped_call
 
+mod exec;
+mod exit;
 mod generic;
 mod identity;
 mod masks;
-mod next;
+pub mod next;
 mod sleep;
 mod sockets;
 pub mod table;
@@ -77,7 +79,7 @@ unsafe extern "C" {
 }
 
 /// What a libc function returns for a system call's result: -1 and errno for an error.
-extern "C" fn returned(result: isize) -> isize {
+pub extern "C" fn returned(result: isize) -> isize {
     if (-4095..0).contains(&result) {
         // SAFETY: the calling thread's errno.
         unsafe { *__errno_location() = -result as i32 };
@@ -144,4 +146,6 @@ pub unsafe fn init() {
     unsafe { sockets::init() };
     // SAFETY: as above.
     unsafe { identity::init() };
+    // SAFETY: as above.
+    unsafe { exec::init() };
 }

@@ -62,12 +62,21 @@ pub unsafe fn sigaction(signal: i32, new: Option<&KernelSigaction>) -> Result<Ke
 
 /// Sets the calling thread's signal mask; the previous one.
 pub fn sigmask(mask: u64) -> u64 {
+    change_mask(libc::SIG_SETMASK, mask)
+}
+
+/// Blocks signals in the calling thread; the previous mask.
+pub fn block(set: u64) -> u64 {
+    change_mask(libc::SIG_BLOCK, set)
+}
+
+fn change_mask(how: i32, set: u64) -> u64 {
     let mut old = 0u64;
     // SAFETY: reads and writes one u64 each.
     let _ = unsafe {
         call(
             libc::SYS_rt_sigprocmask,
-            [libc::SIG_SETMASK as usize, &raw const mask as usize, &raw mut old as usize, 8, 0, 0],
+            [how as usize, &raw const set as usize, &raw mut old as usize, 8, 0, 0],
         )
     };
     old
@@ -166,6 +175,28 @@ pub fn has_children() -> bool {
     let arguments = [libc::P_ALL as usize, 0, 0, flags as usize, 0, 0];
     // SAFETY: waitid(2) fills in one siginfo; with WNOWAIT nothing is waited for.
     unsafe { with(libc::SYS_waitid, arguments, 2, &mut info) }.is_ok()
+}
+
+/// The status (as waitpid(2) gives it) of a child that has ended, which is left to be waited for; `None` for one that has
+/// not.
+///
+/// # Errors
+/// ECHILD when it is no child of this process.
+pub fn ended_child(pid: i32) -> Result<Option<i32>> {
+    let mut info = Siginfo([0; 128]);
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+    let arguments = [libc::P_PID as usize, pid as usize, 0, flags as usize, 0, 0];
+    // SAFETY: waitid(2) fills in one siginfo; with WNOWAIT nothing is waited for.
+    unsafe { with(libc::SYS_waitid, arguments, 2, &mut info) }?;
+    // siginfo_t of SIGCHLD: si_pid at 16 bytes, si_uid, si_status (asm-generic/siginfo.h, 64 bit).
+    let word = |at: usize| i32::from_ne_bytes([info.0[at], info.0[at + 1], info.0[at + 2], info.0[at + 3]]);
+    const CORE: i32 = 0x80;
+    let status = word(24);
+    Ok((word(16) != 0).then(|| match info.code() {
+        libc::CLD_EXITED => (status & 0xff) << 8,
+        libc::CLD_DUMPED => status | CORE,
+        _ => status,
+    }))
 }
 
 /// Ends the process.

@@ -8,6 +8,7 @@
 //! through a socket) is refused.
 
 mod anonymous;
+mod ends;
 mod epoll;
 mod files;
 mod inotify;
@@ -20,7 +21,7 @@ mod terminals;
 use alloc::{format, string::String, vec::Vec};
 
 use stasis_protocol::{
-    coordinator::Refusal,
+    coordinator::{End, Refusal, Sharable},
     image::{Description, DescriptionKind, Descriptor, FileIdentity},
 };
 use stasis_sys::{
@@ -129,14 +130,21 @@ impl Table<'_> {
     }
 }
 
+/// What was found of the program's descriptors.
+pub struct Captured {
+    pub descriptions: Vec<Description>,
+    pub descriptors: Vec<Descriptor>,
+    /// Ends of connections whose other ends other processes have.
+    pub ends: Vec<End>,
+    /// One of each description, as it may be found in other processes.
+    pub sharable: Vec<Sharable>,
+}
+
 /// All descriptors and the descriptions that they share. Objects are added for memfds and deleted files.
 ///
 /// # Errors
 /// A refusal for each descriptor that cannot be saved.
-pub fn capture(
-    objects: &mut Objects,
-    moment: Moment,
-) -> Result<(Vec<Description>, Vec<Descriptor>), Vec<Refusal>> {
+pub fn capture(objects: &mut Objects, moment: Moment) -> Result<Captured, Vec<Refusal>> {
     let tid = subject();
     let (opens, mut refusals) = look_at_all(tid, moment);
     let representatives = sharing::representatives(tid, &opens);
@@ -169,8 +177,17 @@ pub fn capture(
         numbers.push(number);
         descriptors.push(Descriptor { fd: open.fd, description: number, close_on_exec: open.close_on_exec });
     }
+    if !refusals.is_empty() {
+        return Err(refusals);
+    }
     pipes::keep_first_content(&mut descriptions);
-    if refusals.is_empty() { Ok((descriptions, descriptors)) } else { Err(refusals) }
+    let ends = ends::find(&opens, &descriptions, &descriptors);
+    let alone = opens.iter().zip(&representatives).enumerate();
+    let sharable = alone
+        .filter(|(index, (_, representative))| index == *representative)
+        .map(|(_, (open, _))| Sharable { fd: open.fd, key: sharing::key(open) })
+        .collect();
+    Ok(Captured { descriptions, descriptors, ends, sharable })
 }
 
 /// A place in the list for a description that is refused, so that the others keep their numbers; it never

@@ -1,4 +1,4 @@
-//! Pipes and FIFOs whose ends are all in this process, with their bytes.
+//! Pipes and FIFOs with their bytes, whoever has their other ends.
 
 use alloc::{collections::BTreeSet, format, vec, vec::Vec};
 
@@ -8,7 +8,7 @@ use stasis_protocol::{
 };
 use stasis_sys::{file, sync};
 
-use super::{Duplicate, Open, Table, inherited, refusal};
+use super::{Duplicate, Open, Table, refusal};
 
 const F_GETPIPE_SZ: i32 = 1032;
 const F_SETPIPE_SZ: i32 = 1031;
@@ -29,16 +29,7 @@ pub fn capture(table: &Table<'_>, open: &Open) -> Result<DescriptionKind, Refusa
     };
     let duplicate = table.duplicate(open)?;
     let both_are_here = here(libc::O_RDONLY) && here(libc::O_WRONLY);
-    if !both_are_here && !other_end_is_closed(open, &duplicate)? {
-        // The bytes in it stay there: whoever has the other end may be counting them.
-        return match inherited(open) {
-            Some(kind) => Ok(kind),
-            None => open.refuse(
-                "the other end of the pipe is open outside the checkpoint",
-                "launch the program at the other end in the same computation, or pass the pipe as descriptor 0, 1 or 2",
-            ),
-        };
-    }
+    let other_closed = !both_are_here && other_end_is_closed(open, &duplicate)?;
     let fifo = open.link.starts_with('/').then(|| open.link.clone());
     if let Some(path) = &fifo
         && open.stat.st_nlink == 0
@@ -56,6 +47,7 @@ pub fn capture(table: &Table<'_>, open: &Open) -> Result<DescriptionKind, Refusa
     Ok(DescriptionKind::Pipe {
         pipe: open.stat.st_ino ^ open.stat.st_dev.rotate_left(32),
         write: open.access() != libc::O_RDONLY,
+        other_closed,
         capacity: capacity as u32,
         content,
         packets,

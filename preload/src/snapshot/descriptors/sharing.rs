@@ -7,6 +7,13 @@ use stasis_sys::file;
 
 use super::Open;
 
+/// The same in every process for descriptors that share a description.
+pub fn key(open: &Open) -> u64 {
+    let words = [open.stat.st_dev, open.stat.st_ino, u64::from(open.flags), open.offset];
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    stasis_protocol::image::checksum(&bytes)
+}
+
 /// For each of `opens`, which are in ascending order, the first that has the same description.
 ///
 /// kcmp(2) is asked only among descriptors that could be the same: of one inode, with equal flags and

@@ -68,23 +68,19 @@ fn unix(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<DescriptionKind
         return Ok(fresh(asked, local, Vec::new(), Some(found.queue.1 as i32)));
     }
     match found.peer {
+        // A datagram socket that was pointed at a named one (syslog) is pointed there again.
         Some(peer)
             if peer != 0
-                && !table.opens.iter().any(|other| other.stat.st_ino == peer && is_socket(other)) =>
+                && asked.kind == libc::SOCK_DGRAM
+                && found.queue.0 == 0
+                && !table.opens.iter().any(|other| other.stat.st_ino == peer && is_socket(other))
+                && !name(asked, true).is_empty() =>
         {
-            let address = name(asked, true);
-            // A datagram socket that was pointed at a named one (syslog) is pointed there again.
-            if asked.kind == libc::SOCK_DGRAM && !address.is_empty() && found.queue.0 == 0 {
-                return Ok(fresh(asked, local, address, None));
-            }
-            outside(
-                open,
-                "the other end of the connection is outside the checkpoint",
-                "let the program close it, or launch the other end in the same computation",
-            )
+            Ok(fresh(asked, local, name(asked, true), None))
         }
         Some(peer) => Ok(DescriptionKind::SocketPair {
             pair: if peer == 0 { open.stat.st_ino } else { peer.min(open.stat.st_ino) },
+            other_closed: peer == 0,
             local,
             socket_type: asked.kind,
             received: if table.stopped() { received(open, asked)? } else { Vec::new() },

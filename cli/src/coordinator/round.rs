@@ -1,0 +1,426 @@
+//! One round of all processes through a checkpoint: each copies what it can while it runs, then all stop, then all copy
+//! the rest, then all go on. Nobody begins a step before everybody has done the one before it, so that what one sends
+//! and another has not received yet is in exactly one of their records.
+//!
+//! A process that is alone in its computation does all steps without waiting. Processes come and go meanwhile:
+//! - one that has ended before all stood still does not count;
+//! - a child that has not said hello, or a process that is executing another program, is waited for ([`Newborn`]);
+//! - one that joins is asked like the others, and catches up. After all stood still nobody who belongs to them can come:
+//!   then the round is made again.
+
+use std::{collections::BTreeMap, os::fd::OwnedFd, rc::Rc};
+
+use stasis_protocol::{
+    coordinator::{End, FromProcess, Phase, Refusal, Sharable, ToProcess},
+    store::{ProcessEntry, SharedDescriptor},
+};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout_at},
+};
+
+use super::{
+    checkpoint::{allowance, gone, one, overdue, refusal},
+    computation::{Computation, Event, Events, Member, MemberId},
+    newborn::Newborn,
+    stopped,
+    together::{self, Holder},
+};
+use crate::process::{self, Pidfd};
+
+/// What a process has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Step {
+    Asked,
+    Ready,
+    Stopped,
+    Captured,
+    Dumped,
+}
+
+/// A process that is being checkpointed, as it was when it was asked: it may end before the checkpoint is durable.
+pub struct Subject {
+    pub pid: u32,
+    pub real_pid: u32,
+    pub command: String,
+    pub name: String,
+    pub pidfd: Rc<Pidfd>,
+    /// Its place among the others.
+    rank: u64,
+    step: Step,
+    /// `None` until it has said anything.
+    phase: Option<Phase>,
+    until: Instant,
+    ends: Option<Vec<End>>,
+    objects: Vec<u64>,
+    elsewhere: Vec<u64>,
+    sharable: Vec<Sharable>,
+    dump: Option<ProcessDump>,
+}
+
+/// What a process handed over.
+#[derive(Clone)]
+pub struct ProcessDump {
+    pub entry: ProcessEntry,
+    pub pause_us: u64,
+}
+
+/// All that was handed over.
+pub struct Gathered {
+    pub dumps: Vec<ProcessDump>,
+    pub shared: Vec<Vec<SharedDescriptor>>,
+}
+
+/// Why a round did not end well.
+pub enum Failure {
+    Refused(Vec<Refusal>),
+    /// Somebody came too late: another round may succeed.
+    Again(Refusal),
+}
+
+impl From<Vec<Refusal>> for Failure {
+    fn from(refusals: Vec<Refusal>) -> Self {
+        Self::Refused(refusals)
+    }
+}
+
+/// What every process is asked.
+pub struct Question {
+    pub token: u64,
+    pub store: String,
+    pub hold: bool,
+}
+
+pub struct Round<'a> {
+    computation: &'a Computation,
+    question: Question,
+    subjects: BTreeMap<MemberId, Subject>,
+    /// The last step that all have done, and beyond which they were told to go.
+    passed: Step,
+    newborn: Newborn,
+    sender: Events,
+    events: mpsc::Receiver<(MemberId, Event)>,
+    shared: Vec<Vec<SharedDescriptor>>,
+}
+
+impl<'a> Round<'a> {
+    /// Opens a round; what processes say of it is listened to from now on.
+    pub fn open(computation: &'a Computation, question: Question) -> Self {
+        let (sender, events) = computation.open_round(question.token);
+        Self {
+            computation,
+            question,
+            subjects: BTreeMap::new(),
+            passed: Step::Asked,
+            newborn: Newborn::default(),
+            sender,
+            events,
+            shared: Vec::new(),
+        }
+    }
+
+    pub fn subjects(&self) -> impl Iterator<Item = &Subject> {
+        self.subjects.values()
+    }
+
+    /// Asks a process to dump itself; `lent` is its connection to the store, where it may not make one.
+    ///
+    /// # Errors
+    /// Why it cannot be asked.
+    pub fn ask(&mut self, id: MemberId, alone: bool, lent: Option<OwnedFd>) -> Result<(), Refusal> {
+        let (subject, sent) = self.computation.with_members(|members| {
+            let Some(member) = members.get(&id) else { return (None, Ok(())) };
+            let was_stopped = process::is_stopped(member.real_pid);
+            let message = ToProcess::Checkpoint {
+                token: self.question.token,
+                store: self.question.store.clone(),
+                store_passed: lent.is_some(),
+                hold: self.question.hold,
+                was_stopped,
+                alone,
+            };
+            let sent = if was_stopped {
+                stopped::wake(member, &message, lent)
+            } else {
+                member.send_beside(&message, lent)
+            };
+            (Some(subject(self.computation, member)), sent)
+        });
+        // One that is not there any more has ended, or comes back under another program.
+        let Some(subject) = subject else { return Ok(()) };
+        let name = subject.name.clone();
+        self.newborn.settle(subject.real_pid);
+        self.subjects.insert(id, subject);
+        sent.map_err(|reason| refusal(name, reason, "end it, or checkpoint again"))
+    }
+
+    /// Waits until every process has dumped itself.
+    ///
+    /// # Errors
+    /// Why the checkpoint cannot be taken; the processes are to be told then.
+    pub async fn gather(&mut self) -> Result<Gathered, Failure> {
+        loop {
+            self.pass()?;
+            if self.subjects.is_empty() && self.newborn.is_empty() {
+                return Err(one(refusal("the computation", "has ended", "start it again")).into());
+            }
+            if self.newborn.is_empty() && self.subjects.values().all(|subject| subject.step == Step::Dumped) {
+                return Ok(self.gathered());
+            }
+            let working = self.subjects.values().filter(|subject| self.is_working(subject));
+            let until = working.map(|subject| subject.until).chain(self.newborn.until()).min();
+            let next = match until {
+                Some(until) => timeout_at(until, self.events.recv()).await,
+                None => Ok(self.events.recv().await),
+            };
+            match next {
+                Ok(Some((id, event))) => self.take_note(id, event)?,
+                Ok(None) => {
+                    return Err(one(refusal("the checkpoint", "was given up", "take another one")).into());
+                }
+                Err(_) => return Err(self.overdue().into()),
+            }
+        }
+    }
+
+    /// Whether a process has something to do, rather than to wait for others.
+    fn is_working(&self, subject: &Subject) -> bool {
+        subject.step != Step::Dumped && (subject.step == Step::Asked || subject.step <= self.passed)
+    }
+
+    fn overdue(&self) -> Vec<Refusal> {
+        let now = Instant::now();
+        let late = self.subjects.values().filter(|subject| self.is_working(subject) && subject.until <= now);
+        late.map(|subject| overdue(subject, subject.phase)).chain(self.newborn.overdue()).collect()
+    }
+
+    fn gathered(&mut self) -> Gathered {
+        let mut subjects: Vec<&Subject> = self.subjects.values().collect();
+        subjects.sort_by_key(|subject| subject.rank);
+        let dumps = subjects.into_iter().filter_map(|subject| subject.dump.clone()).collect();
+        Gathered { dumps, shared: std::mem::take(&mut self.shared) }
+    }
+
+    fn take_note(&mut self, id: MemberId, event: Event) -> Result<(), Failure> {
+        let said = match event {
+            Event::Joined => return self.joined(id),
+            Event::Ended(real_pid) => {
+                self.newborn.settle(real_pid);
+                return Ok(());
+            }
+            Event::Gone => return self.left(id),
+            Event::Said(said) => said,
+        };
+        let Some(subject) = self.subjects.get_mut(&id) else { return Ok(()) };
+        match said {
+            FromProcess::Phase { phase, .. } => {
+                subject.phase = Some(phase);
+                subject.until = Instant::now() + allowance(self.computation, phase, subject.real_pid);
+            }
+            FromProcess::Ready { ends, objects, children, .. } => {
+                (subject.ends, subject.objects) = (Some(ends), objects);
+                self.reach(id, Step::Ready, !children.is_empty())?;
+            }
+            FromProcess::Stopped { children, .. } => self.reach(id, Step::Stopped, !children.is_empty())?,
+            FromProcess::Captured { ends, sharable, objects, .. } => {
+                (subject.ends, subject.sharable, subject.objects) = (Some(ends), sharable, objects);
+                self.reach(id, Step::Captured, false)?;
+            }
+            FromProcess::Refused { refusals, .. } if refusals.is_empty() => {
+                let refusal = refusal(&subject.name, "refused without a reason", "see its own output");
+                return Err(one(refusal).into());
+            }
+            FromProcess::Refused { refusals, .. } => return Err(refusals.into()),
+            FromProcess::Dumped { manifest, stats, pause_us, tracker, .. } => {
+                let (pid, command) = (subject.pid, subject.command.clone());
+                let entry = ProcessEntry { pid, command, manifest, stats, tracker };
+                subject.dump = Some(ProcessDump { entry, pause_us });
+                subject.step = Step::Dumped;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes note of a step that a process has done; one that is behind the others is told to go on at once.
+    fn reach(&mut self, id: MemberId, step: Step, has_children: bool) -> Result<(), Failure> {
+        let Some(subject) = self.subjects.get_mut(&id) else { return Ok(()) };
+        subject.step = step;
+        if has_children {
+            let (real_pid, name) = (subject.real_pid, subject.name.clone());
+            let members: Vec<u32> = self.subjects.values().map(|subject| subject.real_pid).collect();
+            let is_known = |child| members.contains(&child);
+            self.newborn.await_children((real_pid, &name), is_known, &self.sender);
+        }
+        if step <= self.passed { self.tell(id, step) } else { Ok(()) }
+    }
+
+    /// Goes on where all have done a step and nobody is missing.
+    fn pass(&mut self) -> Result<(), Failure> {
+        loop {
+            let next = match self.passed {
+                Step::Asked => Step::Ready,
+                Step::Ready => Step::Stopped,
+                Step::Stopped => Step::Captured,
+                Step::Captured | Step::Dumped => return Ok(()),
+            };
+            let all = self.subjects.values().all(|subject| subject.step >= next);
+            if !all || !self.newborn.is_empty() || self.subjects.is_empty() {
+                return Ok(());
+            }
+            match next {
+                Step::Ready => self.check_ends()?,
+                Step::Stopped => self.share_out(),
+                Step::Captured => {
+                    self.check_ends()?;
+                    self.check_objects()?;
+                    self.shared = self.find_shared();
+                }
+                Step::Asked | Step::Dumped => {}
+            }
+            self.passed = next;
+            let waiting: Vec<MemberId> =
+                self.subjects.iter().filter(|(_, subject)| subject.step == next).map(|(id, _)| *id).collect();
+            for id in waiting {
+                self.tell(id, next)?;
+            }
+        }
+    }
+
+    /// Tells a process to go on from a step.
+    fn tell(&mut self, id: MemberId, step: Step) -> Result<(), Failure> {
+        let Some(subject) = self.subjects.get_mut(&id) else { return Ok(()) };
+        let token = self.question.token;
+        let (message, phase) = match step {
+            Step::Ready => (ToProcess::Stop { token }, Phase::Quiescing),
+            Step::Stopped => {
+                (ToProcess::Capture { token, elsewhere: subject.elsewhere.clone() }, Phase::Snapshotting)
+            }
+            Step::Captured => (ToProcess::Resume { token }, Phase::Storing),
+            Step::Asked | Step::Dumped => return Ok(()),
+        };
+        subject.until = Instant::now() + allowance(self.computation, phase, subject.real_pid);
+        let sent =
+            self.computation.with_members(|members| members.get(&id).map(|member| member.send(&message)));
+        match sent {
+            // It is about to be seen to have gone.
+            None | Some(Ok(())) => Ok(()),
+            Some(Err(reason)) => {
+                let refusal = refusal(&subject.name, reason, "end it, or checkpoint again");
+                Err(one(refusal).into())
+            }
+        }
+    }
+
+    /// Where all have told theirs.
+    fn check_ends(&self) -> Result<(), Failure> {
+        if self.subjects.values().any(|subject| subject.ends.is_none() && subject.step != Step::Dumped) {
+            return Ok(());
+        }
+        let ends = self.subjects.values().flat_map(|subject| subject.ends.iter().flatten());
+        let refusals = together::outside(ends);
+        if refusals.is_empty() { Ok(()) } else { Err(refusals.into()) }
+    }
+
+    /// Decides who copies what several have.
+    fn share_out(&mut self) {
+        let elsewhere = together::elsewhere(self.subjects.values().map(|subject| &subject.objects[..]));
+        for (subject, elsewhere) in self.subjects.values_mut().zip(elsewhere) {
+            subject.elsewhere = elsewhere;
+        }
+    }
+
+    /// Whoever was to copy something may have let go of it just before it stopped.
+    fn check_objects(&self) -> Result<(), Failure> {
+        let copied: Vec<u64> =
+            self.subjects.values().flat_map(|subject| subject.objects.iter().copied()).collect();
+        for subject in self.subjects.values() {
+            if subject.elsewhere.iter().any(|key| !copied.contains(key)) {
+                let reason = "shares memory that another process has just let go of";
+                return Err(Failure::Again(refusal(&subject.name, reason, "take another checkpoint")));
+            }
+        }
+        Ok(())
+    }
+
+    fn find_shared(&self) -> Vec<Vec<SharedDescriptor>> {
+        let mut holders: Vec<&Subject> = self.subjects.values().collect();
+        holders.sort_by_key(|subject| subject.rank);
+        let holders: Vec<Holder<'_>> = holders
+            .into_iter()
+            .map(|subject| Holder {
+                pid: subject.pid,
+                real_pid: subject.real_pid,
+                sharable: &subject.sharable,
+            })
+            .collect();
+        together::shared(&holders)
+    }
+
+    fn joined(&mut self, id: MemberId) -> Result<(), Failure> {
+        if self.subjects.contains_key(&id) {
+            return Ok(());
+        }
+        let name = self.computation.with_members(|members| members.get(&id).map(Member::name));
+        let Some(name) = name else { return Ok(()) };
+        if self.passed == Step::Captured {
+            // Made since the others went on.
+            return Ok(());
+        }
+        if self.passed == Step::Stopped {
+            let reason = "joined while the others stood still";
+            return Err(Failure::Again(refusal(name, reason, "take another checkpoint")));
+        }
+        self.ask(id, false, None).map_err(|refusal| one(refusal).into())
+    }
+
+    fn left(&mut self, id: MemberId) -> Result<(), Failure> {
+        let Some(subject) = self.subjects.get(&id) else { return Ok(()) };
+        if self.passed >= Step::Stopped && subject.step != Step::Dumped {
+            let refusal = gone(subject, subject.phase);
+            // It was killed, which the others may take for what has happened before the next round.
+            return Err(if subject.pidfd.has_ended() {
+                Failure::Again(refusal)
+            } else {
+                one(refusal).into()
+            });
+        }
+        if subject.step == Step::Dumped {
+            // What it was is in the store.
+            return Ok(());
+        }
+        if !subject.pidfd.has_ended() {
+            let (real_pid, name, pidfd) = (subject.real_pid, subject.name.clone(), Rc::clone(&subject.pidfd));
+            self.subjects.remove(&id);
+            // It may be back already: then it must not be missed.
+            let back = self.computation.with_members(|members| {
+                members.iter().find(|(_, member)| member.real_pid == real_pid).map(|(id, _)| *id)
+            });
+            match back {
+                Some(back) => return self.joined(back),
+                None => self.newborn.await_program(real_pid, &name, pidfd, &self.sender),
+            }
+        }
+        self.subjects.remove(&id);
+        Ok(())
+    }
+}
+
+fn subject(computation: &Computation, member: &Member) -> Subject {
+    Subject {
+        pid: member.pid,
+        real_pid: member.real_pid,
+        command: member.command.clone(),
+        name: member.name(),
+        pidfd: Rc::clone(&member.pidfd),
+        rank: member.rank,
+        step: Step::Asked,
+        phase: None,
+        // One that tells no phases may be moving data all the time.
+        until: Instant::now() + allowance(computation, Phase::Storing, member.real_pid),
+        ends: None,
+        objects: Vec::new(),
+        elsewhere: Vec::new(),
+        sharable: Vec::new(),
+        dump: None,
+    }
+}

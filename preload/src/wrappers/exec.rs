@@ -1,0 +1,275 @@
+//! execve(3) and its like, posix_spawn(3): the new program joins the computation too ([`contagion`]), and the old one is
+//! not lost to a checkpoint on the way.
+//!
+//! The stop signal stays pending over execve(2), which sets its action to the default: the program would be ended by
+//! it. So it is blocked meanwhile, and the constructor unblocks it.
+
+use core::{
+    arch::naked_asm,
+    ffi::{CStr, c_char, c_int},
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use stasis_sys::process;
+
+use super::{next, returned};
+use crate::{contagion::Room, stop};
+
+type Strings = *const *const c_char;
+
+unsafe extern "C" {
+    static environ: Strings;
+}
+
+/// A function that is defined behind this library.
+struct Behind {
+    name: &'static CStr,
+    /// 0 before it was looked for.
+    address: AtomicUsize,
+}
+
+static EXECVPE: Behind = Behind { name: c"execvpe", address: AtomicUsize::new(0) };
+static SPAWN: Behind = Behind { name: c"posix_spawn", address: AtomicUsize::new(0) };
+static SPAWNP: Behind = Behind { name: c"posix_spawnp", address: AtomicUsize::new(0) };
+
+impl Behind {
+    /// Its address; `None` where nobody defines it.
+    fn get(&self) -> Option<usize> {
+        let mut address = self.address.load(Ordering::Acquire);
+        if address == 0 {
+            // SAFETY: before our constructor has run, while the program is being loaded.
+            address = unsafe { next::find(self.name) }?.address;
+        }
+        Some(address)
+    }
+}
+
+/// Finds the next definitions.
+///
+/// # Safety
+/// In the constructor only.
+pub unsafe fn init() {
+    for behind in [&EXECVPE, &SPAWN, &SPAWNP] {
+        behind.address.store(behind.get().unwrap_or(0), Ordering::Release);
+    }
+}
+
+/// Calls `execute` with an environment that is complete; returns only when that does.
+fn with<T>(environment: Strings, execute: impl FnOnce(Strings) -> T) -> T {
+    let mut room = Room::new();
+    let environment = room.complete(environment);
+    let before = stop::leave();
+    let result = execute(environment);
+    process::sigmask(before);
+    result
+}
+
+unsafe fn execute(path: *const c_char, arguments: Strings, environment: Strings) -> c_int {
+    with(environment, |environment| {
+        let given = [path as usize, arguments as usize, environment as usize, 0, 0, 0];
+        // SAFETY: the caller's call, with another environment.
+        returned(unsafe { stasis_sys::raw(libc::SYS_execve, given) }) as c_int
+    })
+}
+
+/// execve(2).
+///
+/// # Safety
+/// execve(2)'s.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn execve(path: *const c_char, arguments: Strings, environment: Strings) -> c_int {
+    // SAFETY: the caller's call.
+    unsafe { execute(path, arguments, environment) }
+}
+
+/// execv(3).
+///
+/// # Safety
+/// execv(3)'s.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn execv(path: *const c_char, arguments: Strings) -> c_int {
+    // SAFETY: the caller's call; the program's own environment.
+    unsafe { execute(path, arguments, environ) }
+}
+
+/// execvpe(3). glibc's looks for the file, and has the shell execute what is no program.
+///
+/// # Safety
+/// execvpe(3)'s.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn execvpe(file: *const c_char, arguments: Strings, environment: Strings) -> c_int {
+    type Execvpe = unsafe extern "C" fn(*const c_char, Strings, Strings) -> c_int;
+    let Some(address) = EXECVPE.get() else { return returned(-libc::ENOSYS as isize) as c_int };
+    // SAFETY: a function of this type, by its name.
+    let execvpe: Execvpe = unsafe { core::mem::transmute(address) };
+    // SAFETY: the caller's call, with another environment.
+    with(environment, |environment| unsafe { execvpe(file, arguments, environment) })
+}
+
+/// execvp(3).
+///
+/// # Safety
+/// execvp(3)'s.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn execvp(file: *const c_char, arguments: Strings) -> c_int {
+    // SAFETY: the caller's call; the program's own environment.
+    unsafe { execvpe(file, arguments, environ) }
+}
+
+/// execveat(2).
+///
+/// # Safety
+/// execveat(2)'s.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn execveat(
+    directory: c_int,
+    path: *const c_char,
+    arguments: Strings,
+    environment: Strings,
+    flags: c_int,
+) -> c_int {
+    with(environment, |environment| {
+        let given =
+            [directory as usize, path as usize, arguments as usize, environment as usize, flags as usize, 0];
+        // SAFETY: the caller's call, with another environment.
+        returned(unsafe { stasis_sys::raw(libc::SYS_execveat, given) }) as c_int
+    })
+}
+
+/// fexecve(3), by execveat(2) (Linux 3.19).
+///
+/// # Safety
+/// fexecve(3)'s.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fexecve(fd: c_int, arguments: Strings, environment: Strings) -> c_int {
+    // SAFETY: the caller's call.
+    unsafe { execveat(fd, c"".as_ptr(), arguments, environment, libc::AT_EMPTY_PATH) }
+}
+
+/// Defines a function that has its arguments as a list: the registers that hold the first five of them are put in front of
+/// those on the stack, and the list has the form that [`execve`] takes.
+macro_rules! listed {
+    ($(#[$documentation:meta])* $name:ident, $takes_list:path) => {
+        $(#[$documentation])*
+        ///
+        /// # Safety
+        /// The function's.
+        #[unsafe(no_mangle)]
+        #[unsafe(naked)]
+        pub unsafe extern "C" fn $name() {
+            naked_asm!(
+                ".cfi_startproc",
+                "pop r11",
+                ".cfi_adjust_cfa_offset -8",
+                "push r9",
+                "push r8",
+                "push rcx",
+                "push rdx",
+                "push rsi",
+                ".cfi_adjust_cfa_offset 40",
+                "mov rsi, rsp",
+                "push rbx",
+                ".cfi_adjust_cfa_offset 8",
+                "push r11",
+                ".cfi_adjust_cfa_offset 8",
+                // The stack was 8 bytes off a multiple of 16 at the entry, and is so again after seven words for one.
+                "mov rbx, rsp",
+                "and rsp, -16",
+                "call {takes_list}",
+                "mov rsp, rbx",
+                "pop r11",
+                ".cfi_adjust_cfa_offset -8",
+                "pop rbx",
+                ".cfi_adjust_cfa_offset -8",
+                "add rsp, 40",
+                ".cfi_adjust_cfa_offset -40",
+                "push r11",
+                ".cfi_adjust_cfa_offset 8",
+                "ret",
+                ".cfi_endproc",
+                takes_list = sym $takes_list,
+            )
+        }
+    };
+}
+
+listed!(
+    /// execl(3).
+    execl,
+    execv
+);
+listed!(
+    /// execlp(3).
+    execlp,
+    execvp
+);
+listed!(
+    /// execle(3).
+    execle,
+    execute_with_environment_behind
+);
+
+/// The environment follows the arguments' end.
+unsafe extern "C" fn execute_with_environment_behind(path: *const c_char, arguments: Strings) -> c_int {
+    let mut end = arguments;
+    // SAFETY: the caller's list ends with a null pointer, which the environment follows.
+    unsafe {
+        while !end.read().is_null() {
+            end = end.add(1);
+        }
+        execute(path, arguments, end.add(1).cast::<Strings>().read())
+    }
+}
+
+type Spawn = unsafe extern "C" fn(*mut i32, *const c_char, usize, usize, Strings, Strings) -> c_int;
+
+unsafe fn spawn(
+    behind: &Behind,
+    pid: *mut i32,
+    path: *const c_char,
+    (actions, attributes): (usize, usize),
+    arguments: Strings,
+    environment: Strings,
+) -> c_int {
+    let Some(address) = behind.get() else { return libc::ENOSYS };
+    // SAFETY: a function of this type, by its name.
+    let spawn: Spawn = unsafe { core::mem::transmute(address) };
+    let mut room = Room::new();
+    let environment = room.complete(environment);
+    // SAFETY: the caller's call, with another environment.
+    unsafe { spawn(pid, path, actions, attributes, arguments, environment) }
+}
+
+/// posix_spawn(3). The child is not known to any checkpoint before it executes its program, and this thread waits for that.
+///
+/// # Safety
+/// posix_spawn(3)'s.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn posix_spawn(
+    pid: *mut i32,
+    path: *const c_char,
+    actions: usize,
+    attributes: usize,
+    arguments: Strings,
+    environment: Strings,
+) -> c_int {
+    // SAFETY: the caller's call.
+    unsafe { spawn(&SPAWN, pid, path, (actions, attributes), arguments, environment) }
+}
+
+/// posix_spawnp(3).
+///
+/// # Safety
+/// posix_spawnp(3)'s.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn posix_spawnp(
+    pid: *mut i32,
+    file: *const c_char,
+    actions: usize,
+    attributes: usize,
+    arguments: Strings,
+    environment: Strings,
+) -> c_int {
+    // SAFETY: the caller's call.
+    unsafe { spawn(&SPAWNP, pid, file, (actions, attributes), arguments, environment) }
+}
