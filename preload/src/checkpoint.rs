@@ -26,6 +26,7 @@ use crate::{
     snapshot::{self, Checked, Children, mappings},
     state,
     tracker::Tracker,
+    wrappers::userfault,
 };
 
 /// What the checkpoint thread keeps between checkpoints. Nothing of it is in the arena.
@@ -85,6 +86,7 @@ pub fn stack_top() -> usize {
 /// Forgets connections that are another process', and what was known of its memory.
 pub fn forget_inherited() {
     dump::forget_backlog();
+    userfault::set_watching(-1);
     let kept = kept();
     (kept.store, kept.tracker, kept.base) = (None, None, None);
     credentials::forget();

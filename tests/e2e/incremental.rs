@@ -1,7 +1,10 @@
 //! Incremental checkpoints: each one is complete, whatever the program does to its address space between and during
 //! them, and with each way of finding what has changed.
 
-use std::{thread, time::Duration};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use stasis_tests::{DEADLINE, Lab, Outcome, Workload, compile};
 
@@ -113,6 +116,37 @@ fn a_program_that_writes_faster_than_it_is_copied_stands_still_in_slices_and_is_
         let restarted = lab.restart([reference]);
         restarted.expect_ok();
     }
+}
+
+const USERFAULT: Workload = Workload { program: "userfault", arguments: &[] };
+
+#[test]
+fn a_program_uses_userfaultfd_on_memory_that_is_watched() {
+    let lab = Lab::new();
+    let running = USERFAULT.launch(&lab);
+    running.wait_ready();
+    let mut ids = Vec::new();
+    let deadline = Instant::now() + DEADLINE;
+    while ids.len() < 8 {
+        assert!(Instant::now() < deadline, "it has a userfaultfd all the time");
+        // While it has one it is refused by name; the next one will do.
+        let outcome = lab.try_checkpoint(&[]);
+        if outcome.code() == 0 {
+            ids.push(outcome.stdout.trim().to_owned());
+        } else {
+            outcome.expect_refusal(&["userfaultfd"]);
+        }
+        thread::sleep(Duration::from_millis(7 * ids.len() as u64));
+    }
+    running.expect_ok();
+    for id in &ids {
+        lab.restart([id.as_str()]).expect_ok();
+    }
+}
+
+#[test]
+fn the_program_with_a_userfaultfd_notices_natively_when_a_page_is_lost() {
+    USERFAULT.notices_what_is_lost();
 }
 
 #[test]

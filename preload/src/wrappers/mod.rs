@@ -25,6 +25,7 @@ mod sockets;
 pub mod table;
 mod threads;
 mod timed;
+pub mod userfault;
 
 use core::{ffi::c_char, mem::MaybeUninit};
 
