@@ -42,6 +42,13 @@ pub fn init() -> stasis_sys::Result<()> {
     Ok(())
 }
 
+/// How much is in use, in bytes; since what is given back in between is used again, the most so far, nearly.
+pub fn most() -> usize {
+    // SAFETY: one thread only.
+    let region = unsafe { &*ARENA.0.get() };
+    region.next - region.start
+}
+
 /// How much is kept, touched, between checkpoints, in bytes.
 const KEPT: usize = 1 << 20;
 

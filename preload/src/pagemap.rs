@@ -79,7 +79,7 @@ impl Pagemap {
         Ok(Self { fd, regions: vec![Region::default(); REGIONS], guard, scans })
     }
 
-    pub fn close(self) {
+    pub fn close(&self) {
         let _ = file::close(self.fd);
     }
 

@@ -1,7 +1,10 @@
 //! Incremental checkpoints: each one is complete, whatever the program does to its address space between and during
 //! them, and with each way of finding what has changed.
 
-use std::{thread, time::Duration};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use stasis_tests::{DEADLINE, Lab, Outcome, Workload, compile};
 
@@ -85,6 +88,70 @@ fn only_what_was_written_is_copied_again() {
 #[test]
 fn the_program_notices_natively_when_a_byte_is_lost() {
     RANDOM_MEMORY.notices_what_is_lost();
+}
+
+/// 256 MiB, overwritten in random order as fast as the processor can: faster than any disk, and than memory is copied.
+const OVERWRITES: Workload = Workload { program: "overwrites", arguments: &["256", "0"] };
+
+#[test]
+fn a_program_that_writes_faster_than_it_is_copied_stands_still_in_slices_and_is_told() {
+    let lab = Lab::new();
+    let running = OVERWRITES.launch(&lab);
+    running.wait_ready();
+    for _ in 0..3 {
+        lab.checkpoint(&[]);
+        let shown = lab.json(["show", "latest"]);
+        let status = lab.json(["status"]);
+        let process = &status["processes"][0];
+        let number = |key: &str| process[key].as_u64().unwrap_or_else(|| panic!("{key} in {process}"));
+        let pause = number("last_pause_us");
+        assert_eq!(shown["checkpoint"]["pause_us"], pause);
+        assert!(number("last_stood_us") >= pause, "{process}");
+        // The staging buffer, the memory of the checkpoint thread, and the backlog: no more than the program has itself.
+        let memory = number("last_memory");
+        assert!((64 << 20..400 << 20).contains(&memory), "{process}");
+    }
+    lab.checkpoint_kill(running);
+    for reference in ["latest", "latest~1", "latest~2", "latest~3"] {
+        let restarted = lab.restart([reference]);
+        restarted.expect_ok();
+    }
+}
+
+const USERFAULT: Workload = Workload { program: "userfault", arguments: &[] };
+
+#[test]
+fn a_program_uses_userfaultfd_on_memory_that_is_watched() {
+    let lab = Lab::new();
+    let running = USERFAULT.launch(&lab);
+    running.wait_ready();
+    let mut ids = Vec::new();
+    let deadline = Instant::now() + DEADLINE;
+    while ids.len() < 8 {
+        assert!(Instant::now() < deadline, "it has a userfaultfd all the time");
+        // While it has one it is refused by name; the next one will do.
+        let outcome = lab.try_checkpoint(&[]);
+        if outcome.code() == 0 {
+            ids.push(outcome.stdout.trim().to_owned());
+        } else {
+            outcome.expect_refusal(&["userfaultfd"]);
+        }
+        thread::sleep(Duration::from_millis(7 * ids.len() as u64));
+    }
+    running.expect_ok();
+    for id in &ids {
+        lab.restart([id.as_str()]).expect_ok();
+    }
+}
+
+#[test]
+fn the_program_with_a_userfaultfd_notices_natively_when_a_page_is_lost() {
+    USERFAULT.notices_what_is_lost();
+}
+
+#[test]
+fn the_overwriting_program_notices_natively_when_a_page_is_lost() {
+    OVERWRITES.notices_what_is_lost();
 }
 
 /// What `stasis doctor` and a program, both started with this STASIS_DISABLE, say of the tracker.

@@ -15,7 +15,10 @@ use stasis_sys::{
 };
 
 use super::{DirtyTracker, Range, Shown};
-use crate::pagemap::{Pagemap, Run, State, Which};
+use crate::{
+    pagemap::{Pagemap, Run, State, Which},
+    wrappers::userfault,
+};
 
 pub struct WpAsync {
     uffd: Fd,
@@ -25,10 +28,12 @@ impl WpAsync {
     /// `None` where the kernel has none of it.
     pub fn open() -> Option<Self> {
         let uffd = userfaultfd::open(userfaultfd::WP_ASYNC | userfaultfd::WP_UNPOPULATED).ok()?;
+        userfault::set_watching(uffd);
         Some(Self { uffd })
     }
 
     pub fn close(self) {
+        userfault::set_watching(-1);
         let _ = file::close(self.uffd);
     }
 }
