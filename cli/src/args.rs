@@ -136,6 +136,12 @@ pub struct CheckpointArgs {
     /// End the processes once the checkpoint is durable
     #[arg(long)]
     pub kill: bool,
+    /// What to do about sockets connected to something outside of the computation
+    ///
+    /// Connections that are open are not touched by the checkpoint; what it cannot hold is their
+    /// other ends.
+    #[arg(long, value_name = "POLICY", value_enum, default_value_t)]
+    pub external_sockets: ExternalSockets,
     /// A name for the checkpoint; it moves from an older checkpoint to this one
     #[arg(long)]
     pub label: Option<String>,
@@ -154,6 +160,18 @@ pub enum OnEscape {
     Ignore,
     /// As `warn`, but they run on after --kill
     LeaveRunning,
+}
+
+/// What is done about sockets whose other ends are outside.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ExternalSockets {
+    /// Refuse the checkpoint, and name them
+    #[default]
+    Refuse,
+    /// Take it; a restarted program finds them reset (ECONNRESET), and with --kill their peers do
+    Close,
+    /// Take it of a program that runs on, connections and all (not with --kill)
+    Keep,
 }
 
 #[derive(Debug, Args)]

@@ -107,6 +107,12 @@ impl Client {
         }
     }
 
+    /// Waits for the end of a coordinator that was told to end: its socket is gone then.
+    pub fn await_end(mut self) {
+        // Whatever comes, nothing is to be said to it.
+        while self.stream.read(&mut [0; 64]).is_ok_and(|count| count > 0) {}
+    }
+
     /// # Errors
     /// As [`Client::request`].
     pub fn status(&mut self) -> anyhow::Result<Status> {

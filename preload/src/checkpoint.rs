@@ -299,6 +299,7 @@ fn take(coordinator: &Coordinator, order: &Order<'_>, passed: Option<Fd>) -> cor
         let told = coordinator.receive();
         match told {
             Ok(ToProcess::Committed { kill: true, .. }) => {
+                snapshot::descriptors::reset_at_end();
                 let _ = process::kill(process::getpid(), libc::SIGKILL);
             }
             Ok(ToProcess::Committed { token, .. }) => settle(token, true),
@@ -392,9 +393,8 @@ impl Taking<'_> {
         let alone = order.alone && snapshot::children().alive.is_empty();
         self.report(Phase::Checking);
         let Checked { mappings, ends, objects } = snapshot::check()?;
-        if alone {
-            refuse_outside(&ends)?;
-        }
+        // Whether ends may stay outside is the coordinator's to say.
+        let alone = alone && ends.iter().all(|end| end.refusal.is_none());
         let Kept { store, tracker, base } = kept();
         // A connection that the coordinator passed knows of no base.
         let bases = self.passed.is_none();
@@ -471,6 +471,8 @@ impl Taking<'_> {
         drop(dump);
         let record = wire::encode(&snapshot.image).map_err(|error| store_refusal(format!("{error}")))?;
         let (manifest, stats) = store.end_dump(record).map_err(store_refusal)?;
+        // The program has run meanwhile.
+        snapshot.rooms.clear();
         *base = Some(Base { token, manifest, objects, committed: false });
         let tracker = tracker.name().into();
         let message = FromProcess::Dumped {

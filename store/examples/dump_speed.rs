@@ -92,13 +92,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let process =
             ProcessEntry { pid: 1, command: String::new(), manifest, stats, tracker: "full".into() };
         let draft = CheckpointDraft {
+            shared: Vec::new(),
             computation: "speed".into(),
             parent: None,
             label: None,
             host: String::new(),
             pause_us: 0,
             processes: vec![process],
-            shared: Vec::new(),
         };
         client.commit(1, draft)?;
         let committed = started.elapsed();
@@ -124,13 +124,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let process =
                 ProcessEntry { pid: 1, command: String::new(), manifest, stats, tracker: "full".into() };
             let draft = CheckpointDraft {
+                shared: Vec::new(),
                 computation: "speed".into(),
                 parent: None,
                 label: None,
                 host: String::new(),
                 pause_us: 0,
                 processes: vec![process],
-                shared: Vec::new(),
             };
             client.commit(2, draft)?;
             println!("small: durable {dumped:.3?}, committed {:.3?}", started.elapsed());

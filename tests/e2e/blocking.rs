@@ -172,11 +172,6 @@ mod refused {
     fn reading_from_a_terminal_that_the_program_made_itself() {
         super::refused_during("blocking_read", "read-tty", &["fd", "ptmx"]);
     }
-
-    #[test]
-    fn a_connection_that_nobody_has_accepted() {
-        super::refused_during("blocking_socket", "connect", &["fd", "socket"]);
-    }
 }
 
 mod sleeps_and_signals {
@@ -286,6 +281,7 @@ mod queues_and_semaphores {
 mod sockets {
     calls! {
         "blocking_socket",
+        connect: "connect", interruptible, restartable;
         recv: "recv", interruptible, restartable;
         read_socket: "read-socket", interruptible, restartable;
         recvfrom: "recvfrom", interruptible, restartable;

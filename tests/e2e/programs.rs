@@ -151,6 +151,20 @@ mod descriptors {
     }
 }
 
+mod connections {
+    use super::*;
+    workloads! {
+        tcp_with_bytes_in_flight: "tcp_pair";
+        tcp_over_ipv4: "tcp" ["4", "one"];
+        tcp_over_ipv6: "tcp" ["6", "one"];
+        tcp_over_ipv4_at_a_socket_for_both: "tcp" ["mixed", "one"];
+        sockets_with_addresses: "named_sockets" ["one"];
+        sockets_with_addresses_between_processes: "named_sockets" ["two"];
+        tcp_between_processes: "tcp" ["4", "two"];
+        tcp_between_processes_over_ipv6: "tcp" ["6", "two"];
+    }
+}
+
 mod preload {
     use super::*;
     workloads! {
@@ -174,11 +188,6 @@ mod refused {
     }
 
     #[test]
-    fn or_kept_a_tcp_connection() {
-        Workload { program: "tcp_pair", arguments: &[] }.comes_back_or_is_refused(&["tcp", "fd "]);
-    }
-
-    #[test]
     fn or_kept_a_deleted_working_directory() {
         Workload { program: "cwd_deleted", arguments: &[] }.comes_back_or_is_refused(&["directory", "gone"]);
     }
@@ -190,7 +199,7 @@ mod refused {
 
     #[test]
     fn each_would_notice_natively_what_it_loses() {
-        for program in ["pidfd", "tcp_pair", "cwd_deleted", "signal_block_raw"] {
+        for program in ["pidfd", "cwd_deleted", "signal_block_raw"] {
             Workload { program, arguments: &[] }.notices_what_is_lost();
         }
     }

@@ -105,6 +105,47 @@ fn python_with_threads_a_big_dict_and_open_files() {
 }
 
 #[test]
+fn python_with_processes_queues_and_shared_memory() {
+    let Some(command) = command("python3", &[script("processes.py").to_str().unwrap()]) else { return };
+    Work { command, prepare: &nothing_to_prepare, reach: &step, made: &nothing_made }.survives_three_kills();
+}
+
+#[test]
+fn bash_with_pipelines_jobs_and_subshells() {
+    let Some(command) = command("bash", &[script("jobs.sh").to_str().unwrap()]) else { return };
+    Work {
+        command,
+        prepare: &nothing_to_prepare,
+        reach: &step,
+        made: &|directory| fs::read(directory.join("log.txt")).unwrap(),
+    }
+    .survives_three_kills();
+}
+
+#[test]
+fn make_with_four_compilers_at_once() {
+    const FILES: usize = 24;
+    let Some(command) = command("make", &["-j4", "program"]) else { return };
+    Work {
+        command,
+        prepare: &|directory| {
+            let objects: Vec<String> = (0..FILES).map(|file| format!("part{file}.o")).collect();
+            let rules = "program: $(OBJECTS)\n\tcat $(OBJECTS) > $@\n%.o: %.c\n\tgcc -O2 -c -o $@ $<\n";
+            fs::write(directory.join("Makefile"), format!("OBJECTS = {}\n{rules}", objects.join(" "))).unwrap();
+            for file in 0..FILES {
+                let functions: String = (0..60)
+                    .map(|n| format!("int f{file}_{n}(int x) {{ int s = {n}; while (x--) s += x * s + {file}; return s; }}\n"))
+                    .collect();
+                fs::write(directory.join(format!("part{file}.c")), functions).unwrap();
+            }
+        },
+        reach: &|running, directory, kill| running.wait_size(&directory.join(format!("part{}.o", 5 * kill)), 1),
+        made: &|directory| fs::read(directory.join("program")).unwrap(),
+    }
+    .survives_three_kills();
+}
+
+#[test]
 fn perl_with_hashes_and_open_files() {
     let Some(command) = command("perl", &[script("work.pl").to_str().unwrap()]) else { return };
     Work {

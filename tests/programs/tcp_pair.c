@@ -1,4 +1,4 @@
-// A TCP connection over loopback with both ends in the process, bytes in flight: kept, or refused by name.
+// A TCP connection over loopback with both ends in the process, bytes in flight.
 #include "verify.h"
 #include <netinet/in.h>
 #include <sys/socket.h>

@@ -54,12 +54,13 @@ fn session(place: &Place) -> Result<()> {
     println!("   {}", program.child.wait()?);
     place.command(&["list"])?;
 
-    say("restarted:");
+    say("restarted; it goes on before its memory is there:");
     let begun = Instant::now();
     let mut program = place.start(&["restart", "demo"])?;
     let seen = program.show_until("counts")?;
     ensure!(seen, "the restarted program does not count");
     say(&format!("its first line came {:.0} ms after that", begun.elapsed().as_secs_f64() * 1000.0));
+    place.command(&["status"])?;
     let whole = program.show_until("200 MB unharmed")?;
     let status = program.child.wait()?;
     ensure!(whole && status.success(), "the restarted program did not end as it should: {status}");

@@ -1,11 +1,11 @@
 //! `stasis checkpoint`.
 
 use anyhow::bail;
-use stasis_protocol::coordinator::{ClientReply, ClientRequest, Refusal};
+use stasis_protocol::coordinator::{ClientReply, ClientRequest, Outside, Refusal};
 
 use crate::{
     address::Address,
-    args::{CheckpointArgs, OnEscape},
+    args::{CheckpointArgs, ExternalSockets, OnEscape},
     client::Client,
     context::Context,
     failure::{ExitCode, Failure},
@@ -18,18 +18,28 @@ use crate::{
 pub fn run(context: &Context, args: &CheckpointArgs) -> anyhow::Result<ExitCode> {
     let address = context.address()?;
     let mut client = Client::connect(&address)?;
+    if args.kill && args.external_sockets == ExternalSockets::Keep {
+        bail!(Failure::Usage(
+            "--external-sockets=keep is for programs that run on, and --kill ends them: use =close".into()
+        ));
+    }
+    let external = match args.external_sockets {
+        ExternalSockets::Refuse => Outside::Refuse,
+        ExternalSockets::Close | ExternalSockets::Keep => Outside::Reset,
+    };
     let outside = outside(&mut client, &address, args.on_escape)?;
     let request = ClientRequest::Checkpoint {
         kill: args.kill,
         label: args.label.clone(),
         without: outside.iter().map(|escape| escape.pid).collect(),
+        outside: external,
     };
     // A pid is used again; these are the processes that were seen.
     let ends = args.kill && args.on_escape != OnEscape::LeaveRunning;
     let to_end: Vec<Pidfd> =
         outside.iter().filter(|_| ends).filter_map(|escape| Pidfd::open(escape.pid).ok()).collect();
-    let record = match client.request(&request)? {
-        ClientReply::Checkpoint(record) => record,
+    let (record, reset) = match client.request(&request)? {
+        ClientReply::Checkpoint { record, outside } => (record, outside),
         reply => bail!(client.unexpected(&reply)),
     };
     for pidfd in to_end {
@@ -37,6 +47,9 @@ pub fn run(context: &Context, args: &CheckpointArgs) -> anyhow::Result<ExitCode>
         let _ = pidfd.signal(libc::SIGKILL);
     }
     let checkpoint = report::Checkpoint::from(record);
+    for socket in reset {
+        output::note(&format!("{}: a restarted program finds it reset", socket.what));
+    }
     if context.json {
         output::json(&checkpoint)?;
         return Ok(ExitCode::SUCCESS);

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, os::fd::OwnedFd, rc::Rc, time::Duration};
 
 use stasis_protocol::{
-    coordinator::{Phase, Refusal, ToProcess},
+    coordinator::{Outside, Phase, Refusal, ToProcess},
     store::{CheckpointDraft, CheckpointRecord, SharedDescriptor},
 };
 use tokio::{
@@ -34,15 +34,23 @@ pub struct Order {
     pub label: Option<String>,
     /// See [`stasis_protocol::coordinator::ClientRequest::Checkpoint`].
     pub without: Vec<u32>,
+    pub outside: Outside,
+}
+
+/// A checkpoint that was taken.
+pub struct Taken {
+    pub record: CheckpointRecord,
+    /// The sockets that a restart resets.
+    pub outside: Vec<Refusal>,
 }
 
 /// The outcome of a checkpoint.
-pub type Outcome = Result<CheckpointRecord, Vec<Refusal>>;
+pub type Outcome = Result<Taken, Vec<Refusal>>;
 
 /// Takes a checkpoint. `_turn` is the right to, see [`Computation::turn`].
 pub async fn take(computation: Rc<Computation>, order: Order, _turn: OwnedMutexGuard<()>) -> Outcome {
     let outcome = attempt(&computation, order).await;
-    computation.close_round(outcome.as_ref().map(|record| record.id.as_str()).map_err(Vec::as_slice));
+    computation.close_round(outcome.as_ref().map(|taken| taken.record.id.as_str()).map_err(Vec::as_slice));
     outcome
 }
 
@@ -54,7 +62,7 @@ async fn attempt(computation: &Rc<Computation>, order: Order) -> Outcome {
         match round(computation, &order).await {
             Err(Failure::Again(refusal)) => log::line(format_args!("once more: {refusal}")),
             Err(Failure::Refused(refusals)) => return Err(refusals),
-            Ok(record) => return Ok(record),
+            Ok(taken) => return Ok(taken),
         }
     }
     round(computation, &order).await.map_err(|failure| match failure {
@@ -63,7 +71,7 @@ async fn attempt(computation: &Rc<Computation>, order: Order) -> Outcome {
     })
 }
 
-async fn round(computation: &Rc<Computation>, order: &Order) -> Result<CheckpointRecord, Failure> {
+async fn round(computation: &Rc<Computation>, order: &Order) -> Result<Taken, Failure> {
     let members = members(computation).map_err(one)?;
     let directory = computation.settings.store.clone();
     let opened = blocking(move || store::connect_or_start(&directory)).await;
@@ -75,6 +83,7 @@ async fn round(computation: &Rc<Computation>, order: &Order) -> Result<Checkpoin
         token,
         store: store.socket().to_string_lossy().into_owned(),
         hold: order.kill,
+        outside: order.outside,
         without: order.without.clone(),
     };
     for &(_, real_pid) in &members {
@@ -88,7 +97,7 @@ async fn round(computation: &Rc<Computation>, order: &Order) -> Result<Checkpoin
         Ok(()) => round.gather().await,
         Err(refusals) => Err(refusals.into()),
     };
-    let Gathered { dumps, shared } = match gathered {
+    let Gathered { dumps, shared, outside } = match gathered {
         Ok(gathered) => gathered,
         Err(failure) => {
             tell(computation, &ToProcess::Abandoned { token });
@@ -109,7 +118,7 @@ async fn round(computation: &Rc<Computation>, order: &Order) -> Result<Checkpoin
             if order.kill {
                 await_ends(&round).await;
             }
-            Ok(record)
+            Ok(Taken { record, outside })
         }
         Err(refusal) => {
             tell(computation, &ToProcess::Abandoned { token });

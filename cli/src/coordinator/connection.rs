@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    checkpoint::{self, Order},
+    checkpoint::{self, Order, Taken},
     computation::{Computation, Member, OUTBOX},
     log,
     message::{self, Outgoing},
@@ -185,12 +185,12 @@ impl Drop for AbortOnDrop {
 
 async fn carry_out(computation: &Rc<Computation>, request: ClientRequest) -> ClientReply {
     match request {
-        ClientRequest::Checkpoint { kill, label, without } => {
+        ClientRequest::Checkpoint { kill, label, without, outside } => {
             let turn = computation.turn.clone().lock_owned().await;
-            let taking =
-                spawn_local(checkpoint::take(Rc::clone(computation), Order { kill, label, without }, turn));
+            let order = Order { kill, label, without, outside };
+            let taking = spawn_local(checkpoint::take(Rc::clone(computation), order, turn));
             match taking.await {
-                Ok(Ok(record)) => ClientReply::Checkpoint(record),
+                Ok(Ok(Taken { record, outside })) => ClientReply::Checkpoint { record, outside },
                 Ok(Err(refusals)) => ClientReply::Refused(refusals),
                 Err(error) => failed("the checkpoint", &error),
             }

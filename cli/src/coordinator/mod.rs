@@ -32,7 +32,9 @@ use crate::{args::CoordinatorArgs, client::Client, context::Context, failure::Ex
 pub fn run(context: &Context, args: &CoordinatorArgs) -> anyhow::Result<ExitCode> {
     let address = context.address()?;
     if args.stop {
-        Client::connect(&address)?.count(&ClientRequest::Shutdown)?;
+        let mut client = Client::connect(&address)?;
+        client.count(&ClientRequest::Shutdown)?;
+        client.await_end();
         return Ok(ExitCode::SUCCESS);
     }
     let store = context.store()?;

@@ -11,7 +11,7 @@
 use std::{collections::BTreeMap, os::fd::OwnedFd, rc::Rc};
 
 use stasis_protocol::{
-    coordinator::{End, FromProcess, Phase, Refusal, Sharable, ToProcess},
+    coordinator::{End, FromProcess, Outside, Phase, Refusal, Sharable, ToProcess},
     store::{ProcessEntry, SharedDescriptor},
 };
 use tokio::{
@@ -69,6 +69,8 @@ pub struct ProcessDump {
 pub struct Gathered {
     pub dumps: Vec<ProcessDump>,
     pub shared: Vec<Vec<SharedDescriptor>>,
+    /// Sockets whose other ends are outside.
+    pub outside: Vec<Refusal>,
 }
 
 /// Why a round did not end well.
@@ -89,6 +91,7 @@ pub struct Question {
     pub token: u64,
     pub store: String,
     pub hold: bool,
+    pub outside: Outside,
     /// Processes without the library that the checkpoint is taken without.
     pub without: Vec<u32>,
 }
@@ -103,6 +106,7 @@ pub struct Round<'a> {
     sender: Events,
     events: mpsc::Receiver<(MemberId, Event)>,
     shared: Vec<Vec<SharedDescriptor>>,
+    outside: Vec<Refusal>,
     /// The last process that has ended.
     ended: Option<Refusal>,
 }
@@ -120,6 +124,7 @@ impl<'a> Round<'a> {
             sender,
             events,
             shared: Vec::new(),
+            outside: Vec::new(),
             ended: None,
         }
     }
@@ -204,7 +209,8 @@ impl<'a> Round<'a> {
         let mut subjects: Vec<&Subject> = self.subjects.values().collect();
         subjects.sort_by_key(|subject| subject.rank);
         let dumps = subjects.into_iter().filter_map(|subject| subject.dump.clone()).collect();
-        Gathered { dumps, shared: std::mem::take(&mut self.shared) }
+        let (shared, outside) = (std::mem::take(&mut self.shared), std::mem::take(&mut self.outside));
+        Gathered { dumps, shared, outside }
     }
 
     fn take_note(&mut self, id: MemberId, event: Event) -> Result<(), Failure> {
@@ -333,12 +339,13 @@ impl<'a> Round<'a> {
     }
 
     /// Where all have told theirs.
-    fn check_ends(&self) -> Result<(), Failure> {
+    fn check_ends(&mut self) -> Result<(), Failure> {
         if self.subjects.values().any(|subject| subject.ends.is_none() && subject.step != Step::Dumped) {
             return Ok(());
         }
         let ends = self.subjects.values().flat_map(|subject| subject.ends.iter().flatten());
-        let refusals = together::outside(ends);
+        let (refusals, reset) = together::outside(ends, self.question.outside);
+        self.outside = reset;
         if refusals.is_empty() { Ok(()) } else { Err(refusals.into()) }
     }
 
@@ -409,9 +416,9 @@ impl<'a> Round<'a> {
             // What it was is in the store.
             return Ok(());
         }
-        if subject.pidfd.has_ended() {
-            self.ended = Some(gone(subject, subject.phase));
-        } else {
+        // Its connection may be seen to close before its end.
+        self.ended = Some(gone(subject, subject.phase));
+        if !subject.pidfd.has_ended() {
             let (real_pid, name, pidfd) = (subject.real_pid, subject.name.clone(), Rc::clone(&subject.pidfd));
             self.subjects.remove(&id);
             // It may be back already: then it must not be missed.

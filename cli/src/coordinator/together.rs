@@ -7,14 +7,21 @@ use std::{
 };
 
 use stasis_protocol::{
-    coordinator::{End, Refusal, Sharable},
+    coordinator::{End, Outside, Refusal, Sharable},
     store::SharedDescriptor,
 };
 
-/// The ends whose other ends nobody has and that may not stay outside.
-pub fn outside<'a>(ends: impl Iterator<Item = &'a End> + Clone) -> Vec<Refusal> {
+/// The ends whose other ends nobody has and that may not stay outside; and those that may by this rule.
+pub fn outside<'a>(
+    ends: impl Iterator<Item = &'a End> + Clone,
+    rule: Outside,
+) -> (Vec<Refusal>, Vec<Refusal>) {
     let present: BTreeSet<u64> = ends.clone().map(|end| end.has).collect();
-    ends.filter(|end| !present.contains(&end.wants)).filter_map(|end| end.refusal.clone()).collect()
+    let alone = ends.filter(|end| !present.contains(&end.wants) && end.refusal.is_some());
+    let (reset, refused): (Vec<&End>, Vec<&End>) =
+        alone.partition(|end| end.socket && rule == Outside::Reset);
+    let reasons = |ends: Vec<&End>| ends.into_iter().filter_map(|end| end.refusal.clone()).collect();
+    (reasons(refused), reasons(reset))
 }
 
 /// For each process, in their order, the objects that one before it copies.
@@ -93,9 +100,15 @@ mod tests {
     #[test]
     fn an_end_is_outside_when_nobody_has_the_other() {
         let refusal = |what: &str| Refusal { what: what.into(), reason: "r".into(), remedy: "s".into() };
-        let end = |has, wants, what| End { has, wants, refusal: Some(refusal(what)) };
-        let ends = [end(1, 2, "a"), end(2, 1, "b"), end(5, 6, "c"), End { has: 7, wants: 8, refusal: None }];
-        assert_eq!(outside(ends.iter()), [refusal("c")]);
+        let end = |has, wants, what| End { has, wants, refusal: Some(refusal(what)), socket: what == "c" };
+        let ends = [
+            end(1, 2, "a"),
+            end(2, 1, "b"),
+            end(5, 6, "c"),
+            End { has: 7, wants: 8, refusal: None, socket: true },
+        ];
+        assert_eq!(outside(ends.iter(), Outside::Refuse), (vec![refusal("c")], vec![]));
+        assert_eq!(outside(ends.iter(), Outside::Reset), (vec![], vec![refusal("c")]));
     }
 
     #[test]

@@ -27,6 +27,8 @@ use stasis_protocol::{
 use stasis_store::pager::{self, Source, Table, Task};
 use stasis_sys::userfaultfd;
 
+use crate::{address::Address, tracer};
+
 use super::{
     computation::{Computation, Saved},
     descriptors::{self, Places},
@@ -72,8 +74,9 @@ impl Choice {
     }
 }
 
-/// Chooses what is left to pagers.
-pub fn choose(wish: Wish, processes: &[Saved]) -> Choice {
+/// Chooses what is left to pagers. An ordinary user has a full userfaultfd from the tracer, if at all: this process
+/// becomes part of the computation at `address` for that.
+pub fn choose(wish: Wish, processes: &[Saved], address: &Address) -> Choice {
     if wish == Wish::Eager || disabled("lazy") {
         return Choice::default();
     }
@@ -93,13 +96,16 @@ pub fn choose(wish: Wish, processes: &[Saved]) -> Choice {
                 let _ = stasis_sys::file::close(fd);
                 Choice { regions, device: None, why_not: None }
             }
-            Err(error) => {
-                let why_not = format!(
-                    "userfaultfd(2): {error}, /dev/userfaultfd: {no_device}; a lazy restart needs root, access to \
-                     /dev/userfaultfd, or the sysctl vm.unprivileged_userfaultfd=1"
-                );
-                Choice { why_not: Some(why_not), ..Choice::default() }
-            }
+            Err(error) => match tracer::userfaultfd(address) {
+                Ok(device) => Choice { regions, device: Some(device), why_not: None },
+                Err(refused) => {
+                    let why_not = format!(
+                        "userfaultfd(2): {error}, /dev/userfaultfd: {no_device}, the tracer: {refused:#}; a lazy restart \
+                         needs root, the tracer, access to /dev/userfaultfd, or the sysctl vm.unprivileged_userfaultfd=1"
+                    );
+                    Choice { why_not: Some(why_not), ..Choice::default() }
+                }
+            },
         },
     }
 }

@@ -55,12 +55,12 @@ pub fn run(context: &Context, args: &RestartArgs) -> anyhow::Result<ExitCode> {
         (_, true) => lazy::Wish::Eager,
         _ => lazy::Wish::Auto,
     };
-    let memory = lazy::choose(wish, &computation.processes);
+    let address = context.address()?;
+    let memory = lazy::choose(wish, &computation.processes, &address);
     if let Some(why_not) = memory.why_not.as_deref().filter(|_| !context.quiet) {
         let _ = lazy::explain(why_not);
     }
 
-    let address = context.address()?;
     let directory = context.store()?;
     let mut client = start::connect_or_start(&address, &directory, &start::Options::default())?;
     client.count(&ClientRequest::Resume {

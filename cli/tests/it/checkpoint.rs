@@ -2,7 +2,7 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use stasis_protocol::coordinator::{FromProcess, Phase, Refusal, ToProcess};
+use stasis_protocol::coordinator::{End, FromProcess, Phase, Refusal, ToProcess};
 
 use crate::peers::{Coordinator, FakeProcess, finish, spawn_player};
 
@@ -118,17 +118,43 @@ fn a_computation_without_a_process_is_refused() {
 }
 
 #[test]
-fn a_computation_of_several_processes_is_refused_by_their_names() {
+fn processes_meet_before_each_step_and_the_first_to_join_is_the_first_of_the_record() {
     let coordinator = Coordinator::start();
-    let _process = FakeProcess::join(&coordinator);
+    let mut process = FakeProcess::join(&coordinator);
     let mut player = spawn_player(&coordinator);
-    let (code, report) = coordinator.json(&["checkpoint"]);
-    assert_eq!(code, 4);
-    let what = report["error"]["refusals"][0]["what"].as_str().unwrap();
-    assert!(what.contains(&format!("pid {} (fake process)", player.id())), "{what}");
-    assert!(what.contains(&format!("pid {} (fake process)", std::process::id())), "{what}");
+    let checkpoint = coordinator.start_json(&["checkpoint"]);
+    let (token, _) = process.expect_checkpoint();
+    let none = Vec::new;
+    process.send(&FromProcess::Ready { token, ends: none(), objects: Vec::new(), children: Vec::new() });
+    assert_eq!(process.receive(), Some(ToProcess::Stop { token }));
+    process.send(&FromProcess::Stopped { token, children: Vec::new() });
+    assert_eq!(process.receive(), Some(ToProcess::Capture { token, elsewhere: Vec::new() }));
+    let captured = FromProcess::Captured { token, ends: none(), sharable: Vec::new(), objects: Vec::new() };
+    process.send(&captured);
+    assert_eq!(process.receive(), Some(ToProcess::Resume { token }));
+    process.dump(token);
+    let (code, report) = finish(checkpoint);
+    assert_eq!(code, 0, "{report}");
+    let pids: Vec<_> =
+        report["processes"].as_array().unwrap().iter().map(|process| &process["pid"]).collect();
+    assert_eq!(pids, [std::process::id(), player.id()], "{report}");
     player.kill().unwrap();
     player.wait().unwrap();
+}
+
+#[test]
+fn an_end_whose_other_end_nobody_has_is_refused_before_anything_is_stopped() {
+    let coordinator = Coordinator::start();
+    let mut process = FakeProcess::join(&coordinator);
+    let checkpoint = coordinator.start_json(&["checkpoint"]);
+    let (token, _) = process.expect_checkpoint();
+    let refusal = Refusal { what: "fd 5".into(), reason: "leads outside".into(), remedy: "close it".into() };
+    let ends = vec![End { has: 1, wants: 2, refusal: Some(refusal), socket: false }];
+    process.send(&FromProcess::Ready { token, ends, objects: Vec::new(), children: Vec::new() });
+    assert_eq!(process.receive(), Some(ToProcess::Abandoned { token }));
+    let (code, report) = finish(checkpoint);
+    assert_eq!(code, 4);
+    assert_eq!(report["error"]["refusals"][0]["what"], "fd 5", "{report}");
 }
 
 #[test]

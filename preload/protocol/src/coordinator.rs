@@ -73,6 +73,18 @@ pub struct End {
     pub wants: u64,
     /// What is refused when no other process has it; `None` where it may stay outside, or this process has it.
     pub refusal: Option<Refusal>,
+    /// It is a socket's: the other may stay outside where the user says so ([`Outside`]).
+    pub socket: bool,
+}
+
+/// What is done about sockets whose other ends are outside the computation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outside {
+    /// No checkpoint is taken.
+    #[default]
+    Refuse,
+    /// They are taken as they are; after a restart the program finds them reset.
+    Reset,
 }
 
 /// A descriptor that may share its open file description with those of other processes.
@@ -190,6 +202,7 @@ pub enum ClientRequest {
         label: Option<String>,
         /// Processes without the library, by the kernel's pids: they are left out, instead of being awaited and refused.
         without: Vec<u32>,
+        outside: Outside,
     },
     /// [`ClientReply::Status`].
     Status,
@@ -221,7 +234,11 @@ pub enum ClientReply {
         version: u32,
         coordinator_pid: u32,
     },
-    Checkpoint(CheckpointRecord),
+    Checkpoint {
+        record: CheckpointRecord,
+        /// The sockets that a restart resets.
+        outside: Vec<Refusal>,
+    },
     Status(Status),
     Done {
         count: u32,

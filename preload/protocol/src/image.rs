@@ -9,7 +9,7 @@ use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 
 /// The version of this record, checked before anything else of it is read.
-pub const IMAGE_VERSION: u32 = 3;
+pub const IMAGE_VERSION: u32 = 4;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessImage {
@@ -273,15 +273,20 @@ pub enum DescriptionKind {
         /// POSIX record locks, as in `Regular`.
         locks: Vec<(i32, u64, u64)>,
     },
-    /// One of two unix sockets that are connected. Where no process of the checkpoint has the other and it was not closed, it
-    /// is outside, as for a pipe.
+    /// One of two sockets that are connected: unix sockets, or TCP. Where no process of the checkpoint has the other and it
+    /// was not closed, it is outside, as for a pipe.
     SocketPair {
         /// Names the pair: both ends say the same.
         pair: u64,
         /// Nobody had the other end any more.
         other_closed: bool,
+        /// An error waits to be told: the connection was reset.
+        reset: bool,
+        domain: i32,
         /// struct sockaddr of this end, as getsockname(2) gave it; empty when it has no name.
         local: Vec<u8>,
+        /// struct sockaddr of the other end of a TCP connection; empty when that has ended.
+        peer: Vec<u8>,
         /// SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET.
         socket_type: i32,
         /// What this end has not read yet; one entry per datagram or packet, one in all for streams.
@@ -299,16 +304,27 @@ pub enum DescriptionKind {
         protocol: i32,
         /// struct sockaddr as getsockname(2) gave it; empty when not bound.
         local: Vec<u8>,
-        /// struct sockaddr of a connected UDP peer.
+        /// struct sockaddr that a datagram socket is connected to; empty when it is not.
         peer: Vec<u8>,
         /// listen(2)'s backlog.
         backlog: Option<i32>,
+        /// The connections ([`DescriptionKind::SocketPair`]) that wait to be accepted, the first to be accepted first.
+        waiting: Vec<u64>,
+        /// Datagrams that have not been read.
+        received: Vec<Datagram>,
         options: Vec<SocketOption>,
     },
     /// A location only, not open for reading or writing (O_PATH).
     Path {
         file: FileIdentity,
     },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Datagram {
+    /// struct sockaddr of the sender; empty when it had no name.
+    pub from: Vec<u8>,
+    pub bytes: Vec<u8>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -41,6 +41,8 @@ pub struct Snapshot {
     pub mappings: Vec<mappings::Found>,
     pub ends: Vec<End>,
     pub sharable: Vec<Sharable>,
+    /// Dropped when the checkpoint has been stored.
+    pub rooms: Vec<descriptors::Room>,
     /// The keys of what several processes may have, and one copies.
     pub keys: Vec<u64>,
 }
@@ -130,5 +132,13 @@ pub fn take(
     };
     let mut keys = captured.queues;
     keys.extend(image.objects.iter().map(|object| object.key));
-    Ok(Snapshot { image, objects, mappings, ends: captured.ends, sharable: captured.sharable, keys })
+    Ok(Snapshot {
+        image,
+        objects,
+        mappings,
+        ends: captured.ends,
+        sharable: captured.sharable,
+        keys,
+        rooms: captured.rooms,
+    })
 }

@@ -181,15 +181,15 @@ pub fn number_option(socket: Fd, level: i32, name: i32) -> Result<i32> {
 
 /// setsockopt(2) of an int.
 pub fn set_number_option(socket: Fd, level: i32, name: i32, value: i32) -> Result<()> {
-    let address = &raw const value as usize;
-    // SAFETY: reads one int.
-    unsafe {
-        call(
-            libc::SYS_setsockopt,
-            [socket as usize, level as usize, name as usize, address, size_of::<i32>(), 0],
-        )
-    }
-    .map(drop)
+    set_option(socket, level, name, &value.to_ne_bytes())
+}
+
+/// setsockopt(2).
+pub fn set_option(socket: Fd, level: i32, name: i32, value: &[u8]) -> Result<()> {
+    let (address, len) = (value.as_ptr() as usize, value.len());
+    // SAFETY: reads the value.
+    unsafe { call(libc::SYS_setsockopt, [socket as usize, level as usize, name as usize, address, len, 0]) }
+        .map(drop)
 }
 
 /// getsockname(2), or getpeername(2); how many bytes of `address` were filled in.
@@ -209,6 +209,23 @@ pub fn peek(socket: Fd, buffer: &mut [u8], flags: i32) -> Result<usize> {
     unsafe {
         call(libc::SYS_recvfrom, [socket as usize, buffer.as_mut_ptr() as usize, buffer.len(), flags, 0, 0])
     }
+}
+
+/// As [`peek`], and the sender's address: its length.
+pub fn peek_from(
+    socket: Fd,
+    buffer: &mut [u8],
+    flags: i32,
+    address: &mut [u8; 128],
+) -> Result<(usize, usize)> {
+    let flags = (libc::MSG_PEEK | libc::MSG_DONTWAIT | flags) as usize;
+    let (bytes, from) = (buffer.as_mut_ptr() as usize, address.as_mut_ptr() as usize);
+    let mut len = address.len() as u32;
+    // SAFETY: writes at most the buffer's and the address' length, and that length.
+    let count = unsafe {
+        call(libc::SYS_recvfrom, [socket as usize, bytes, buffer.len(), flags, from, &raw mut len as usize])?
+    };
+    Ok((count, (len as usize).min(address.len())))
 }
 
 /// SO_RCVTIMEO or SO_SNDTIMEO of a socket, as seconds and microseconds; `None` where there is none

@@ -12,7 +12,7 @@ use stasis_protocol::{
     image::{Description, DescriptionKind, FileIdentity, ProcessImage},
 };
 
-use super::{Policy, kernel::owned, refuse, sockets};
+use super::{Policy, kernel::owned, refuse, sockets, tcp};
 use crate::args::{ChangedFile, MissingFile};
 
 pub const PUT_IT_BACK: &str = "put it back, or restart with --on-missing-file=skip or =null";
@@ -177,6 +177,9 @@ fn address(
     let socket = owned(unsafe { libc::socket(domain, socket_type | libc::SOCK_CLOEXEC, protocol) })
         .map_err(|error| (format!("such a socket cannot be made here: {error}"), "see `stasis doctor`"))?;
     let _ = sockets::set_options(&socket, options);
+    if protocol == libc::IPPROTO_TCP {
+        let _ = tcp::reuse(&socket);
+    }
     sockets::bind(&socket, local).map_err(|error| (format!("its address cannot be bound: {error}"), REMEDY))
 }
 

@@ -10,12 +10,14 @@ use std::{
 
 use stasis_protocol::{
     coordinator::Refusal,
-    image::{Description, DescriptionKind, ProcessImage},
+    image::{Datagram, Description, DescriptionKind, ProcessImage},
     store::SharedDescriptor,
 };
 
 use super::{
-    Installed, Maker, Objects, Policy, failed,
+    Installed, Maker, Objects, Policy,
+    datagrams::{self, Receiver},
+    failed,
     kernel::{self, done},
     numbers::Numbers,
     sockets,
@@ -84,6 +86,8 @@ pub struct Relations {
     outside: BTreeSet<Connection>,
     /// The ends of pairs of sockets, each by the first of its places.
     pairs: BTreeMap<u64, Vec<Place>>,
+    /// For pairs of which one end waits to be accepted: where, and its turn.
+    waiting: BTreeMap<u64, (Place, usize)>,
 }
 
 impl Relations {
@@ -94,6 +98,7 @@ impl Relations {
             group_of: BTreeMap::new(),
             outside: BTreeSet::new(),
             pairs: BTreeMap::new(),
+            waiting: BTreeMap::new(),
         };
         for group in shared {
             relations
@@ -110,6 +115,7 @@ impl Relations {
                 relations.share(vec![place], images);
             }
         }
+        relations.share_addressed(images);
         relations.find_ends(images);
         relations
     }
@@ -134,6 +140,78 @@ impl Relations {
         self.groups.push(places);
     }
 
+    /// Sockets that need each other's addresses are made in an order, which no process could keep for the others.
+    fn share_addressed(&mut self, images: &[&ProcessImage]) {
+        let named: BTreeSet<u64> = connections(images)
+            .filter_map(|(_, _, description)| match &description.kind {
+                DescriptionKind::SocketPair { pair, local, .. } if !local.is_empty() => Some(*pair),
+                _ => None,
+            })
+            .collect();
+        for (process, image) in images.iter().enumerate() {
+            for (index, description) in image.descriptions.iter().enumerate() {
+                let place = (process, index);
+                let is_addressed = match &description.kind {
+                    DescriptionKind::SocketPair { domain, pair, .. } => {
+                        *domain != libc::AF_UNIX || named.contains(pair)
+                    }
+                    DescriptionKind::Socket { domain, socket_type, received, waiting, .. } => {
+                        let datagrams = *domain == libc::AF_UNIX && *socket_type == libc::SOCK_DGRAM;
+                        datagrams || !received.is_empty() || !waiting.is_empty()
+                    }
+                    _ => false,
+                };
+                if is_addressed && !self.group_of.contains_key(&place) {
+                    self.share(vec![place], images);
+                }
+                if let DescriptionKind::Socket { waiting, .. } = &description.kind {
+                    let first = self.first(place);
+                    for (turn, pair) in waiting.iter().enumerate() {
+                        self.waiting.entry(*pair).or_insert((first, turn));
+                    }
+                }
+            }
+        }
+        let clients: Vec<Place> = connections(images)
+            .filter(|(_, connection, _)| {
+                matches!(connection, Connection::Pair(pair) if self.waiting.contains_key(pair))
+            })
+            .map(|(place, ..)| place)
+            .filter(|place| !self.group_of.contains_key(place))
+            .collect();
+        for client in clients {
+            self.share(vec![client], images);
+        }
+    }
+
+    /// The order in which groups are made: connections, while nobody listens yet; then what has an address; then what waits
+    /// to be accepted, in its turn.
+    fn order(&self, images: &[&ProcessImage]) -> Vec<usize> {
+        let rank = |&group: &usize| {
+            let first = self.groups[group].first().copied().unwrap_or_default();
+            match &images[first.0].descriptions[first.1].kind {
+                DescriptionKind::SocketPair { pair, .. } => {
+                    self.waiting.get(pair).map_or((0, (0, 0), 0), |(place, turn)| (2, *place, *turn))
+                }
+                DescriptionKind::Socket { .. } => (1, (0, 0), 0),
+                _ => (0, (0, 0), 0),
+            }
+        };
+        let mut order: Vec<usize> = (0..self.groups.len()).collect();
+        order.sort_by_key(rank);
+        order
+    }
+
+    /// Whether a description is made by the process that has it.
+    pub fn is_alone(&self, place: Place) -> bool {
+        !self.group_of.contains_key(&place)
+    }
+
+    /// The socket that has one end of a pair waiting in it to be accepted.
+    pub fn listener_of(&self, pair: u64) -> Option<Place> {
+        self.waiting.get(&pair).map(|(place, _)| *place)
+    }
+
     /// Finds the ends of pairs, and the connections whose other end nobody has though it was not closed.
     fn find_ends(&mut self, images: &[&ProcessImage]) {
         let mut sides: BTreeMap<Connection, (bool, bool, bool)> = BTreeMap::new();
@@ -152,7 +230,7 @@ impl Relations {
                     if !ends.contains(&first) {
                         ends.push(first);
                     }
-                    (*one, *two) = (true, ends.len() > 1);
+                    (*one, *two) = (true, ends.len() > 1 || self.waiting.contains_key(pair));
                     *closed |= other_closed;
                 }
                 _ => {}
@@ -229,8 +307,9 @@ impl<'a> Common<'a> {
     /// A refusal that names a process and its descriptor.
     pub fn make(&mut self) -> Result<(), Refusal> {
         let mut maker = Maker::new(self, 0, Numbers::default());
-        let mut made = Vec::with_capacity(self.relations.groups.len());
-        for group in &self.relations.groups {
+        let mut made: Vec<Option<OwnedFd>> = self.relations.groups.iter().map(|_| None).collect();
+        for at in self.relations.order(&self.images) {
+            let group = &self.relations.groups[at];
             let &(process, index) = group.first().unwrap_or(&(0, 0));
             let image = self.images[process];
             maker.process = process;
@@ -238,15 +317,75 @@ impl<'a> Common<'a> {
             let description = &image.descriptions[index];
             let there = Elsewhere::enter(image, &description.kind)
                 .map_err(|error| failed(image, index, "its directory cannot be entered", &error))?;
-            made.push(maker.make(index, description)?);
+            made[at] = maker.make(index, description)?;
             drop(there);
         }
+        self.fill_datagrams(&mut maker, &made)?;
         let Installed { warnings, .. } = maker.finish();
         for warning in warnings {
             eprintln!("stasis: {warning}");
         }
         self.made = made;
         Ok(())
+    }
+
+    /// Gives datagram sockets what they had not read, and then connects them: a connected one takes nothing from others.
+    fn fill_datagrams<'m>(&'m self, maker: &mut Maker<'m>, made: &[Option<OwnedFd>]) -> Result<(), Refusal> {
+        let sockets = || {
+            self.relations.groups.iter().zip(made).filter_map(|(group, fd)| {
+                let &(process, index) = group.first()?;
+                match &self.images[process].descriptions[index].kind {
+                    DescriptionKind::Socket {
+                        domain,
+                        socket_type: libc::SOCK_DGRAM,
+                        protocol,
+                        local,
+                        peer,
+                        ..
+                    } => {
+                        let fill = Receiver {
+                            domain: *domain,
+                            protocol: *protocol,
+                            local,
+                            socket: fd.as_ref()?,
+                            received: self.received(group),
+                        };
+                        Some(((process, index), fill, &peer[..]))
+                    }
+                    _ => None,
+                }
+            })
+        };
+        let addresses: Vec<(&[u8], &OwnedFd)> =
+            sockets().map(|(_, fill, _)| (fill.local, fill.socket)).collect();
+        for ((process, index), fill, _) in sockets() {
+            let image = self.images[process];
+            let there = Elsewhere::enter(image, &image.descriptions[index].kind);
+            let lost = there
+                .and_then(|_there| datagrams::send(&fill, &addresses))
+                .map_err(|error| failed(image, index, "what it had not read cannot be sent to it", &error))?;
+            for from in lost {
+                maker.installed.warnings.push(format!(
+                    "{}: a datagram from {} that was not read is lost",
+                    super::name(image, index),
+                    sockets::display(&from)
+                ));
+            }
+        }
+        for ((process, index), fill, peer) in sockets() {
+            (maker.process, maker.image) = (process, self.images[process]);
+            sockets::point(maker, index, fill.socket, peer);
+        }
+        Ok(())
+    }
+
+    /// Each process that has a socket may have what it had not read in its image.
+    fn received(&self, group: &[Place]) -> &'a [Datagram] {
+        let mut all = group.iter().map(|&place| match &self.description(place).kind {
+            DescriptionKind::Socket { received, .. } => &received[..],
+            _ => &[],
+        });
+        all.find(|received| !received.is_empty()).unwrap_or_default()
     }
 
     /// A description that was made once: what takes its place, and whether it was made for this place.
@@ -267,7 +406,9 @@ struct Elsewhere {
 
 impl Elsewhere {
     fn enter(image: &ProcessImage, kind: &DescriptionKind) -> std::io::Result<Option<Self>> {
-        let DescriptionKind::Socket { local, .. } = kind else { return Ok(None) };
+        let (DescriptionKind::Socket { local, .. } | DescriptionKind::SocketPair { local, .. }) = kind else {
+            return Ok(None);
+        };
         if sockets::path(local).is_none_or(|path| path.is_absolute()) {
             return Ok(None);
         }

@@ -38,7 +38,8 @@ pub fn open(path: &str, flags: i32) -> io::Result<OwnedFd> {
 /// # Errors
 /// open(2)'s.
 pub fn reopen(fd: &OwnedFd, flags: i32) -> io::Result<OwnedFd> {
-    open(&format!("/proc/self/fd/{}", fd.as_raw_fd()), flags)
+    // What is followed here is no link of the program's.
+    open(&format!("/proc/self/fd/{}", fd.as_raw_fd()), flags & !libc::O_NOFOLLOW)
 }
 
 /// fcntl(2) with a number.

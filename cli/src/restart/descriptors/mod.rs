@@ -15,6 +15,7 @@
 
 mod anonymous;
 mod check;
+mod datagrams;
 mod files;
 mod joint;
 mod kernel;
@@ -23,6 +24,7 @@ mod numbers;
 mod objects;
 mod pipes;
 mod sockets;
+mod tcp;
 mod terminals;
 #[cfg(test)]
 mod tests;
@@ -100,6 +102,9 @@ fn name(image: &ProcessImage, index: usize) -> String {
         Some(DescriptionKind::Epoll { .. }) => "epoll".into(),
         Some(DescriptionKind::Inotify { .. }) => "inotify".into(),
         Some(DescriptionKind::Object { object, .. }) => objects::name(image, *object),
+        Some(DescriptionKind::SocketPair { domain, local, peer, .. }) if *domain != libc::AF_UNIX => {
+            format!("{} connected to {}", sockets::display(local), sockets::display(peer))
+        }
         Some(DescriptionKind::SocketPair { .. }) => "socket pair".into(),
         Some(DescriptionKind::Socket { local, .. }) => sockets::display(local),
         None => "?".into(),
@@ -231,6 +236,7 @@ fn late(description: &Description, fd: RawFd, installed: &mut Installed) {
     if let DescriptionKind::Timer { .. } = description.kind {
         anonymous::arm(&description.kind, fd, installed);
     }
+    tcp::late(&description.kind, fd, installed);
 }
 
 impl<'a> Maker<'a> {
@@ -261,7 +267,7 @@ impl<'a> Maker<'a> {
     /// Makes a description, at a number that is out of the way; `None` where the policy is to go without it.
     fn make(&mut self, index: usize, description: &'a Description) -> Result<Option<OwnedFd>, Refusal> {
         let fd = match &description.kind {
-            kind if self.common.relations.leads_outside(kind) => {
+            kind if self.common.relations.leads_outside(kind) && self.is_inherited(index, kind) => {
                 let number = self.lowest_number(index);
                 self.inherit(index, number)?
             }
@@ -321,6 +327,11 @@ impl<'a> Maker<'a> {
             }
         };
         copy.map_err(|error| failed(self.image, index, "it cannot be passed on", &error))
+    }
+
+    /// Whether what leads outside is taken from this command: standard descriptors, and whatever is no socket.
+    fn is_inherited(&self, index: usize, kind: &DescriptionKind) -> bool {
+        !matches!(kind, DescriptionKind::SocketPair { .. }) || self.lowest_number(index) <= 2
     }
 
     /// The lowest number at which any process has a description.

@@ -18,7 +18,7 @@ use super::{
     Maker, failed,
     joint::{Common, Place},
     kernel::{done, owned},
-    name, raw, refuse,
+    name, raw, refuse, tcp,
     unread::Unread,
 };
 
@@ -42,7 +42,8 @@ pub fn display(address: &[u8]) -> String {
     }
 }
 
-fn family(address: &[u8]) -> Option<i32> {
+/// The address family of a struct sockaddr.
+pub fn family(address: &[u8]) -> Option<i32> {
     address.get(..2).map(|family| i32::from(u16::from_ne_bytes([family[0], family[1]])))
 }
 
@@ -78,6 +79,48 @@ pub fn bind(socket: &OwnedFd, address: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// A socket bound to an address that is somebody else's or free: what was at its path is put back when this is dropped.
+pub struct BoundForAMoment {
+    path: Option<PathBuf>,
+    aside: Option<PathBuf>,
+}
+
+impl BoundForAMoment {
+    /// # Errors
+    /// bind(2)'s; rename(2)'s where the socket's file cannot be put aside.
+    pub fn bind(socket: &OwnedFd, address: &[u8]) -> io::Result<Self> {
+        let path = path(address);
+        let mut moment = Self { path: None, aside: None };
+        if let Some(path) = &path
+            && let Ok(found) = std::fs::symlink_metadata(path)
+        {
+            if !found.file_type().is_socket() {
+                return Err(io::Error::from_raw_os_error(libc::EADDRINUSE));
+            }
+            let mut aside = path.clone().into_os_string();
+            aside.push(format!(".stasis-{}", std::process::id()));
+            std::fs::rename(path, &aside)?;
+            moment.aside = Some(aside.into());
+        }
+        // Dropped, it puts back what was put aside.
+        moment.path = path;
+        // SAFETY: reads as many bytes as there are.
+        done(unsafe { libc::bind(raw(socket), address.as_ptr().cast(), address.len() as u32) })?;
+        Ok(moment)
+    }
+}
+
+impl Drop for BoundForAMoment {
+    fn drop(&mut self) {
+        if let Some(path) = &self.path {
+            let _ = match &self.aside {
+                Some(aside) => std::fs::rename(aside, path),
+                None => std::fs::remove_file(path),
+            };
+        }
+    }
+}
+
 /// connect(2).
 ///
 /// # Errors
@@ -110,6 +153,10 @@ pub fn set_options(socket: &OwnedFd, options: &[SocketOption]) -> io::Result<()>
                     let _ = set(option.level, option.name, &half);
                 }
             }
+            // The kernel may not have it, and not everybody may choose every one.
+            _ if (option.level, option.name) == (libc::IPPROTO_TCP, libc::TCP_CONGESTION) => {
+                let _ = set(option.level, option.name, &option.value);
+            }
             _ => {
                 set(option.level, option.name, &option.value)?;
             }
@@ -121,7 +168,7 @@ pub fn set_options(socket: &OwnedFd, options: &[SocketOption]) -> io::Result<()>
 /// A socket that is not connected to another of the process.
 pub fn open(maker: &mut Maker<'_>, index: usize) -> Result<OwnedFd, Refusal> {
     let image = maker.image;
-    let DescriptionKind::Socket { domain, socket_type, protocol, local, peer, backlog, options } =
+    let DescriptionKind::Socket { domain, socket_type, protocol, local, peer, backlog, options, .. } =
         &image.descriptions[index].kind
     else {
         return maker.inherit(index, -1);
@@ -132,20 +179,17 @@ pub fn open(maker: &mut Maker<'_>, index: usize) -> Result<OwnedFd, Refusal> {
         .map_err(error("it cannot be made again"))?;
     set_options(&socket, options).map_err(error("its options cannot be set"))?;
     if !local.is_empty() {
+        if *domain != libc::AF_UNIX && *protocol == libc::IPPROTO_TCP {
+            tcp::reuse(&socket).map_err(error("its options cannot be set"))?;
+        }
         bind(&socket, local).map_err(|error| {
             let reason = format!("its address cannot be bound: {error}");
             refuse(image, index, reason, "end the process that uses the address (ss -nlp tells which)")
         })?;
     }
-    if !peer.is_empty()
-        && let Err(error) = connect(&socket, peer)
-    {
-        // A datagram socket without its peer gets the same error from send(2) as when the peer goes away.
-        maker.installed.warnings.push(format!(
-            "{}: it cannot be pointed at {} again: {error}",
-            name(image, index),
-            display(peer)
-        ));
+    // Those that are made once are filled before they are connected: then they take datagrams from their peers only.
+    if maker.common.relations.is_alone((maker.process, index)) {
+        point(maker, index, &socket, peer);
     }
     if let Some(backlog) = backlog {
         // SAFETY: no memory is touched.
@@ -154,10 +198,25 @@ pub fn open(maker: &mut Maker<'_>, index: usize) -> Result<OwnedFd, Refusal> {
     Ok(socket)
 }
 
+/// Connects a datagram socket again.
+pub fn point(maker: &mut Maker<'_>, index: usize, socket: &OwnedFd, peer: &[u8]) {
+    if !peer.is_empty()
+        && let Err(error) = connect(socket, peer)
+    {
+        // A datagram socket without its peer gets the same error from send(2) as when the peer goes away.
+        maker.installed.warnings.push(format!(
+            "{}: it cannot be pointed at {} again: {error}",
+            name(maker.image, index),
+            display(peer)
+        ));
+    }
+}
+
 /// One end of a pair; the other is kept for the description that it belongs to.
 pub fn open_pair(maker: &mut Maker<'_>, index: usize) -> Result<OwnedFd, Refusal> {
     let image = maker.image;
-    let DescriptionKind::SocketPair { pair, .. } = &image.descriptions[index].kind else {
+    let kind = &image.descriptions[index].kind;
+    let DescriptionKind::SocketPair { pair, domain, reset, other_closed, .. } = kind else {
         return maker.inherit(index, -1);
     };
     if let Some(kept) = maker.pairs.get_mut(pair) {
@@ -168,14 +227,70 @@ pub fn open_pair(maker: &mut Maker<'_>, index: usize) -> Result<OwnedFd, Refusal
     let this = maker.common.relations.first((maker.process, index));
     let ends = maker.common.relations.ends(*pair);
     let other = ends.iter().copied().find(|end| *end != this);
-    let (one, two) = make_pair(maker.common, this, other)
-        .map_err(|error| failed(image, index, "the pair cannot be made again", &error))?;
+    let again = |error: io::Error| {
+        let remedy = "end the process that uses its address (ss -nap tells which); after a connection has ended the \
+                      kernel keeps its port for up to a minute";
+        refuse(image, index, format!("the connection cannot be made again: {error}"), remedy)
+    };
+    if let Some(listener) = maker.common.relations.listener_of(*pair) {
+        return match *domain {
+            libc::AF_UNIX => make_waiting(maker.common, this, listener),
+            _ => tcp::make_waiting(maker.common, this),
+        }
+        .map_err(again);
+    }
+    let outside = maker.common.relations.leads_outside(kind);
+    if outside {
+        maker.installed.warnings.push(format!(
+            "{}: its other end was outside the checkpoint; the program finds that it was reset",
+            name(image, index)
+        ));
+    }
+    let (one, two) = match *domain {
+        libc::AF_UNIX => make_pair(maker.common, this, other, outside).map(|(one, two)| (one, Some(two))),
+        _ => {
+            let missing = if *reset || !*other_closed { tcp::Missing::Reset } else { tcp::Missing::Closed };
+            tcp::make(maker.common, this, other, missing)
+        }
+    }
+    .map_err(again)?;
     // Without a description, the other end was closed.
-    maker.pairs.insert(*pair, other.map(|_| two));
+    maker.pairs.insert(*pair, two.filter(|_| other.is_some()));
     Ok(one)
 }
 
-fn make_pair(common: &Common<'_>, one: Place, other: Option<Place>) -> io::Result<(OwnedFd, OwnedFd)> {
+/// A unix connection that waits to be accepted, by a socket that listens already.
+fn make_waiting(common: &Common<'_>, client: Place, listener: Place) -> io::Result<OwnedFd> {
+    let kinds = (&common.description(client).kind, &common.description(listener).kind);
+    let (
+        DescriptionKind::SocketPair { local, socket_type, options, shutdown_write, .. },
+        DescriptionKind::Socket { local: target, .. },
+    ) = kinds
+    else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    let kind = socket_type | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: no memory is touched.
+    let socket = owned(unsafe { libc::socket(libc::AF_UNIX, kind, 0) })?;
+    if !local.is_empty() {
+        bind(&socket, local)?;
+    }
+    connect(&socket, target)?;
+    super::kernel::set_status_flags(&socket, 0)?;
+    set_options(&socket, options)?;
+    if *shutdown_write {
+        // SAFETY: no memory is touched.
+        done(unsafe { libc::shutdown(raw(&socket), libc::SHUT_WR) })?;
+    }
+    Ok(socket)
+}
+
+fn make_pair(
+    common: &Common<'_>,
+    one: Place,
+    other: Option<Place>,
+    outside: bool,
+) -> io::Result<(OwnedFd, OwnedFd)> {
     let kinds = (&common.description(one).kind, other.map(|other| &common.description(other).kind));
     let DescriptionKind::SocketPair { socket_type, local, .. } = kinds.0 else {
         return Err(io::ErrorKind::InvalidData.into());
@@ -185,7 +300,7 @@ fn make_pair(common: &Common<'_>, one: Place, other: Option<Place>) -> io::Resul
         Some(DescriptionKind::SocketPair { local, .. }) => local,
         _ => &no_name,
     };
-    let ends = connected(*socket_type, local, other_local)?;
+    let ends = connected(*socket_type, local, other_local, listens(common, local))?;
     for (sender, sent_by, received_by) in [(&ends.1, kinds.1, Some(one)), (&ends.0, Some(kinds.0), other)] {
         let Some(received) = received_by.and_then(|end| received(common, end)) else { continue };
         let (charged, options) = match sent_by {
@@ -207,6 +322,9 @@ fn make_pair(common: &Common<'_>, one: Place, other: Option<Place>) -> io::Resul
             }
         }
     }
+    if outside {
+        cut(&ends, *socket_type)?;
+    }
     Ok(ends)
 }
 
@@ -218,11 +336,37 @@ fn received<'a>(common: &Common<'a>, end: Place) -> Option<&'a [Vec<u8>]> {
     })
 }
 
-/// Two unix sockets that are connected to each other, with the names they had.
+/// Makes an end report ECONNRESET, as one does whose peer was closed with something unread (unix(7)); datagram sockets
+/// are ended, since they would wait for ever.
+fn cut(ends: &(OwnedFd, OwnedFd), socket_type: i32) -> io::Result<()> {
+    if socket_type == libc::SOCK_DGRAM {
+        // SAFETY: no memory is touched.
+        return done(unsafe { libc::shutdown(raw(&ends.0), libc::SHUT_RDWR) }).map(drop);
+    }
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: reads one byte. Where it has shut its side down, there is the end of the stream to be found.
+    unsafe { libc::send(raw(&ends.0), c"".as_ptr().cast(), 1, flags) };
+    Ok(())
+}
+
+/// Whether a process of the checkpoint listens at a unix address.
+fn listens(common: &Common<'_>, address: &[u8]) -> bool {
+    common.images.iter().flat_map(|image| &image.descriptions).any(|description| {
+        matches!(&description.kind, DescriptionKind::Socket { backlog: Some(_), local, .. } if local == address)
+    })
+}
+
+/// Two unix sockets that are connected to each other, with the names they had. Of two with names the one that
+/// accepted has its listener's; that is `one` if it has the only name, or `one_accepted` says so.
 ///
 /// # Errors
-/// socketpair(2)'s; and for ends with names.
-pub fn connected(socket_type: i32, one: &[u8], two: &[u8]) -> io::Result<(OwnedFd, OwnedFd)> {
+/// socketpair(2)'s; and bind(2)'s for ends with names.
+pub fn connected(
+    socket_type: i32,
+    one: &[u8],
+    two: &[u8],
+    one_accepted: bool,
+) -> io::Result<(OwnedFd, OwnedFd)> {
     if one.is_empty() && two.is_empty() {
         let mut ends = [0; 2];
         // SAFETY: writes two ints.
@@ -232,7 +376,22 @@ pub fn connected(socket_type: i32, one: &[u8], two: &[u8]) -> io::Result<(OwnedF
         // SAFETY: socketpair gave both to us.
         return Ok(unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) });
     }
-    // Named ends have to be bound and connected, beside the listener of that name, which is not made yet or is
-    // made again: names of unix connections may be the same as their listener's, but only bind(2) gives one.
-    Err(io::Error::other("its ends have names, which is not supported yet"))
+    // SAFETY: no memory is touched.
+    let new = || owned(unsafe { libc::socket(libc::AF_UNIX, socket_type | libc::SOCK_CLOEXEC, 0) });
+    let swap = !(two.is_empty() || one_accepted && !one.is_empty());
+    let (server, client) = if swap { (two, one) } else { (one, two) };
+    let (listener, connecting) = (new()?, new()?);
+    let name = BoundForAMoment::bind(&listener, server)?;
+    // SAFETY: no memory is touched.
+    done(unsafe { libc::listen(raw(&listener), 16) })?;
+    if !client.is_empty() {
+        bind(&connecting, client)?;
+    }
+    connect(&connecting, server)?;
+    // SAFETY: no address is asked for.
+    let accepted = owned(unsafe {
+        libc::accept4(raw(&listener), std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC)
+    })?;
+    drop(name);
+    Ok(if swap { (connecting, accepted) } else { (accepted, connecting) })
 }

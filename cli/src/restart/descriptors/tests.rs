@@ -296,8 +296,11 @@ fn packets_keep_their_borders() {
 fn a_socket_pair_has_what_was_not_read() {
     let end = |received: &[&[u8]], shutdown_write, shutdown_read| DescriptionKind::SocketPair {
         pair: 3,
-        other_closed: true,
+        other_closed: false,
+        reset: false,
+        domain: libc::AF_UNIX,
         local: vec![],
+        peer: vec![],
         socket_type: libc::SOCK_SEQPACKET,
         received: received.iter().map(|message| message.to_vec()).collect(),
         charged: 0,
@@ -484,6 +487,9 @@ fn the_ends_of_a_pair_meet_from_different_processes() {
             DescriptionKind::SocketPair {
                 pair: 77,
                 other_closed: false,
+                reset: false,
+                domain: libc::AF_UNIX,
+                peer: vec![],
                 local: vec![],
                 socket_type: libc::SOCK_STREAM,
                 received: received.iter().map(|message| message.to_vec()).collect(),

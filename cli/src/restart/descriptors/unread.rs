@@ -107,7 +107,7 @@ struct Scale {
 
 impl Scale {
     fn new(capacity: usize) -> io::Result<Self> {
-        let ends = connected(libc::SOCK_STREAM, &[], &[])?;
+        let ends = connected(libc::SOCK_STREAM, &[], &[], false)?;
         set_send_buffer(&ends.0, capacity)?;
         Ok(Self { ends, known: HashMap::new(), bytes: Vec::new() })
     }
@@ -184,7 +184,7 @@ mod tests {
 
     /// The bytes that `sizes` put into a pair until it is full, and what they are charged.
     fn sent(sizes: impl Iterator<Item = usize>) -> (Vec<u8>, usize) {
-        let ends = connected(libc::SOCK_STREAM, &[], &[]).unwrap();
+        let ends = connected(libc::SOCK_STREAM, &[], &[], false).unwrap();
         let mut all = Vec::new();
         for (number, size) in sizes.enumerate() {
             let piece: Vec<u8> = (0..size).map(|at| (number * 31 + at) as u8).collect();
@@ -204,7 +204,7 @@ mod tests {
     #[track_caller]
     fn comes_back(sizes: impl Iterator<Item = usize>, full: bool) {
         let (bytes, before) = sent(sizes);
-        let ends = connected(libc::SOCK_STREAM, &[], &[]).unwrap();
+        let ends = connected(libc::SOCK_STREAM, &[], &[], false).unwrap();
         let size = send_buffer(&ends.0).unwrap();
         assert_eq!(before >= size, full, "the test's own pair: {before} of {size}");
         let messages = [bytes];

@@ -7,7 +7,7 @@ use stasis_protocol::{
     image::{Description, DescriptionKind, Descriptor},
 };
 
-use super::{Open, refusal};
+use super::{Open, refusal, sockets, tcp};
 
 /// The ends that this process has. `opens` and `descriptors` go together.
 pub fn find(opens: &[Open], descriptions: &[Description], descriptors: &[Descriptor]) -> Vec<End> {
@@ -20,7 +20,23 @@ pub fn find(opens: &[Open], descriptions: &[Description], descriptors: &[Descrip
         }
         described = descriptor.description + 1;
         let Some(description) = descriptions.get(descriptor.description as usize) else { continue };
-        ends.extend(end(open, description));
+        let found = end(open, description);
+        // A FIFO that is open for reading and writing is both of its ends.
+        if open.access() == libc::O_RDWR
+            && matches!(description.kind, DescriptionKind::Pipe { .. })
+            && let Some(End { has, wants, refusal, socket }) = found.clone()
+        {
+            ends.push(End { has: wants, wants: has, refusal, socket });
+        }
+        ends.extend(found);
+        if let DescriptionKind::Socket { waiting, local, domain, .. } = &description.kind
+            && !waiting.is_empty()
+        {
+            ends.extend(match *domain {
+                libc::AF_UNIX => sockets::waiting_ends(waiting),
+                _ => tcp::waiting_ends(open, waiting, local),
+            });
+        }
     }
     // Another process may have but the one, and want the other.
     let mut here: Vec<u64> = ends.iter().map(|end| end.has).collect();
@@ -31,8 +47,12 @@ pub fn find(opens: &[Open], descriptions: &[Description], descriptors: &[Descrip
     ends
 }
 
+/// Names an end of a connection.
+pub fn named(pair: u64, side: bool) -> u64 {
+    pair.wrapping_mul(2) + u64::from(side)
+}
+
 fn end(open: &Open, description: &Description) -> Option<End> {
-    let named = |key: u64, side: bool| key.wrapping_mul(2) + u64::from(side);
     match &description.kind {
         DescriptionKind::Pipe { pipe, write, other_closed: false, fifo: Some(_), .. } => Some(End {
             has: named(*pipe, *write),
@@ -42,17 +62,23 @@ fn end(open: &Open, description: &Description) -> Option<End> {
                 "the other end of the FIFO is open outside the checkpoint",
                 "launch the program at the other end in the same computation",
             ),
+            socket: false,
         }),
-        DescriptionKind::SocketPair { pair, other_closed: false, .. } => {
-            let side = open.stat.st_ino == *pair;
+        DescriptionKind::SocketPair { pair, other_closed: false, domain, local, peer, .. } => {
+            let side = match *domain {
+                libc::AF_UNIX => open.stat.st_ino == *pair,
+                _ => tcp::side(local, peer),
+            };
             Some(End {
                 has: named(*pair, side),
                 wants: named(*pair, !side),
                 refusal: outside(
                     open,
                     "the other end of the connection is outside the checkpoint",
-                    "let the program close it, or launch the other end in the same computation",
+                    "launch the other end in the same computation, let the program close it, or checkpoint with \
+                     --external-sockets=close",
                 ),
+                socket: true,
             })
         }
         _ => None,

@@ -7,18 +7,23 @@
 //! sockets by MSG_PEEK, and what can only be consumed (inotify events, descriptors on their way
 //! through a socket) is refused.
 
+mod address;
 mod anonymous;
+mod datagrams;
 mod ends;
 mod epoll;
 mod files;
+mod inet_diag;
 mod inotify;
 mod pipes;
 mod sharing;
 mod sock_diag;
 mod sockets;
+mod tcp;
 mod terminals;
 
 use alloc::{format, string::String, vec::Vec};
+use core::cell::RefCell;
 
 use stasis_protocol::{
     coordinator::{End, Refusal, Sharable},
@@ -30,6 +35,7 @@ use stasis_sys::{
     process,
 };
 
+pub use self::tcp::Room;
 use super::{Objects, subject};
 use crate::procfs;
 
@@ -98,6 +104,8 @@ struct Table<'a> {
     pidfd: Fd,
     moment: Moment,
     opens: &'a [Open],
+    /// Receive buffers that were made larger.
+    rooms: RefCell<Vec<Room>>,
     /// Sockets whose queues another process copies, and its objects; in ascending order.
     elsewhere: &'a [u64],
 }
@@ -146,6 +154,8 @@ pub struct Captured {
     pub ends: Vec<End>,
     /// One of each description, as it may be found in other processes.
     pub sharable: Vec<Sharable>,
+    /// To be dropped when the program has run for a while.
+    pub rooms: Vec<Room>,
     /// The keys of sockets whose queues are to be copied once for all processes.
     pub queues: Vec<u64>,
 }
@@ -171,7 +181,10 @@ pub fn capture(objects: &mut Objects, moment: Moment, elsewhere: &[u64]) -> Resu
             return Err(refusals);
         }
     };
-    let table = Table { tid, pidfd: pidfd.0, moment, opens: &opens, elsewhere };
+    let table = Table { tid, pidfd: pidfd.0, moment, opens: &opens, elsewhere, rooms: RefCell::default() };
+    if table.stopped() {
+        tcp::push_all(&table);
+    }
     let (mut descriptions, mut descriptors) = (Vec::new(), Vec::with_capacity(opens.len()));
     // For each of `opens`, its description: representatives come before those that share with them.
     let mut numbers: Vec<u32> = Vec::with_capacity(opens.len());
@@ -207,7 +220,24 @@ pub fn capture(objects: &mut Objects, moment: Moment, elsewhere: &[u64]) -> Resu
     let mut queues: Vec<u64> = sockets.map(queue_key).collect();
     queues.sort_unstable();
     queues.dedup();
-    Ok(Captured { descriptions, descriptors, ends, sharable, queues })
+    let rooms = table.rooms.take();
+    Ok(Captured { descriptions, descriptors, ends, sharable, queues, rooms })
+}
+
+/// Lets the end of this process, which stands still, reset its TCP connections instead of ending them: whoever is at the
+/// other end learns at once that this one does not answer any more, and no port stays taken (TIME_WAIT).
+pub fn reset_at_end() {
+    let tid = subject();
+    let Ok(pidfd) = open_pidfd(tid).map(Duplicate) else { return };
+    let (opens, _) = look_at_all(tid, Moment::Stopped);
+    tcp::reset_at_end(&Table {
+        tid,
+        pidfd: pidfd.0,
+        moment: Moment::Stopped,
+        opens: &opens,
+        elsewhere: &[],
+        rooms: RefCell::default(),
+    });
 }
 
 /// A place in the list for a description that is refused, so that the others keep their numbers; it never

@@ -1,5 +1,7 @@
 //! sock_diag(7): what a unix socket is connected to, and its queues.
 
+use alloc::{vec, vec::Vec};
+
 use stasis_sys::{
     Errno, Result,
     file::{self, Fd},
@@ -18,6 +20,8 @@ pub struct UnixSocket {
     pub queue: (u32, u32),
     /// RCV_SHUTDOWN (1), SEND_SHUTDOWN (2).
     pub shutdown: u8,
+    /// For a listening socket: the inodes of the sockets that wait to be accepted, in order.
+    pub waiting: Vec<u64>,
 }
 
 /// struct nlmsghdr and struct unix_diag_req (linux/unix_diag.h).
@@ -56,6 +60,7 @@ pub fn unix(inode: u64) -> Result<UnixSocket> {
 
 fn ask(netlink: Fd, inode: u64) -> Result<UnixSocket> {
     const SHOW_PEER: u32 = 1 << 2;
+    const SHOW_ICONS: u32 = 1 << 3;
     const SHOW_RQLEN: u32 = 1 << 4;
     let request = Request {
         len: size_of::<Request>() as u32,
@@ -68,7 +73,7 @@ fn ask(netlink: Fd, inode: u64) -> Result<UnixSocket> {
         pad: 0,
         states: u32::MAX,
         inode: inode as u32,
-        show: SHOW_PEER | SHOW_RQLEN,
+        show: SHOW_PEER | SHOW_ICONS | SHOW_RQLEN,
         // INET_DIAG_NOCOOKIE: whatever generation.
         cookie: [u32::MAX; 2],
     };
@@ -76,7 +81,8 @@ fn ask(netlink: Fd, inode: u64) -> Result<UnixSocket> {
     let bytes =
         unsafe { core::slice::from_raw_parts((&raw const request).cast::<u8>(), size_of::<Request>()) };
     socket::send_all(netlink, bytes, None)?;
-    let mut answer = [0u8; 1024];
+    // A backlog may have thousands (net.core.somaxconn): an inode each.
+    let mut answer = vec![0u8; 32 << 10];
     let len = file::read(netlink, &mut answer)?;
     parse(&answer[..len])
 }
@@ -101,6 +107,10 @@ fn parse(answer: &[u8]) -> Result<UnixSocket> {
         let (len, kind) = ((header & 0xffff) as usize, header >> 16);
         match kind {
             2 => found.peer = Some(word(attributes, 4).into()),
+            3 => {
+                let inodes = attributes.get(4..len).unwrap_or_default().as_chunks::<4>().0;
+                found.waiting = inodes.iter().map(|inode| u32::from_ne_bytes(*inode).into()).collect();
+            }
             4 => found.queue = (word(attributes, 4), word(attributes, 8)),
             6 => found.shutdown = attributes.get(4).copied().unwrap_or(0),
             _ => {}

@@ -3,8 +3,8 @@
 use alloc::{format, vec, vec::Vec};
 
 use stasis_protocol::{
-    coordinator::Refusal,
-    image::{DescriptionKind, SocketOption},
+    coordinator::{End, Refusal},
+    image::{Datagram, DescriptionKind, SocketOption},
 };
 use stasis_sys::{
     Errno,
@@ -12,15 +12,15 @@ use stasis_sys::{
     socket, sync,
 };
 
-use super::{CLOSE_IT, Duplicate, Open, Table, bytes, inherited, refusal, sock_diag};
+use super::{CLOSE_IT, Duplicate, Open, Table, bytes, datagrams, ends, inherited, refusal, sock_diag, tcp};
 use crate::procfs;
 
 /// What every socket can be asked.
-struct Asked {
-    domain: i32,
-    kind: i32,
-    protocol: i32,
-    socket: Duplicate,
+pub struct Asked {
+    pub domain: i32,
+    pub kind: i32,
+    pub protocol: i32,
+    pub socket: Duplicate,
 }
 
 pub fn capture(table: &Table<'_>, open: &Open) -> Result<DescriptionKind, Refusal> {
@@ -34,8 +34,10 @@ pub fn capture(table: &Table<'_>, open: &Open) -> Result<DescriptionKind, Refusa
     let asked = Asked { domain, kind, protocol, socket };
     match (domain, kind, protocol) {
         (libc::AF_UNIX, ..) => unix(table, open, &asked),
-        (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_TCP) => tcp(open, &asked),
-        (libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP) => udp(open, &asked),
+        (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_TCP) => {
+            tcp::capture(table, open, &asked)
+        }
+        (libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP) => udp(table, open, &asked),
         _ => outside(
             open,
             &format!("a socket of domain {domain}, type {kind}, protocol {protocol} cannot be saved"),
@@ -49,7 +51,7 @@ fn outside(open: &Open, reason: &str, remedy: &str) -> Result<DescriptionKind, R
     inherited(open).map_or_else(|| open.refuse(reason, remedy), Ok)
 }
 
-const WAIT: &str = "take the checkpoint when the program has read it";
+pub const WAIT: &str = "take the checkpoint when the program has read it";
 
 fn unix(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<DescriptionKind, Refusal> {
     let found = sock_diag::unix(open.stat.st_ino)
@@ -59,82 +61,85 @@ fn unix(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<DescriptionKind
     }
     let local = name(asked, false);
     if found.state == sock_diag::LISTEN {
-        if found.queue.0 > 0 {
+        if found.waiting.len() != found.queue.0 as usize || found.waiting.contains(&0) {
             return open.refuse(
                 &format!("{} connections wait in it to be accepted", found.queue.0),
                 "take the checkpoint when the program has accepted them",
             );
         }
-        return Ok(fresh(asked, local, Vec::new(), Some(found.queue.1 as i32)));
+        let backlog = Some(found.queue.1 as i32);
+        return Ok(fresh(asked, local, Vec::new(), backlog, found.waiting, Vec::new()));
     }
+    if asked.kind == libc::SOCK_DGRAM && !is_pair(open, asked, &found, &local) {
+        let received = if table.copies_queue(open) { datagrams::received(open, asked)? } else { Vec::new() };
+        return Ok(fresh(asked, local, name(asked, true), None, Vec::new(), received));
+    }
+    let Some(peer) = found.peer else {
+        return Ok(fresh(asked, local, Vec::new(), None, Vec::new(), Vec::new()));
+    };
+    // Nobody has accepted it: its other end is no socket of anybody's yet.
+    let waits = peer == 0 && asked.kind != libc::SOCK_DGRAM && found.shutdown & 1 == 0;
+    let charged = charged(asked);
+    if waits && charged > 0 {
+        return open.refuse(
+            "bytes wait in it, and the other side has not accepted the connection yet",
+            "take the checkpoint when it has",
+        );
+    }
+    Ok(DescriptionKind::SocketPair {
+        pair: if peer == 0 { open.stat.st_ino } else { peer.min(open.stat.st_ino) },
+        other_closed: peer == 0 && !waits,
+        reset: false,
+        domain: asked.domain,
+        local,
+        peer: Vec::new(),
+        socket_type: asked.kind,
+        received: if table.copies_queue(open) { received(open, asked)? } else { Vec::new() },
+        charged,
+        shutdown_read: found.shutdown & 1 != 0,
+        shutdown_write: found.shutdown & 2 != 0,
+        options: options(asked),
+    })
+}
+
+/// Whether a datagram socket is one of two that nobody else can send to: both without a name and connected to
+/// each other. All others are made again one by one, and connected by name.
+fn is_pair(open: &Open, asked: &Asked, found: &sock_diag::UnixSocket, local: &[u8]) -> bool {
+    let back = |peer| sock_diag::unix(peer).ok().and_then(|other| other.peer);
     match found.peer {
-        // A datagram socket that was pointed at a named one (syslog) is pointed there again.
-        Some(peer)
-            if peer != 0
-                && asked.kind == libc::SOCK_DGRAM
-                && found.queue.0 == 0
-                && !table.opens.iter().any(|other| other.stat.st_ino == peer && is_socket(other))
-                && !name(asked, true).is_empty() =>
-        {
-            Ok(fresh(asked, local, name(asked, true), None))
+        Some(0) => name(asked, true).is_empty(),
+        Some(peer) => {
+            local.is_empty() && name(asked, true).is_empty() && back(peer) == Some(open.stat.st_ino)
         }
-        Some(peer) => Ok(DescriptionKind::SocketPair {
-            pair: if peer == 0 { open.stat.st_ino } else { peer.min(open.stat.st_ino) },
-            other_closed: peer == 0,
-            local,
-            socket_type: asked.kind,
-            received: if table.copies_queue(open) { received(open, asked)? } else { Vec::new() },
-            charged: charged(asked),
-            shutdown_read: found.shutdown & 1 != 0,
-            shutdown_write: found.shutdown & 2 != 0,
-            options: options(asked),
-        }),
-        None if found.queue.0 > 0 => {
-            open.refuse(&format!("{} bytes of datagrams wait in it", found.queue.0), WAIT)
-        }
-        None => Ok(fresh(asked, local, Vec::new(), None)),
+        None => false,
     }
 }
 
-fn is_socket(open: &Open) -> bool {
-    open.stat.st_mode & libc::S_IFMT == libc::S_IFSOCK
+/// The ends that wait in a listening unix socket. Each has the inode of its client for a name, which is the client's
+/// side.
+pub fn waiting_ends(clients: &[u64]) -> Vec<End> {
+    let end = |&client| End {
+        has: ends::named(client, false),
+        wants: ends::named(client, true),
+        refusal: None,
+        socket: true,
+    };
+    clients.iter().map(end).collect()
 }
 
-fn tcp(open: &Open, asked: &Asked) -> Result<DescriptionKind, Refusal> {
-    const TCP_CLOSE: u8 = 7;
-    const TCP_LISTEN: u8 = 10;
-    // struct tcp_info (linux/tcp.h): eight bytes of flags, the state first; for a listening socket tcpi_unacked
-    // (at 24) is the number of connections not accepted yet, tcpi_sacked (at 28) the backlog.
-    let mut info = [0u8; 32];
-    socket::option(asked.socket.0, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info)
-        .map_err(|error| open.failed("it does not answer TCP_INFO", error))?;
-    let word = |at: usize| u32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
-    let local = bound(name(asked, false));
-    match info[0] {
-        TCP_LISTEN if word(24) > 0 => open.refuse(
-            &format!("{} connections wait in it to be accepted", word(24)),
-            "take the checkpoint when the program has accepted them",
-        ),
-        TCP_LISTEN => Ok(fresh(asked, local, Vec::new(), Some(word(28) as i32))),
-        TCP_CLOSE => Ok(fresh(asked, local, Vec::new(), None)),
-        _ => outside(
-            open,
-            "it is a TCP connection, which is not supported yet",
-            "take the checkpoint when the program has closed it",
-        ),
-    }
+fn udp(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<DescriptionKind, Refusal> {
+    let received = if table.copies_queue(open) { datagrams::received(open, asked)? } else { Vec::new() };
+    Ok(fresh(asked, bound(name(asked, false)), name(asked, true), None, Vec::new(), received))
 }
 
-fn udp(open: &Open, asked: &Asked) -> Result<DescriptionKind, Refusal> {
-    let ready = sync::poll(asked.socket.0, libc::POLLIN, 0)
-        .map_err(|error| open.failed("it cannot be polled", error))?;
-    if ready & libc::POLLIN != 0 {
-        return outside(open, "datagrams wait in it", WAIT);
-    }
-    Ok(fresh(asked, bound(name(asked, false)), name(asked, true), None))
-}
-
-fn fresh(asked: &Asked, local: Vec<u8>, peer: Vec<u8>, backlog: Option<i32>) -> DescriptionKind {
+pub fn fresh(
+    asked: &Asked,
+    local: Vec<u8>,
+    peer: Vec<u8>,
+    backlog: Option<i32>,
+    waiting: Vec<u64>,
+    received: Vec<Datagram>,
+) -> DescriptionKind {
     DescriptionKind::Socket {
         domain: asked.domain,
         socket_type: asked.kind,
@@ -142,12 +147,14 @@ fn fresh(asked: &Asked, local: Vec<u8>, peer: Vec<u8>, backlog: Option<i32>) -> 
         local,
         peer,
         backlog,
+        waiting,
+        received,
         options: options(asked),
     }
 }
 
 /// A struct sockaddr; empty when there is none, or an unnamed one.
-fn name(asked: &Asked, peer: bool) -> Vec<u8> {
+pub fn name(asked: &Asked, peer: bool) -> Vec<u8> {
     let mut address = [0u8; 128];
     match socket::name(asked.socket.0, peer, &mut address) {
         Ok(len) if len > size_of::<libc::sa_family_t>() => bytes(&address, len),
@@ -156,7 +163,7 @@ fn name(asked: &Asked, peer: bool) -> Vec<u8> {
 }
 
 /// An internet address; empty when its port is 0, which no bound socket has.
-fn bound(address: Vec<u8>) -> Vec<u8> {
+pub fn bound(address: Vec<u8>) -> Vec<u8> {
     if address.get(2..4).is_none_or(|port| port == [0, 0]) { Vec::new() } else { address }
 }
 
@@ -191,7 +198,7 @@ fn charged(asked: &Asked) -> u32 {
 
 /// The largest message that a socket accepts is bounded by its send buffer; twice net.core.wmem_max's default
 /// is far below this, in bytes.
-const LARGEST: usize = 4 << 20;
+pub const LARGEST: usize = 4 << 20;
 
 fn peek_all(socket: Fd, stream: bool) -> Result<Vec<Vec<u8>>, Errno> {
     let mut all = Vec::new();
@@ -229,9 +236,9 @@ fn peek_all(socket: Fd, stream: bool) -> Result<Vec<Vec<u8>>, Errno> {
 
 /// The options that differ from those of a new socket of the kind: what nobody set is left to the kernel at
 /// restart.
-fn options(asked: &Asked) -> Vec<SocketOption> {
-    let socket = libc::SOL_SOCKET;
-    let (tcp, ip, ipv6) = (libc::IPPROTO_TCP, libc::IPPROTO_IP, libc::IPPROTO_IPV6);
+pub fn options(asked: &Asked) -> Vec<SocketOption> {
+    let level = libc::SOL_SOCKET;
+    let (transport, ip, ipv6) = (libc::IPPROTO_TCP, libc::IPPROTO_IP, libc::IPPROTO_IPV6);
     let common = [
         libc::SO_REUSEADDR,
         libc::SO_REUSEPORT,
@@ -249,9 +256,8 @@ fn options(asked: &Asked) -> Vec<SocketOption> {
         libc::SO_BINDTODEVICE,
         libc::SO_PEEK_OFF,
     ]
-    .map(|name| (socket, name));
-    // TCP sizes its buffers by itself, and setting them would stop that.
-    let buffers = [(socket, libc::SO_SNDBUF), (socket, libc::SO_RCVBUF)];
+    .map(|name| (level, name));
+    let buffers = [(level, libc::SO_SNDBUF), (level, libc::SO_RCVBUF)];
     let of_tcp = [
         libc::TCP_NODELAY,
         libc::TCP_CORK,
@@ -260,8 +266,11 @@ fn options(asked: &Asked) -> Vec<SocketOption> {
         libc::TCP_KEEPCNT,
         libc::TCP_USER_TIMEOUT,
         libc::TCP_DEFER_ACCEPT,
+        libc::TCP_LINGER2,
+        libc::TCP_CONGESTION,
+        libc::TCP_NOTSENT_LOWAT,
     ]
-    .map(|name| (tcp, name));
+    .map(|name| (transport, name));
     let of_ip = [
         libc::IP_TOS,
         libc::IP_TTL,
@@ -282,10 +291,13 @@ fn options(asked: &Asked) -> Vec<SocketOption> {
         libc::IPV6_MULTICAST_LOOP,
     ]
     .map(|name| (ipv6, name));
-    let is_tcp = asked.protocol == tcp && asked.domain != libc::AF_UNIX;
+    let is_tcp = asked.protocol == transport && asked.domain != libc::AF_UNIX;
     let mut names = Vec::from(common);
     if is_tcp {
         names.extend(of_tcp);
+        // TCP sizes its buffers by itself, and setting them would stop that: only where the program did (SO_BUF_LOCK).
+        let locked = socket::number_option(asked.socket.0, level, tcp::SO_BUF_LOCK).unwrap_or(0);
+        names.extend(buffers.iter().zip([1, 2]).filter(|(_, bit)| locked & bit != 0).map(|(name, _)| *name));
     } else {
         names.extend(buffers);
     }
@@ -293,6 +305,16 @@ fn options(asked: &Asked) -> Vec<SocketOption> {
         libc::AF_INET => names.extend(of_ip),
         libc::AF_INET6 => names.extend(of_ipv6),
         _ => {}
+    }
+    if is_tcp {
+        // Of a connection they can be asked, and not be set.
+        let multicast = [
+            (ip, libc::IP_MULTICAST_TTL),
+            (ip, libc::IP_MULTICAST_LOOP),
+            (ipv6, libc::IPV6_MULTICAST_HOPS),
+            (ipv6, libc::IPV6_MULTICAST_LOOP),
+        ];
+        names.retain(|name| !multicast.contains(name));
     }
     let new = socket::socket(asked.domain, asked.kind | libc::SOCK_CLOEXEC, asked.protocol).map(Duplicate);
     names

@@ -1,0 +1,56 @@
+//! Datagrams that have not been read, with their senders' addresses.
+
+use alloc::{vec, vec::Vec};
+
+use stasis_protocol::{coordinator::Refusal, image::Datagram};
+use stasis_sys::{Errno, file::Fd, socket, sync};
+
+use super::{
+    Open, bytes,
+    sockets::{Asked, LARGEST, WAIT},
+};
+
+/// All of them, by peeking from offset to offset (socket(7), SO_PEEK_OFF). The program's own offset is put back.
+pub fn received(open: &Open, asked: &Asked) -> Result<Vec<Datagram>, Refusal> {
+    let socket = asked.socket.0;
+    let unreadable = |error: Errno| open.failed("what it has received cannot be read", error);
+    let set = |value| socket::set_number_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, value);
+    // A look would be told an error that waits for the program.
+    let ready = sync::poll(socket, libc::POLLIN, 0).map_err(unreadable)?;
+    match (ready & libc::POLLIN != 0, ready & libc::POLLERR != 0) {
+        (false, _) => return Ok(Vec::new()),
+        (true, true) => return open.refuse("datagrams wait in it behind an error", WAIT),
+        (true, false) => {}
+    }
+    let own = socket::number_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF).unwrap_or(-1);
+    set(0).map_err(unreadable)?;
+    let all = peek_all(socket, set);
+    set(own).map_err(unreadable)?;
+    all.map_err(unreadable)
+}
+
+fn peek_all(socket: Fd, set: impl Fn(i32) -> Result<(), Errno>) -> Result<Vec<Datagram>, Errno> {
+    let mut all: Vec<Datagram> = Vec::new();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let mut address = [0u8; 128];
+        match socket::peek_from(socket, &mut buffer, libc::MSG_TRUNC, &mut address) {
+            Ok((len, _)) if len > LARGEST => return Err(Errno(libc::EMSGSIZE)),
+            Ok((len, _)) if len > buffer.len() => {
+                // The offset has moved on by what was read, into the middle: once more from the start.
+                buffer = vec![0; len];
+                all.clear();
+                set(0)?;
+            }
+            Ok((len, from)) => {
+                // Without a name there is the family alone.
+                let from =
+                    if from > size_of::<libc::sa_family_t>() { bytes(&address, from) } else { Vec::new() };
+                all.push(Datagram { from, bytes: bytes(&buffer, len) });
+            }
+            Err(Errno(libc::EAGAIN)) => return Ok(all),
+            Err(Errno(libc::EINTR)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
