@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::signal::Signal;
 use stasis_tests::{DEADLINE, Lab, Outcome, Workload, compile};
 
 const RANDOM_MEMORY: Workload = Workload { program: "random_memory", arguments: &[] };
@@ -81,6 +82,34 @@ fn only_what_was_written_is_copied_again() {
     lab.checkpoint(&[]);
     let (all, received) = pages(&lab);
     assert!(received < all / 20, "it still sleeps: {received} of {all} pages");
+    lab.run(["kill"]).expect_success();
+    let _ = running.wait_exit();
+}
+
+/// At first too large to be tracked with its holes, for what the process has; later not.
+#[test]
+fn holes_stay_holes_when_there_is_more_to_track() {
+    let lab = Lab::new();
+    let program = "
+import mmap, os, signal, time
+hardly_used = mmap.mmap(-1, 112 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+hardly_used[5 << 20] = 1
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+print('ready', flush=True)
+signal.sigwait([signal.SIGUSR1])
+heap = os.urandom(64 << 20)
+print('more', flush=True)
+time.sleep(3600)";
+    let running = lab.launch(["python3", "-c", program]);
+    running.wait_ready();
+    lab.checkpoint(&[]);
+    running.signal(Signal::SIGUSR1);
+    running.wait_line("more");
+    for _ in 0..2 {
+        lab.checkpoint(&[]);
+        let (all, received) = pages(&lab);
+        assert!(all < 28_000 && received < 28_000, "holes were copied: {received} of {all} pages");
+    }
     lab.run(["kill"]).expect_success();
     let _ = running.wait_exit();
 }
