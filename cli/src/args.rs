@@ -328,7 +328,13 @@ pub struct CoordinatorArgs {
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "10")]
     pub idle_seconds: Duration,
     /// How long a process may take for a step of a checkpoint that moves no data
-    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "10")]
+    #[arg(
+        long,
+        env = "STASIS_DEADLINE_SECONDS",
+        value_name = "SECONDS",
+        value_parser = seconds,
+        default_value = "10"
+    )]
     pub deadline_seconds: Duration,
     /// Where to report that it listens (by the command that starts it)
     #[arg(long, hide = true, value_name = "FD")]

@@ -88,6 +88,10 @@ pub struct Process {
     /// Empty before the first checkpoint.
     pub tracker: String,
     pub last_pause_us: Option<u64>,
+    /// How long it stood still in all for the last checkpoint.
+    pub last_stood_us: Option<u64>,
+    /// How much memory the last checkpoint took in the process, in bytes.
+    pub last_memory: Option<u64>,
     pub restarted_from: Option<String>,
     /// How the memory of a lazily restarted process arrives; null: it has no pager.
     pub memory: Option<Progress>,
@@ -123,6 +127,8 @@ impl From<wire::ProcessStatus> for Process {
             tracker: process.tracker,
             memory: stasis_store::pager::report::ask(process.real_pid),
             last_pause_us: process.last_pause_us,
+            last_stood_us: process.last_stood_us,
+            last_memory: process.last_memory,
             restarted_from: process.restarted_from,
         }
     }

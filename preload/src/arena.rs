@@ -36,10 +36,17 @@ pub fn start() -> usize {
 
 /// Reserves the region.
 pub fn init() -> stasis_sys::Result<()> {
-    let start = memory::map_anonymous(RESERVED, libc::MAP_NORESERVE)?;
+    let start = memory::reserve(RESERVED)?;
     // SAFETY: called from the constructor, before the checkpoint thread exists.
     unsafe { *ARENA.0.get() = Region { start, next: start } };
     Ok(())
+}
+
+/// How much is in use, in bytes; since what is given back in between is used again, the most so far, nearly.
+pub fn most() -> usize {
+    // SAFETY: one thread only.
+    let region = unsafe { &*ARENA.0.get() };
+    region.next - region.start
 }
 
 /// How much is kept, touched, between checkpoints, in bytes.

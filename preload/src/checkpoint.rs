@@ -19,16 +19,15 @@ use stasis_sys::{
 
 use crate::{
     arena, births, credentials,
-    dump::Dump,
+    dump::{self, Dump},
     lazy,
     link::{coordinator::Coordinator, store::Store},
+    precopy::{Stood, precopy},
     quiesce::{self, Quiet},
-    snapshot::{
-        self, Checked, Children, Objects,
-        mappings::{self, Advice, Found},
-    },
+    snapshot::{self, Checked, Children, mappings},
     state,
     tracker::Tracker,
+    wrappers::userfault,
 };
 
 /// What the checkpoint thread keeps between checkpoints. Nothing of it is in the arena.
@@ -74,7 +73,7 @@ fn kept() -> &'static mut Kept {
 /// The stack of the checkpoint thread, made at the first call and then used again (after a fork).
 pub fn stack(len: usize) -> Result<usize> {
     if STACK.load(Ordering::Relaxed) == 0 {
-        STACK.store(memory::map_anonymous(len, libc::MAP_NORESERVE)?, Ordering::Relaxed);
+        STACK.store(memory::reserve(len)?, Ordering::Relaxed);
         STACK_LEN.store(len, Ordering::Relaxed);
     }
     Ok(STACK.load(Ordering::Relaxed))
@@ -87,6 +86,8 @@ pub fn stack_top() -> usize {
 
 /// Forgets connections that are another process', and what was known of its memory.
 pub fn forget_inherited() {
+    dump::forget_backlog();
+    userfault::set_watching(-1);
     let kept = kept();
     (kept.store, kept.tracker, kept.base) = (None, None, None);
     credentials::forget();
@@ -112,9 +113,10 @@ pub enum Own {
 }
 
 /// The ranges of the address space that are treated in a way of their own.
-pub fn own_ranges() -> [(u64, u64, Own); 5] {
+pub fn own_ranges() -> [(u64, u64, Own); 6] {
     let range = |start: usize, len: usize, own| (start as u64, (start + len) as u64, own);
     let (header, header_len) = lazy::mapping();
+    let (backlog, backlog_len) = dump::backlog();
     let (staging, len) = kept().store.as_ref().map_or((0, 0), Store::staging);
     let (births, births_len) = births::range();
     [
@@ -123,6 +125,7 @@ pub fn own_ranges() -> [(u64, u64, Own); 5] {
         range(staging, len, Own::Transient),
         range(header, header_len, Own::Transient),
         range(births, births_len, Own::Transient),
+        range(backlog, backlog_len, Own::Transient),
     ]
 }
 
@@ -260,7 +263,7 @@ fn take(coordinator: &Coordinator, order: &Order<'_>, passed: Option<Fd>) -> cor
     let &Order { token, was_stopped, .. } = order;
     credentials::follow();
     credentials::use_store();
-    let mut taking = Taking { coordinator, token, quiet: None, was_stopped, pause_us: 0, passed };
+    let mut taking = Taking { coordinator, token, quiet: None, was_stopped, stood: Stood::default(), passed };
     let result = taking.run(order);
     if let Some(unused) = taking.passed.take() {
         let _ = file::close(unused);
@@ -323,7 +326,7 @@ struct Taking<'a> {
     token: u64,
     quiet: Option<Quiet>,
     was_stopped: bool,
-    pause_us: u64,
+    stood: Stood,
     /// The connection to the store that the coordinator made.
     passed: Option<Fd>,
 }
@@ -332,7 +335,7 @@ impl Taking<'_> {
     /// Lets the program go on, if it stands.
     fn go_on(&mut self) {
         if let Some(quiet) = self.quiet.take() {
-            self.pause_us = self.pause_us.max(quiet.release());
+            self.stood.add(quiet.release());
         }
     }
 
@@ -406,20 +409,24 @@ impl Taking<'_> {
         let mut dump = Dump::begin(store, tracker, incremental)?;
         // Where the program is to end, and where it stands anyway, nothing is won by copying before it stands still.
         if !hold && !self.was_stopped {
-            precopy(&mut dump, mappings, &mut self.pause_us)?;
+            let mut stood = Stood::default();
+            let copied = precopy(&mut dump, mappings, &mut stood, || self.report(Phase::Snapshotting));
+            self.stood = stood;
+            copied?;
         } else {
             dump.look_for_guards(&mappings);
+            arena::prefault();
         }
-        // As late as can be: watching mappings has changed them.
-        let advice = Advice::read();
-        arena::prefault();
         if !alone && !self.was_stopped {
+            // Others may take long.
+            self.stood.run_freely(&mut dump);
             self.report(Phase::Ready);
             let children = snapshot::children().alive;
             self.meet(&FromProcess::Ready { token, ends, objects, children })?;
         }
         self.report(Phase::Quiescing);
 
+        self.stood.run_freely(&mut dump);
         self.quiet = Some(quiesce::quiesce(self.was_stopped).map_err(|refusal| vec![refusal])?);
         let Some(quiet) = &self.quiet else { return Ok(()) };
         if self.was_stopped {
@@ -435,14 +442,13 @@ impl Taking<'_> {
             zombies = snapshot::children().zombies;
             self.report(Phase::Snapshotting);
         }
-        let mut snapshot = snapshot::take(quiet, &advice, self.was_stopped, hold, zombies, &elsewhere)?;
+        let mut snapshot = snapshot::take(quiet, self.was_stopped, hold, zombies, &elsewhere)?;
         let dumped = dump.finish(&mut snapshot, last.map_or(0, |base| base.objects), &elsewhere);
         let objects = snapshot.objects.len();
         let keys = core::mem::take(&mut snapshot.keys).into_iter();
         let copied = keys.filter(|key| elsewhere.binary_search(key).is_err()).collect();
         snapshot.objects.close();
-        dump.close();
-        let rest = dumped?;
+        dumped?;
         if alone {
             refuse_outside(&snapshot.ends)?;
         } else {
@@ -458,14 +464,26 @@ impl Taking<'_> {
             self.go_on();
             self.report(Phase::Storing);
         }
-        store.hand_over(rest).map_err(store_refusal)?;
+        dump.deliver_first()?;
+        mappings::advise(&mut snapshot)?;
+        dump.deliver()?;
+        let memory = (dump.taken_memory() + dump.staging_len() + arena::most()) as u64;
+        drop(dump);
         let record = wire::encode(&snapshot.image).map_err(|error| store_refusal(format!("{error}")))?;
         let (manifest, stats) = store.end_dump(record).map_err(store_refusal)?;
         // The program has run meanwhile.
         snapshot.rooms.clear();
         *base = Some(Base { token, manifest, objects, committed: false });
         let tracker = tracker.name().into();
-        let message = FromProcess::Dumped { token, manifest, stats, pause_us: self.pause_us, tracker };
+        let message = FromProcess::Dumped {
+            token,
+            manifest,
+            stats,
+            pause_us: self.stood.longest_us,
+            stood_us: self.stood.total_us,
+            memory,
+            tracker,
+        };
         self.coordinator.send(&message).map_err(|error| {
             vec![Refusal {
                 what: format!("pid {}", process::getpid()),
@@ -488,59 +506,6 @@ const CONTINUE: u64 = 1 << (libc::SIGCONT - 1);
 /// Takes the SIGCONT by which the coordinator continued a process that stood stopped: no handler is to see it.
 fn take_continue() {
     let _ = process::take_pending(CONTINUE);
-}
-
-/// Copies in rounds while threads run, for as long as that makes what is left less.
-fn precopy(
-    dump: &mut Dump<'_>,
-    first: Vec<Found>,
-    pause_us: &mut u64,
-) -> core::result::Result<(), Vec<Refusal>> {
-    /// As many pages are copied faster than a round is begun.
-    const FEW: u64 = 32;
-    /// So many are copied faster than threads are stopped once more.
-    const UNWATCHED: u64 = 1024;
-    const MOST_ROUNDS: u32 = 8;
-    let (mut mappings, mut before) = (first, u64::MAX);
-    let mut watched = false;
-    for round in 1..=MOST_ROUNDS {
-        let pages = dump.round(&mappings)?;
-        dump.make_room()?;
-        if dump.unwatched() > UNWATCHED && !watched {
-            // Once: the first checkpoint of a program, or one that has mapped much since the last.
-            *pause_us = watch_all(dump)?;
-            watched = true;
-        } else if pages <= FEW || pages / 3 >= before / 4 {
-            // Not less by a quarter: the program writes as fast as this copies.
-            break;
-        } else {
-            before = pages;
-        }
-        if round < MOST_ROUNDS {
-            mappings = present()?;
-        }
-    }
-    dump.look_for_guards(&mappings);
-    Ok(())
-}
-
-/// Stops the threads for as long as it takes to watch what they have mapped; how long they stood, in microseconds.
-fn watch_all(dump: &mut Dump<'_>) -> core::result::Result<u64, Vec<Refusal>> {
-    let quiet = quiesce::quiesce(false).map_err(|refusal| vec![refusal])?;
-    let mappings = present();
-    if let Ok(mappings) = &mappings {
-        dump.watch(mappings);
-    }
-    let pause_us = quiet.release();
-    mappings.map(|_| pause_us)
-}
-
-/// The mappings that there are now.
-fn present() -> core::result::Result<Vec<Found>, Vec<Refusal>> {
-    let mut objects = Objects::default();
-    let found = mappings::capture(&Advice::default(), &mut objects);
-    objects.close();
-    found
 }
 
 /// A refusal because of the store.

@@ -34,6 +34,11 @@ pub fn set_thread(tid: i32) {
     THREAD.store(tid, Ordering::Release);
 }
 
+/// The checkpoint thread's id.
+pub fn thread() -> i32 {
+    THREAD.load(Ordering::Acquire)
+}
+
 /// In the checkpoint thread: lets [`told`] interrupt it, in any call but those of [`follow`].
 pub fn listen() {
     process::sigmask(!(1 << (stop::SIGNAL - 1)));

@@ -10,7 +10,7 @@ use stasis_sys::{
     process,
 };
 
-use crate::procfs;
+use crate::{procfs, tracker::Range};
 
 /// Pages in a row that are alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +46,8 @@ mod entry {
     pub const SWAPPED: u64 = 1 << 62;
     pub const FILE: u64 = 1 << 61;
     pub const GUARD: u64 = 1 << 58;
+    /// Mapped once. The shared page of zeros is not, nor is a page that a child has too.
+    pub const EXCLUSIVE: u64 = 1 << 56;
     pub const SOFT_DIRTY: u64 = 1 << 55;
 }
 
@@ -77,7 +79,7 @@ impl Pagemap {
         Ok(Self { fd, regions: vec![Region::default(); REGIONS], guard, scans })
     }
 
-    pub fn close(self) {
+    pub fn close(&self) {
         let _ = file::close(self.fd);
     }
 
@@ -87,7 +89,7 @@ impl Pagemap {
     /// The kernel's, of the ioctl or the read.
     pub fn populated(&mut self, start: u64, end: u64, which: Which, found: &mut Vec<Run>) -> Result<()> {
         if !self.scans {
-            return self.read(start, end, which, false, found);
+            return self.read(start, end, which, found);
         }
         let unwanted = PFNZERO | if which == Which::Modified { FILE } else { 0 };
         let argument = ScanArgument {
@@ -164,12 +166,64 @@ impl Pagemap {
         }
     }
 
-    /// Reads the entries of a range, 64 bits a page. `dirty`: only those with the soft-dirty bit, and all
-    /// holes.
+    /// Finds the populated pages of a range that have the soft-dirty bit, and all holes. What was found before is gone.
+    ///
+    /// A page that was discarded and then read is the shared page of zeros, without the bit: another that reads as
+    /// zeros may be it (which page it is, the kernel tells only to CAP_SYS_ADMIN), and counts as a hole, which it equals.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn read(&self, start: u64, end: u64, which: Which, dirty: bool, found: &mut Vec<Run>) -> Result<()> {
+    pub fn changed(&mut self, range: Range, found: &mut Vec<Run>) -> Result<()> {
+        let Range { start, end, which, readable, .. } = range;
+        self.entries(start, end, found, |at, bits| {
+            let state = Self::state_of_entry(bits, which);
+            let changed = matches!(state, State::Hole | State::Guard) || bits & entry::SOFT_DIRTY != 0;
+            let not_zeros = changed
+                || which == Which::Modified
+                || state != State::Present
+                || bits & entry::EXCLUSIVE != 0
+                // SAFETY: it is populated and readable, and every thread that could change that is stopped.
+                || readable && !unsafe { is_zeros(at) };
+            match (changed, not_zeros) {
+                (true, _) => Some(state),
+                (false, true) => None,
+                (false, false) if readable => Some(State::Hole),
+                (false, false) => Some(State::Present),
+            }
+        })
+    }
+
+    /// Reads the entries of a range: what [`Self::populated`] finds.
+    fn read(&mut self, start: u64, end: u64, which: Which, found: &mut Vec<Run>) -> Result<()> {
+        self.entries(start, end, found, |_, bits| match Self::state_of_entry(bits, which) {
+            State::Hole => None,
+            state => Some(state),
+        })
+    }
+
+    fn state_of_entry(bits: u64, which: Which) -> State {
+        let is = |bit| bits & bit != 0;
+        if is(entry::GUARD) {
+            State::Guard
+        } else if which == Which::Modified && is(entry::FILE) {
+            State::Hole
+        } else if is(entry::SWAPPED) {
+            State::Swapped
+        } else if is(entry::PRESENT) {
+            State::Present
+        } else {
+            State::Hole
+        }
+    }
+
+    /// Reads the entries of a range, 64 bits a page, and finds those of which `state` says one.
+    fn entries(
+        &mut self,
+        start: u64,
+        end: u64,
+        found: &mut Vec<Run>,
+        state: impl Fn(u64, u64) -> Option<State>,
+    ) -> Result<()> {
         let page = PAGE_SIZE as u64;
         found.clear();
         let mut entries = vec![0u8; 32 << 10];
@@ -181,35 +235,33 @@ impl Pagemap {
                 break;
             }
             for bits in entries[..read].as_chunks::<8>().0 {
-                let bits = u64::from_ne_bytes(*bits);
-                let is = |bit| bits & bit != 0;
-                let state = if is(entry::GUARD) {
-                    State::Guard
-                } else if which == Which::Modified && is(entry::FILE) {
-                    State::Hole
-                } else if is(entry::SWAPPED) {
-                    State::Swapped
-                } else if is(entry::PRESENT) {
-                    State::Present
-                } else {
-                    State::Hole
-                };
-                let wanted = match state {
-                    State::Hole => dirty,
-                    State::Guard => true,
-                    State::Present | State::Swapped => !dirty || is(entry::SOFT_DIRTY),
-                };
-                let run = Run { start: at, end: at + page, state };
+                let run = state(at, u64::from_ne_bytes(*bits)).map(|state| Run {
+                    start: at,
+                    end: at + page,
+                    state,
+                });
                 at += page;
-                match found.last_mut() {
-                    _ if !wanted => {}
-                    Some(last) if last.end == run.start && last.state == run.state => last.end = run.end,
-                    _ => found.push(run),
+                match (run, found.last_mut()) {
+                    (None, _) => {}
+                    (Some(run), Some(last)) if last.end == run.start && last.state == run.state => {
+                        last.end = run.end;
+                    }
+                    (Some(run), _) => found.push(run),
                 }
             }
         }
         Ok(())
     }
+}
+
+/// Whether a page reads as zeros.
+///
+/// # Safety
+/// It is readable, and nobody writes to it meanwhile.
+unsafe fn is_zeros(at: u64) -> bool {
+    // SAFETY: the caller's promise; a page is aligned.
+    let words = unsafe { core::slice::from_raw_parts(at as *const u64, PAGE_SIZE / 8) };
+    words.iter().all(|&word| word == 0)
 }
 
 /// mincore(2): for each page of a mapping whether its object holds it; bit 0.

@@ -78,7 +78,7 @@ static MASK: AtomicUsize = AtomicUsize::new(0);
 
 /// Reserves the table.
 pub fn init() -> stasis_sys::Result<()> {
-    let table = memory::map_anonymous(CAPACITY * size_of::<Slot>(), libc::MAP_NORESERVE)?;
+    let table = memory::reserve(CAPACITY * size_of::<Slot>())?;
     TABLE.store(table, Ordering::Release);
     Ok(())
 }

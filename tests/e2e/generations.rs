@@ -2,11 +2,11 @@
 
 use std::{ffi::OsString, fs::OpenOptions};
 
-use stasis_tests::{Lab, Running, compile};
+use stasis_tests::{Lab, Running, compile, slowness};
 
 /// `tests/programs/counter.c`, whose last lines tell whether any of 16 MiB was lost.
 fn counter() -> Vec<OsString> {
-    vec![compile::program("counter").into(), "300".into(), "16".into()]
+    vec![compile::program("counter").into(), (300 * slowness()).to_string().into(), "16".into()]
 }
 
 /// What an undisturbed run prints.

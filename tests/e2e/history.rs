@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use stasis_tests::{Lab, Running, find_program, skip};
+use stasis_tests::{Lab, Running, find_program, skip, slowness};
 
 /// Prints steps, and at the end whether 8 MiB that change all the time are right.
 const PROGRAM: &str = r#"
@@ -22,7 +22,7 @@ print("sum", total)
 print("ok", flush=True)
 "#;
 
-/// Every checkpoint is 6 steps further than the one before.
+/// Every checkpoint is 6 steps further than the one before, or more where it takes longer.
 const STEPS: u32 = 40;
 
 fn program(lab: &Lab) -> Option<Vec<PathBuf>> {
@@ -32,7 +32,7 @@ fn program(lab: &Lab) -> Option<Vec<PathBuf>> {
     };
     let script = lab.work().join("steps.py");
     fs::write(&script, PROGRAM).unwrap();
-    Some(vec![python, script, STEPS.to_string().into()])
+    Some(vec![python, script, (STEPS * slowness()).to_string().into()])
 }
 
 #[track_caller]

@@ -1,8 +1,12 @@
 //! Incremental checkpoints: each one is complete, whatever the program does to its address space between and during
 //! them, and with each way of finding what has changed.
 
-use std::{thread, time::Duration};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
+use nix::sys::signal::Signal;
 use stasis_tests::{DEADLINE, Lab, Outcome, Workload, compile};
 
 const RANDOM_MEMORY: Workload = Workload { program: "random_memory", arguments: &[] };
@@ -82,9 +86,101 @@ fn only_what_was_written_is_copied_again() {
     let _ = running.wait_exit();
 }
 
+/// At first too large to be tracked with its holes, for what the process has; later not.
+#[test]
+fn holes_stay_holes_when_there_is_more_to_track() {
+    let lab = Lab::new();
+    let program = "
+import mmap, os, signal, time
+hardly_used = mmap.mmap(-1, 112 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+hardly_used[5 << 20] = 1
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+print('ready', flush=True)
+signal.sigwait([signal.SIGUSR1])
+heap = os.urandom(64 << 20)
+print('more', flush=True)
+time.sleep(3600)";
+    let running = lab.launch(["python3", "-c", program]);
+    running.wait_ready();
+    lab.checkpoint(&[]);
+    running.signal(Signal::SIGUSR1);
+    running.wait_line("more");
+    for _ in 0..2 {
+        lab.checkpoint(&[]);
+        let (all, received) = pages(&lab);
+        assert!(all < 28_000 && received < 28_000, "holes were copied: {received} of {all} pages");
+    }
+    lab.run(["kill"]).expect_success();
+    let _ = running.wait_exit();
+}
+
 #[test]
 fn the_program_notices_natively_when_a_byte_is_lost() {
     RANDOM_MEMORY.notices_what_is_lost();
+}
+
+/// 256 MiB, overwritten in random order as fast as the processor can: faster than any disk, and than memory is copied.
+const OVERWRITES: Workload = Workload { program: "overwrites", arguments: &["256", "0"] };
+
+#[test]
+fn a_program_that_writes_faster_than_it_is_copied_stands_still_in_slices_and_is_told() {
+    let lab = Lab::new();
+    let running = OVERWRITES.launch(&lab);
+    running.wait_ready();
+    for _ in 0..3 {
+        lab.checkpoint(&[]);
+        let shown = lab.json(["show", "latest"]);
+        let status = lab.json(["status"]);
+        let process = &status["processes"][0];
+        let number = |key: &str| process[key].as_u64().unwrap_or_else(|| panic!("{key} in {process}"));
+        let pause = number("last_pause_us");
+        assert_eq!(shown["checkpoint"]["pause_us"], pause);
+        assert!(number("last_stood_us") >= pause, "{process}");
+        // The staging buffer, the memory of the checkpoint thread, and the backlog: no more than the program has itself.
+        let memory = number("last_memory");
+        assert!((64 << 20..400 << 20).contains(&memory), "{process}");
+    }
+    lab.checkpoint_kill(running);
+    for reference in ["latest", "latest~1", "latest~2", "latest~3"] {
+        let restarted = lab.restart([reference]);
+        restarted.expect_ok();
+    }
+}
+
+const USERFAULT: Workload = Workload { program: "userfault", arguments: &[] };
+
+#[test]
+fn a_program_uses_userfaultfd_on_memory_that_is_watched() {
+    let lab = Lab::new();
+    let running = USERFAULT.launch(&lab);
+    running.wait_ready();
+    let mut ids = Vec::new();
+    let deadline = Instant::now() + DEADLINE;
+    while ids.len() < 8 {
+        assert!(Instant::now() < deadline, "it has a userfaultfd all the time");
+        // While it has one it is refused by name; the next one will do.
+        let outcome = lab.try_checkpoint(&[]);
+        if outcome.code() == 0 {
+            ids.push(outcome.stdout.trim().to_owned());
+        } else {
+            outcome.expect_refusal(&["userfaultfd"]);
+        }
+        thread::sleep(Duration::from_millis(7 * ids.len() as u64));
+    }
+    running.expect_ok();
+    for id in &ids {
+        lab.restart([id.as_str()]).expect_ok();
+    }
+}
+
+#[test]
+fn the_program_with_a_userfaultfd_notices_natively_when_a_page_is_lost() {
+    USERFAULT.notices_what_is_lost();
+}
+
+#[test]
+fn the_overwriting_program_notices_natively_when_a_page_is_lost() {
+    OVERWRITES.notices_what_is_lost();
 }
 
 /// What `stasis doctor` and a program, both started with this STASIS_DISABLE, say of the tracker.
@@ -122,11 +218,21 @@ fn doctor_names_the_tracker_that_programs_use_and_why_it_is_not_a_better_one() {
 
 macro_rules! seeds {
     ($($name:ident: $seed:literal),* $(,)?) => {
-        /// As the machine allows.
-        mod with_the_best_tracker {
+        mod with_wp_async {
             $(#[test]
             fn $name() {
-                super::random_memory($seed, "", "wp-async");
+                if stasis_tests::kernel::has_wp_async() {
+                    super::random_memory($seed, "", "wp-async");
+                }
+            })*
+        }
+
+        mod with_soft_dirty {
+            $(#[test]
+            fn $name() {
+                if stasis_tests::kernel::has_soft_dirty() {
+                    super::random_memory($seed, "wp-async", "soft-dirty");
+                }
             })*
         }
 

@@ -23,6 +23,7 @@ use crate::{
     outcome::Outcome,
     process::{self, ProcessHandle},
     running::{Files, Running},
+    slowness,
 };
 
 /// The variable by which the processes of a lab are known, in the environment of every one of them:
@@ -202,6 +203,9 @@ impl Lab {
             .env("XDG_STATE_HOME", self.place.path().join("run"))
             .env(MARK, self.place.path())
             .current_dir(self.work());
+        if slowness() > 1 {
+            command.env("STASIS_DEADLINE_SECONDS", (10 * slowness()).to_string());
+        }
         inherit_standard_descriptors_only(&mut command);
         command
     }

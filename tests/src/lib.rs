@@ -21,6 +21,7 @@
 
 pub mod compile;
 pub mod image;
+pub mod kernel;
 pub mod lab;
 pub mod launch;
 pub mod mount;
@@ -46,3 +47,9 @@ use std::time::Duration;
 /// How long a step may take (a checkpoint, a restart, a program's next line) before the test fails. Far
 /// above what any of them needs: it is there to end tests that hang, on machines that are busy.
 pub const DEADLINE: Duration = Duration::from_secs(120);
+
+/// How many times as long things take here as on a machine of today: where processors are emulated, `cargo xtask vm` says
+/// so. For programs that must not end before they were checkpointed.
+pub fn slowness() -> u32 {
+    std::env::var("STASIS_TEST_SLOWNESS").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}

@@ -15,6 +15,7 @@ mod packages;
 mod run;
 mod summary;
 mod test;
+mod vm;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -36,10 +37,18 @@ enum Task {
     BuildEbpf,
     /// Launch a program, checkpoint and kill it while it works, restart it
     Demo,
-    /// Check the format, lint, build, and run every test
+    /// Check the format, lint, build, and run every test, some of them under another kernel too
     Test {
         /// Run only tests whose name contains this
         filter: Option<String>,
+    },
+    /// Run end-to-end tests under a kernel of Debian's, in a virtual machine
+    Vm {
+        /// Its version, as 6.1
+        kernel: String,
+        /// Files (`incremental`) or parts of names of tests; without: those that depend on the kernel most
+        #[arg(last = true)]
+        filters: Vec<String>,
     },
     /// Run the measurements
     Bench {
@@ -80,6 +89,13 @@ fn carry_out(task: Task) -> Result<ExitCode> {
         Task::Test { filter } => {
             packages::ensure(packages::For::Test)?;
             return test::test(filter.as_deref());
+        }
+        Task::Vm { kernel, filters } => {
+            packages::ensure(packages::For::Test)?;
+            artifacts::build()?;
+            let report = vm::prepare(&kernel)?.test(&filters)?;
+            report.show();
+            return Ok(if report.good { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Task::Bench { arguments } => {
             packages::ensure(packages::For::Build)?;

@@ -17,6 +17,8 @@ pub enum For {
     Test,
     /// The programs that the tracer loads into the kernel.
     Tracer,
+    /// Another kernel in a virtual machine.
+    Vm,
 }
 
 struct Package {
@@ -60,6 +62,7 @@ const PACKAGES: &[Package] = &[
     program("cargo-web", For::Tracer, "programs for the kernel: the cargo of that compiler", "cargo"),
     library("rust-web-src", For::Tracer, "programs for the kernel: the sources of `core`"),
     library("llvm-22-dev", For::Tracer, "bpf-linker, which links them"),
+    program("qemu-system-x86", For::Vm, "tests under another kernel", "qemu-system-x86_64"),
     library("libjemalloc2", For::Test, "jemalloc under a program"),
     library("libtcmalloc-minimal4", For::Test, "tcmalloc under a program"),
     library("libmimalloc2.0", For::Test, "mimalloc under a program"),
@@ -73,8 +76,7 @@ const PACKAGES: &[Package] = &[
 pub fn ensure(purpose: For) -> Result<()> {
     let needed = PACKAGES.iter().filter(|package| match purpose {
         For::Tracer => package.needed == For::Tracer,
-        For::Test => package.needed != For::Tracer,
-        For::Build => package.needed == For::Build,
+        _ => package.needed == For::Build || package.needed == purpose,
     });
     if find("dpkg-query").is_none() || find("apt-get").is_none() {
         return look_for_programs(needed);
@@ -121,6 +123,33 @@ fn apt_get(arguments: &[&str]) -> Command {
     let mut command = Command::new("apt-get");
     command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
     command
+}
+
+/// The package of the kernel of this version (`6.1`) that Debian has now.
+///
+/// # Errors
+/// When this is no Debian, or one with another kernel.
+pub fn newest_kernel(version: &str) -> Result<String> {
+    const META: &str = "linux-image-amd64";
+    if find("apt-cache").is_none() || find("dpkg-deb").is_none() {
+        bail!("this is not Debian: no kernel {version} can be downloaded with apt-get");
+    }
+    let look = || -> Result<Option<String>> {
+        let output = Command::new("apt-cache").args(["depends", META]).env("LC_ALL", "C").output()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        Ok(text.lines().find_map(|line| line.trim().strip_prefix("Depends: ").map(str::to_owned)))
+    };
+    let mut found = look()?;
+    // SAFETY: geteuid takes nothing and cannot fail.
+    if found.is_none() && unsafe { libc::geteuid() } == 0 {
+        run(&mut apt_get(&["update", "-q"]))?;
+        found = look()?;
+    }
+    match found {
+        Some(package) if package.starts_with(&format!("linux-image-{version}.")) => Ok(package),
+        Some(package) => bail!("this Debian's {META} is {package}, not Linux {version}"),
+        None => bail!("apt knows no {META}; to be typed first: sudo apt-get update"),
+    }
 }
 
 fn installed(package: &str) -> bool {

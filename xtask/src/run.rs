@@ -90,7 +90,8 @@ fn pass_on(reader: PipeReader, mut look: impl FnMut(&str)) {
     }
 }
 
-fn announce(command: &Command) -> String {
+/// Shows a command to the user.
+pub fn announce(command: &Command) -> String {
     let program = Path::new(command.get_program()).file_name().unwrap_or(command.get_program());
     let mut line = program.to_string_lossy().into_owned();
     for argument in command.get_args() {

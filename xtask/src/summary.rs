@@ -39,6 +39,13 @@ impl Summary {
         true
     }
 
+    /// Adds another run's.
+    pub fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+
     /// Takes tests that found out by themselves that they cannot run here from those that passed.
     pub fn skip_passed(&mut self, count: u64) {
         self.passed = self.passed.saturating_sub(count);

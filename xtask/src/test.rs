@@ -14,6 +14,7 @@ use crate::{
     ebpf, orphans,
     run::{binary_directory, cargo, run, run_and_read},
     summary::Summary,
+    vm,
 };
 
 /// Checks and tests everything; the last line says how many tests passed, failed and were skipped.
@@ -30,12 +31,38 @@ pub fn test(filter: Option<&str>) -> Result<ExitCode> {
     run(&mut cargo(&["fmt", "--check", "--manifest-path", "ebpf/programs/Cargo.toml"]))?;
     run(&mut cargo(&["clippy", "--release", "--all-targets", "--", "-D", "warnings"]))?;
     run(cargo(&["clippy", "--release"]).args(INSIDE).args(["--", "-D", "warnings"]))?;
+    run(&mut cargo(&["clippy", "--release", "-p", vm::INIT, "--", "-D", "warnings"]))?;
     artifacts::build()?;
     ebpf::build()?;
-    run_tests(filter)
+    let (mut all, mut good) = run_tests(filter)?;
+    // What a filter names here need not be what is run there: `cargo xtask vm 6.1 -- FILTER`.
+    if filter.is_none() {
+        let here = format!("this machine: {all}");
+        println!("{here}");
+        match vm::prepare(VM_KERNEL) {
+            Ok(machine) => {
+                let there = machine.test(&[])?;
+                println!();
+                println!("{here}");
+                there.show();
+                all.add(there.summary);
+                good &= there.good;
+            }
+            Err(why) => {
+                println!("skipped: all tests under Linux {VM_KERNEL}: {why:#}");
+                all.skipped += 1;
+            }
+        }
+    }
+    println!("{all}");
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn run_tests(filter: Option<&str>) -> Result<ExitCode> {
+/// The kernel under which tests are run too: the last one of Debian's that has soft-dirty bits and nothing better.
+const VM_KERNEL: &str = "6.1";
+
+/// Runs all tests on this machine; how they ended, and whether the runner was content.
+fn run_tests(filter: Option<&str>) -> Result<(Summary, bool)> {
     let skipped = binary_directory().join("skipped-tests");
     // The list of an earlier run must not count for this one.
     if skipped.exists() {
@@ -75,9 +102,8 @@ fn run_tests(filter: Option<&str>) -> Result<ExitCode> {
     if found == 0 {
         bail!("the test runner ended without a summary: {status}");
     }
-    println!("{summary}");
     // A runner that fails though no test did has its reason (a test that left a process, say).
-    Ok(if status.success() && summary.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok((summary, status.success() && summary.failed == 0))
 }
 
 /// One line for each test that found out by itself that it cannot run here: `name: reason`.

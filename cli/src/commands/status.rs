@@ -78,8 +78,10 @@ fn render(status: &report::Status, quiet: bool) -> String {
         }
         text.push('\n');
     }
-    let mut table =
-        output::Table::new(&["PID", "HERE", "STATE", "PHASE", "TRACKER", "PAUSE", "COMMAND"], &[0, 1, 5]);
+    let mut table = output::Table::new(
+        &["PID", "HERE", "STATE", "PHASE", "TRACKER", "PAUSE", "MEMORY", "COMMAND"],
+        &[0, 1, 5, 6],
+    );
     for process in &status.processes {
         table.row([
             process.pid.to_string(),
@@ -87,7 +89,8 @@ fn render(status: &report::Status, quiet: bool) -> String {
             process::state_name(process.state).to_string(),
             format!("{} for {}", process.phase, output::duration(process.phase_for_us)),
             or_dash(Some(&process.tracker).filter(|tracker| !tracker.is_empty()).cloned()),
-            or_dash(process.last_pause_us.map(output::duration)),
+            or_dash(process.last_pause_us.map(|pause| pauses(pause, process.last_stood_us))),
+            or_dash(process.last_memory.map(output::bytes)),
             process.command.clone(),
         ]);
     }
@@ -123,6 +126,16 @@ fn arriving(pid: u32, memory: &Progress) -> String {
         memory.source,
         memory.pager_pid
     )
+}
+
+/// How long a process stood still; in all, where that was several times.
+fn pauses(longest_us: u64, total_us: Option<u64>) -> String {
+    match total_us {
+        Some(total) if total > 4 * longest_us => {
+            format!("{} ({} in all)", output::duration(longest_us), output::duration(total))
+        }
+        _ => output::duration(longest_us),
+    }
 }
 
 fn or_dash(text: Option<String>) -> String {

@@ -60,6 +60,8 @@ pub struct Member {
     pub phase_since: Instant,
     pub tracker: String,
     pub last_pause_us: Option<u64>,
+    pub last_stood_us: Option<u64>,
+    pub last_memory: Option<u64>,
     /// Its place among the processes of the computation; it keeps that when it executes another program.
     pub rank: u64,
 }
@@ -286,11 +288,13 @@ impl Computation {
                 FromProcess::Ready { token, .. }
                 | FromProcess::Stopped { token, .. }
                 | FromProcess::Captured { token, .. } => *token,
-                FromProcess::Dumped { token, tracker, pause_us, .. } => {
+                FromProcess::Dumped { token, tracker, pause_us, stood_us, memory, .. } => {
                     member.tracker.clone_from(tracker);
                     if *pause_us > 0 {
                         member.last_pause_us = Some(*pause_us);
+                        member.last_stood_us = Some(*stood_us);
                     }
+                    member.last_memory = Some(*memory);
                     *token
                 }
             };
@@ -468,6 +472,8 @@ fn process_status(member: &Member) -> ProcessStatus {
         phase_for_us: member.phase_since.elapsed().as_micros() as u64,
         tracker: member.tracker.clone(),
         last_pause_us: member.last_pause_us,
+        last_stood_us: member.last_stood_us,
+        last_memory: member.last_memory,
         restarted_from: member.restarted_from.clone(),
     }
 }

@@ -88,6 +88,8 @@ async fn identify(computation: &Rc<Computation>, mut stream: UnixStream) -> io::
                     phase_since: Instant::now(),
                     tracker: String::new(),
                     last_pause_us: None,
+                    last_stood_us: None,
+                    last_memory: None,
                     rank: 0,
                 })
                 .await;

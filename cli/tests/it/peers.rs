@@ -216,7 +216,15 @@ impl FakeProcess {
     fn dump_as(&mut self, token: u64, tracker: &str) {
         let stats = DumpStats { pages: 256, received: 16, written: 8, zero: 2, bytes: 8 * 4096 };
         let tracker = tracker.into();
-        self.send(&FromProcess::Dumped { token, manifest: [7; 32], stats, pause_us: 850, tracker });
+        self.send(&FromProcess::Dumped {
+            token,
+            manifest: [7; 32],
+            stats,
+            pause_us: 850,
+            stood_us: 850,
+            memory: 4 << 20,
+            tracker,
+        });
     }
 }
 

@@ -137,6 +137,10 @@ pub enum FromProcess {
         stats: DumpStats,
         /// How long threads stood still, in microseconds; 0 when they still do.
         pause_us: u64,
+        /// How long they stood in all: more than that where the program writes faster than memory can be copied.
+        stood_us: u64,
+        /// How much memory the copying has taken, in bytes.
+        memory: u64,
         tracker: String,
     },
 }
@@ -273,5 +277,9 @@ pub struct ProcessStatus {
     pub phase_for_us: u64,
     pub tracker: String,
     pub last_pause_us: Option<u64>,
+    /// How long its threads stood still in all for the last checkpoint, in microseconds.
+    pub last_stood_us: Option<u64>,
+    /// How much memory the last checkpoint took in the process, in bytes.
+    pub last_memory: Option<u64>,
     pub restarted_from: Option<String>,
 }

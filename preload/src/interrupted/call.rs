@@ -105,7 +105,7 @@ static POOL: AtomicUsize = AtomicUsize::new(0);
 
 /// Reserves the pool.
 pub fn init() -> stasis_sys::Result<()> {
-    let pool = memory::map_anonymous(CAPACITY * size_of::<Call>(), libc::MAP_NORESERVE)?;
+    let pool = memory::reserve(CAPACITY * size_of::<Call>())?;
     POOL.store(pool, Ordering::Release);
     Ok(())
 }

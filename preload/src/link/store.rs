@@ -134,6 +134,14 @@ impl Store {
         Ok((offset as u64, (self.staging + offset) as *mut u8))
     }
 
+    /// Whether [`Self::free_half`] would not have to wait.
+    pub fn has_free_half(&mut self) -> Result<bool, String> {
+        if self.outstanding == 2 && stasis_sys::sync::poll(self.socket, libc::POLLIN, 0) != Ok(0) {
+            self.await_released()?;
+        }
+        Ok(self.outstanding < 2)
+    }
+
     /// Begins a dump; whether the store has the base.
     pub fn begin_dump(&self, token: u64, base: Option<Hash>) -> Result<bool, String> {
         self.send(&Request::BeginDump { token, pid: process::getpid() as u32, base }, None)?;

@@ -13,7 +13,7 @@ use stasis_protocol::{
 };
 use stasis_sys::process;
 
-use super::{Objects, Source};
+use super::{Objects, Snapshot, Source};
 use crate::{
     checkpoint::{self, Own},
     procfs,
@@ -37,38 +37,46 @@ pub struct Found {
     pub content: Content,
 }
 
-/// What smaps says of each mapping beyond maps; read while threads run, because smaps walks page
-/// tables.
-#[derive(Default)]
-pub struct Advice(Vec<Advised>);
-
+/// What smaps says of a mapping beyond maps.
 struct Advised {
     start: u64,
     end: u64,
     flags: u32,
 }
 
-impl Advice {
-    pub fn read() -> Self {
-        let content = procfs::read(c"/proc/thread-self/smaps").unwrap_or_default();
-        let mut advised: Vec<Advised> = Vec::new();
-        for line in procfs::lines(&content) {
-            if let Some(flags) = line.strip_prefix(b"VmFlags:") {
-                if let Some(last) = advised.last_mut() {
-                    last.flags = vm_flags(flags);
-                }
-            } else if let Some((start, end)) = range(line) {
-                advised.push(Advised { start, end, flags: 0 });
-            }
+/// Fills in the flags of mappings, which only smaps tells. It walks page tables, 10 ms a GiB, so this comes when threads
+/// run again (unless they are held).
+///
+/// # Errors
+/// Refusals that name the mapping, as [`capture`]'s.
+pub fn advise(snapshot: &mut Snapshot) -> Result<(), Vec<Refusal>> {
+    let advised = read_advice();
+    for (found, mapping) in snapshot.mappings.iter_mut().zip(&mut snapshot.image.mappings) {
+        let at = advised.partition_point(|advised| advised.end <= mapping.start);
+        // What was unmapped in these few milliseconds has none.
+        let Some(around) = advised.get(at).filter(|around| around.start <= mapping.start) else { continue };
+        if around.flags & flag::HUGETLB != 0 {
+            return Err(vec![hugetlb(mapping.start, mapping.end, "")]);
         }
-        Self(advised)
+        mapping.flags = around.flags;
+        found.mapping.flags = around.flags;
     }
+    Ok(())
+}
 
-    /// The flags of exactly this range; `None` when it was not there.
-    fn of(&self, start: u64, end: u64) -> Option<u32> {
-        let at = self.0.binary_search_by_key(&start, |advised| advised.start).ok()?;
-        (self.0[at].end == end).then_some(self.0[at].flags)
+fn read_advice() -> Vec<Advised> {
+    let content = procfs::read(c"/proc/thread-self/smaps").unwrap_or_default();
+    let mut advised: Vec<Advised> = Vec::new();
+    for line in procfs::lines(&content) {
+        if let Some(flags) = line.strip_prefix(b"VmFlags:") {
+            if let Some(last) = advised.last_mut() {
+                last.flags = vm_flags(flags);
+            }
+        } else if let Some((start, end)) = range(line) {
+            advised.push(Advised { start, end, flags: 0 });
+        }
     }
+    advised
 }
 
 /// VmFlags, proc(5).
@@ -131,8 +139,8 @@ fn parse(line: &[u8]) -> Option<Line<'_>> {
     Some(Line { start, end, protection, shared: permissions.get(3) == Some(&b's'), offset, inode, path })
 }
 
-/// Reads the address space and says of each mapping how it comes back.
-pub fn capture(advice: &Advice, objects: &mut Objects) -> Result<Vec<Found>, Vec<Refusal>> {
+/// Reads the address space and says of each mapping how it comes back; its flags are for [`advise`].
+pub fn capture(objects: &mut Objects) -> Result<Vec<Found>, Vec<Refusal>> {
     let content = procfs::read(c"/proc/thread-self/maps").map_err(|error| {
         vec![Refusal {
             what: format!("pid {}", process::getpid()),
@@ -142,16 +150,10 @@ pub fn capture(advice: &Advice, objects: &mut Objects) -> Result<Vec<Found>, Vec
     })?;
     let mut refusals = Vec::new();
     let mut all = Vec::new();
-    let mut fresh: Option<Advice> = None;
     let mut files = FileCache::default();
     for line in procfs::lines(&content).filter_map(parse) {
-        let flags = match advice.of(line.start, line.end) {
-            Some(flags) => flags,
-            None if advice.0.is_empty() => 0,
-            None => fresh.get_or_insert_with(Advice::read).of(line.start, line.end).unwrap_or(0),
-        };
         for (piece, own) in split(line) {
-            match describe(&piece, own, flags, objects, &mut files) {
+            match describe(&piece, own, objects, &mut files) {
                 Ok(Some(found)) => all.push(found),
                 Ok(None) => {}
                 Err(refusal) => refusals.push(refusal),
@@ -187,7 +189,6 @@ fn split(line: Line<'_>) -> Vec<(Line<'_>, Own)> {
 fn describe(
     line: &Line<'_>,
     own: Own,
-    flags: u32,
     objects: &mut Objects,
     files: &mut FileCache,
 ) -> Result<Option<Found>, Refusal> {
@@ -199,7 +200,7 @@ fn describe(
         shared: line.shared,
         offset: line.offset,
         backing,
-        flags,
+        flags: 0,
         guards: Vec::new(),
         name,
     };
@@ -223,11 +224,8 @@ fn describe(
         }
         _ => {}
     }
-    if flags & flag::HUGETLB != 0 || path.starts_with("/anon_hugepage") {
-        return refuse(
-            "it is made of hugetlb pages, which are not supported yet",
-            "use transparent huge pages (madvise)",
-        );
+    if path.starts_with("/anon_hugepage") {
+        return Err(hugetlb(line.start, line.end, &path));
     }
     if line.inode == 0 || (!line.shared && path.starts_with("/dev/zero")) {
         let name =
@@ -289,6 +287,14 @@ fn describe(
             objects.at_least(id, line.offset + line.end - line.start);
             found(mapping(Backing::Object(id), None), Content::None)
         }
+    }
+}
+
+fn hugetlb(start: u64, end: u64, path: &str) -> Refusal {
+    Refusal {
+        what: format!("pid {}, mapping {start:x}-{end:x} ({path})", process::getpid()),
+        reason: "it is made of hugetlb pages, which are not supported yet".into(),
+        remedy: "use transparent huge pages (madvise)".into(),
     }
 }
 

@@ -68,7 +68,7 @@ pub fn check() -> Result<Checked, Vec<Refusal>> {
             Default::default()
         }
     };
-    let mappings = mappings::capture(&mappings::Advice::default(), &mut objects).unwrap_or_else(|more| {
+    let mappings = mappings::capture(&mut objects).unwrap_or_else(|more| {
         refusals.extend(more);
         Vec::new()
     });
@@ -81,7 +81,6 @@ pub fn check() -> Result<Checked, Vec<Refusal>> {
 /// ended.
 pub fn take(
     quiet: &Quiet,
-    advice: &mappings::Advice,
     stopped: bool,
     hold: bool,
     zombies: Vec<Zombie>,
@@ -97,7 +96,7 @@ pub fn take(
             return Err(refusals);
         }
     };
-    let mappings = match mappings::capture(advice, &mut objects) {
+    let mappings = match mappings::capture(&mut objects) {
         Ok(mappings) => mappings,
         Err(refusals) => {
             objects.close();

@@ -6,6 +6,7 @@
 //!
 //! Not here: what is done with the pages (`dump`), and what was taken for which checkpoint (`checkpoint`).
 
+mod ahead;
 mod soft_dirty;
 mod wp_async;
 
@@ -14,6 +15,7 @@ use alloc::vec::Vec;
 use stasis_protocol::PAGE_SIZE;
 use stasis_sys::{Result, memory};
 
+pub use ahead::Ahead;
 pub use soft_dirty::SoftDirty;
 pub use wp_async::WpAsync;
 
@@ -30,6 +32,8 @@ pub struct Range {
     pub which: Which,
     /// Most of it is populated, or it is small: unpopulated pages may get page tables.
     pub dense: bool,
+    /// Whether threads may read it.
+    pub readable: bool,
 }
 
 /// What a tracker has found of a range.
@@ -68,8 +72,9 @@ pub trait DirtyTracker {
     fn look(&mut self, pagemap: &mut Pagemap, range: Range, all: bool, found: &mut Vec<Run>)
     -> Result<Shown>;
 
-    /// Every range has been asked about, and threads stand still: what is written from now on is new.
-    fn finish(&mut self) {}
+    /// Every range has been asked about, threads stand still, and nothing has been copied since: what is written from
+    /// now on is new.
+    fn looked_at_all(&mut self) {}
 }
 
 /// Knows nothing: every page is taken, and the store finds out which are new by their hashes.
@@ -102,7 +107,11 @@ impl Tracker {
             }
             tracker.close();
         }
-        if works(&mut SoftDirty) { Self::SoftDirty(SoftDirty) } else { Self::Hash(Hash) }
+        if works(&mut SoftDirty::default()) {
+            Self::SoftDirty(SoftDirty::default())
+        } else {
+            Self::Hash(Hash)
+        }
     }
 
     pub fn get(&mut self) -> &mut dyn DirtyTracker {
@@ -120,9 +129,10 @@ fn works(tracker: &mut dyn DirtyTracker) -> bool {
 
 const PAGES: usize = 8;
 
-/// The page that is written, and the one that is discarded, between two looks.
+/// The page that is written, the one that is discarded, and the one that is discarded and then read, between two looks.
 const WRITTEN: usize = 5;
 const DISCARDED: usize = 2;
+const ZEROS: usize = 7;
 
 /// Writes and discards pages, and looks whether the tracker tells just those.
 fn finds_what_is_written(tracker: &mut dyn DirtyTracker) -> bool {
@@ -141,15 +151,19 @@ fn test(tracker: &mut dyn DirtyTracker, start: usize, len: usize) -> bool {
         unsafe { ((start + page * PAGE_SIZE) as *mut u8).write_volatile(1) };
     };
     (0..PAGES).for_each(write);
-    let range =
-        Range { start: start as u64, end: (start + len) as u64, which: Which::Populated, dense: true };
+    let (first, end) = (start as u64, (start + len) as u64);
+    let range = Range { start: first, end, which: Which::Populated, dense: true, readable: true };
     let mut found = Vec::new();
     let mut good =
         tracker.watch(range).is_ok() && tracker.look(&mut pagemap, range, true, &mut found).is_ok();
-    tracker.finish();
+    tracker.looked_at_all();
     write(WRITTEN);
-    // SAFETY: as above.
-    good &= unsafe { memory::advise(start + DISCARDED * PAGE_SIZE, PAGE_SIZE, libc::MADV_DONTNEED) }.is_ok();
+    for page in [DISCARDED, ZEROS] {
+        // SAFETY: as above.
+        good &= unsafe { memory::advise(start + page * PAGE_SIZE, PAGE_SIZE, libc::MADV_DONTNEED) }.is_ok();
+    }
+    // SAFETY: as above. The shared page of zeros comes there, and no store has set a bit.
+    good &= unsafe { ((start + ZEROS * PAGE_SIZE) as *const u8).read_volatile() } == 0;
     let mut pages = [None; PAGES];
     let shown = tracker.look(&mut pagemap, range, false, &mut found);
     pagemap.close();
@@ -160,7 +174,7 @@ fn test(tracker: &mut dyn DirtyTracker, start: usize, len: usize) -> bool {
     let expected = |page| match (page, pages[page]) {
         (WRITTEN, state) => state == Some(State::Present),
         // Protected again, it is a marker, which looks like a page in swap.
-        (DISCARDED, state) => matches!(state, Some(State::Hole | State::Swapped)),
+        (DISCARDED | ZEROS, state) => matches!(state, Some(State::Hole | State::Swapped)),
         (_, state) => state.is_none(),
     };
     good && shown == Ok(Shown::Changes) && (0..PAGES).all(expected)

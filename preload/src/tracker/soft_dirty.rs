@@ -1,6 +1,8 @@
 //! The soft-dirty bits of page table entries (Documentation/admin-guide/mm/soft-dirty.rst): a store sets them, and
 //! writing 4 to /proc/PID/clear_refs clears all of the process at once. Looking and clearing are two steps, so this
 //! works on threads that stand still only.
+//!
+//! A huge page has one bit: written anywhere, it counts as written as a whole.
 
 use alloc::vec::Vec;
 
@@ -9,7 +11,12 @@ use stasis_sys::{Result, file};
 use super::{DirtyTracker, Range, Shown};
 use crate::pagemap::{Pagemap, Run};
 
-pub struct SoftDirty;
+#[derive(Default)]
+pub struct SoftDirty {
+    /// Whether the bits tell of what was written since all was taken: not before they were cleared then. The self-test
+    /// clears those of the whole process, too.
+    cleared: bool,
+}
 
 impl DirtyTracker for SoftDirty {
     fn name(&self) -> &'static str {
@@ -23,20 +30,22 @@ impl DirtyTracker for SoftDirty {
         all: bool,
         found: &mut Vec<Run>,
     ) -> Result<Shown> {
-        if all {
+        if all || !self.cleared {
             pagemap.populated(range.start, range.end, range.which, found)?;
             return Ok(Shown::All);
         }
         // A mapping that is new, or was moved, is wholly soft-dirty (VM_SOFTDIRTY).
-        pagemap.read(range.start, range.end, range.which, true, found)?;
+        pagemap.changed(range, found)?;
         Ok(Shown::Changes)
     }
 
-    fn finish(&mut self) {
-        let Ok(fd) = file::open(c"/proc/thread-self/clear_refs", libc::O_WRONLY | libc::O_CLOEXEC, 0) else {
-            return;
-        };
-        let _ = file::write(fd, b"4");
-        let _ = file::close(fd);
+    fn looked_at_all(&mut self) {
+        let cleared = file::open(c"/proc/thread-self/clear_refs", libc::O_WRONLY | libc::O_CLOEXEC, 0)
+            .and_then(|fd| {
+                let written = file::write(fd, b"4");
+                let _ = file::close(fd);
+                written
+            });
+        self.cleared = cleared.is_ok();
     }
 }

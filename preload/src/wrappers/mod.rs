@@ -26,6 +26,7 @@ mod sockets;
 pub mod table;
 mod threads;
 mod timed;
+pub mod userfault;
 
 use core::{ffi::c_char, mem::MaybeUninit};
 

@@ -38,6 +38,15 @@ pub fn map_anonymous(len: usize, flags: i32) -> Result<usize> {
     }
 }
 
+/// Room for tables of which little is used. Where huge pages are made without being asked for, the first store would
+/// take 2 MiB, and each later one count as a store to all of them (soft-dirty).
+pub fn reserve(len: usize) -> Result<usize> {
+    let start = map_anonymous(len, libc::MAP_NORESERVE)?;
+    // SAFETY: this advice changes no content. EINVAL: the kernel has no huge pages.
+    let _ = unsafe { advise(start, len, libc::MADV_NOHUGEPAGE) };
+    Ok(start)
+}
+
 /// munmap(2).
 ///
 /// # Safety

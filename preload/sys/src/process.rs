@@ -155,6 +155,14 @@ pub fn kill(pid: i32, signal: i32) -> Result<()> {
     numbers(libc::SYS_kill, [pid as usize, signal as usize, 0, 0, 0]).map(drop)
 }
 
+/// Whether a resource (RLIMIT_...) is limited (prlimit(2)).
+pub fn is_limited(resource: libc::__rlimit_resource_t) -> bool {
+    let mut limit = [libc::RLIM_INFINITY; 2];
+    // SAFETY: prlimit64(2) fills in two words.
+    let _ = unsafe { with(libc::SYS_prlimit64, [0, resource as usize, 0, 0, 0, 0], 3, &mut limit) };
+    limit[0] != libc::RLIM_INFINITY
+}
+
 /// Lets others go first (sched_yield(2)).
 pub fn give_way() {
     let _ = numbers(libc::SYS_sched_yield, [0; 5]);

@@ -27,7 +27,8 @@ pub const MODE_WP: u64 = 1 << 1;
 
 const API: u64 = 0xaa;
 const UFFDIO_API: u64 = 0xc018_aa3f;
-const UFFDIO_REGISTER: u64 = 0xc020_aa00;
+pub const UFFDIO_REGISTER: u64 = 0xc020_aa00;
+const UFFDIO_UNREGISTER: u64 = 0x8010_aa01;
 const UFFDIO_WAKE: u64 = 0x8010_aa02;
 const UFFDIO_COPY: u64 = 0xc028_aa03;
 const UFFDIO_ZEROPAGE: u64 = 0xc020_aa04;
@@ -107,6 +108,16 @@ pub fn register(uffd: Fd, start: u64, end: u64, mode: u64) -> Result<()> {
     let mut argument = Register { start, len: end - start, mode, ioctls: 0 };
     // SAFETY: UFFDIO_REGISTER reads and writes one uffdio_register.
     unsafe { file::ioctl(uffd, UFFDIO_REGISTER, &mut argument) }.map(drop)
+}
+
+/// Ends that, for `len` bytes.
+///
+/// # Errors
+/// EINVAL where nothing can be registered.
+pub fn unregister(uffd: Fd, start: u64, len: u64) -> Result<()> {
+    let mut range = [start, len];
+    // SAFETY: UFFDIO_UNREGISTER reads one uffdio_range.
+    unsafe { file::ioctl(uffd, UFFDIO_UNREGISTER, &mut range) }.map(drop)
 }
 
 /// Gives `len` bytes at `to` a copy of those at `from`, and wakes who waits for them; how many were done, at least a page.
