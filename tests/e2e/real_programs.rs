@@ -229,8 +229,6 @@ fn gzip_in_a_shells_redirection() {
 fn bc_with_its_output_in_a_file() {
     let Some(command) = command("bc", &["-q", script("digits.bc").to_str().unwrap()]) else { return };
     Work {
-        command,
-        prepare: &nothing_to_prepare,
         reach: &|running, _, kill| {
             let bytes = u64::from(kill) * 12_000;
             running.wait_size(&running.files().stdout, bytes);
