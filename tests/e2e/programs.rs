@@ -93,6 +93,8 @@ mod memory {
         growing_downwards: "growsdown";
         mapped_files: "private_file";
         shared_anonymous: "shared_memory";
+        shared_between_processes: "posix_shm";
+        a_file_mapped_by_two_processes: "mapped_file";
         memfd: "memfd";
         generated_code: "codegen";
         remapped: "mremap";

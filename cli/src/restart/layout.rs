@@ -22,7 +22,7 @@ use stasis_protocol::{
 use stasis_store::client::PageNames;
 
 use super::{
-    descriptors::Places,
+    descriptors::{Files, Places},
     plan::{Plan, attempt, call, pointing},
     refusal,
 };
@@ -38,7 +38,7 @@ const AREA_TO: u64 = 0x5000_0000_0000;
 const ADDRESS_END: u64 = (1 << 47) - 4096;
 
 /// Checks the address space: an image is hostile input.
-pub fn check(image: &ProcessImage, refusals: &mut Vec<Refusal>) {
+pub fn check(image: &ProcessImage, files: &Files<'_>, refusals: &mut Vec<Refusal>) {
     let page = PAGE_SIZE as u64;
     let mut end = page;
     for mapping in &image.mappings {
@@ -57,7 +57,9 @@ pub fn check(image: &ProcessImage, refusals: &mut Vec<Refusal>) {
             return;
         }
         end = mapping.end;
-        if let Backing::File(file) = &mapping.backing {
+        if let Backing::File(file) = &mapping.backing
+            && !files.puts_back(&file.path)
+        {
             check_file(file, mapping, refusals);
         }
     }

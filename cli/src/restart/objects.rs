@@ -30,7 +30,7 @@ fn fill_from(process: usize, saved: &Saved, objects: &Objects) -> anyhow::Result
     let (pages, hasher) = (&saved.pages, PageHasher::new(&saved.key));
     let page = PAGE_SIZE as u64;
     for object in &saved.image.objects {
-        let Some(fd) = objects.get(process, object.id) else { continue };
+        let Some(fd) = objects.to_fill(process, object.id) else { continue };
         let file = File::from(fd.as_fd().try_clone_to_owned()?);
         for (extent, first_hash) in pages.of(object.id).filter(|(extent, _)| extent.kind != kind::ZERO) {
             let path = pages.pack(extent.pack);

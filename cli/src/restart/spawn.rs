@@ -81,6 +81,7 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
     let refused = |refusal| Failure::Refused(vec![refusal]);
     let objects = Objects::create(&images).map_err(refused)?;
     objects::fill(&computation.processes, &objects)?;
+    objects.date(&images);
     objects.seal(&images).map_err(refused)?;
     let shared = &computation.record.draft.shared;
     let mut common = Common::new(images, shared, objects, request.passed, request.policy);

@@ -9,7 +9,7 @@ use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 
 /// The version of this record, checked before anything else of it is read.
-pub const IMAGE_VERSION: u32 = 4;
+pub const IMAGE_VERSION: u32 = 5;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessImage {
@@ -171,6 +171,12 @@ pub enum ObjectKind {
     },
     /// A deleted file (or O_TMPFILE), by the path it had.
     DeletedFile { path: String },
+    /// A file with a name, of which shared memory is made: its content is put back.
+    File {
+        file: FileIdentity,
+        /// It lies in memory (tmpfs): nobody expects it to outlive its users.
+        memory: bool,
+    },
 }
 
 /// An open file description (open(2)): descriptors that were duplicated share one.

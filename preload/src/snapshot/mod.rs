@@ -72,7 +72,7 @@ pub fn check() -> Result<Checked, Vec<Refusal>> {
         refusals.extend(more);
         Vec::new()
     });
-    keys.extend(objects.records().iter().map(|object| object.key));
+    keys.extend(objects.each().map(|(_, _, copied_as)| copied_as));
     objects.close();
     if refusals.is_empty() { Ok(Checked { mappings, ends, objects: keys }) } else { Err(refusals) }
 }
@@ -131,7 +131,7 @@ pub fn take(
         handover: kernel_state::capture(quiet, hold),
     };
     let mut keys = captured.queues;
-    keys.extend(image.objects.iter().map(|object| object.key));
+    keys.extend(objects.each().map(|(_, _, copied_as)| copied_as));
     Ok(Snapshot {
         image,
         objects,

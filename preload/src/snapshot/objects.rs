@@ -25,6 +25,17 @@ struct Found {
 }
 
 impl Found {
+    /// Names what this process can read of the object: of one that is only mapped, another process may have
+    /// other parts.
+    fn copied_as(&self) -> u64 {
+        self.sources.iter().fold(self.object.key, |name, source| match source {
+            Source::Descriptor(_) => name,
+            Source::Mapped { len, offset, .. } => {
+                (name ^ len.rotate_left(17) ^ offset.rotate_left(43)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            }
+        })
+    }
+
     /// Whether all of the content can be read through a descriptor.
     fn is_open(&self) -> bool {
         self.sources.iter().any(|source| matches!(source, Source::Descriptor(_)))
@@ -81,9 +92,9 @@ impl Objects {
         self.0.len() as u32
     }
 
-    /// Each object with its sources.
-    pub fn each(&self) -> impl Iterator<Item = (&Object, &[Source])> {
-        self.0.iter().map(|found| (&found.object, found.sources.as_slice()))
+    /// Each object with its sources, and by what name it is copied once for all processes that have it.
+    pub fn each(&self) -> impl Iterator<Item = (&Object, &[Source], u64)> {
+        self.0.iter().map(|found| (&found.object, found.sources.as_slice(), found.copied_as()))
     }
 
     /// Closes the descriptors that were opened for reading.

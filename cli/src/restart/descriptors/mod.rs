@@ -10,6 +10,7 @@
 //! - a file open for writing is cut back to the size that it had: output written after the checkpoint is
 //!   written again by the restarted program. One that is shorter now, or another file of that name, is refused;
 //! - a file open for reading only must have the size and time of modification that it had;
+//! - shared memory that has a name is put back with its content ([`put_back`]);
 //! - `--on-changed-file=accept` takes files as they are; `--on-missing-file` says what stands in for one that is
 //!   gone.
 
@@ -23,6 +24,7 @@ mod locks;
 mod numbers;
 mod objects;
 mod pipes;
+mod put_back;
 mod sockets;
 mod tcp;
 mod terminals;
@@ -48,7 +50,7 @@ use crate::args::{ChangedFile, MissingFile};
 
 pub use self::numbers::close_others;
 pub use self::{
-    check::{check, written},
+    check::{Files, check},
     joint::{Common, Passed},
     numbers::{Places, raise_limit},
     objects::Objects,

@@ -118,7 +118,7 @@ fn image(open: Vec<(Description, Vec<RawFd>)>) -> ProcessImage {
 }
 
 fn checked(image: &ProcessImage, policy: &Policy) -> Vec<Refusal> {
-    check(image, &written(image).collect(), policy)
+    check(image, &Files::of([image].into_iter()), policy)
 }
 
 /// Installs an image in a child, has it look at itself, and fails with what it says.
