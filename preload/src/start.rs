@@ -18,7 +18,7 @@ use stasis_sys::{
 
 use crate::{
     arch, arena, births, checkpoint, contagion, credentials, fork, interrupted, lazy, link, snapshot, state,
-    stop, threads, wrappers,
+    stop, system_v, threads, wrappers,
 };
 
 #[used]
@@ -124,6 +124,7 @@ pub unsafe fn begin_in_child() {
     // SAFETY: the checkpoint thread, whose allocations these were, is not in this process.
     unsafe { arena::reset() };
     checkpoint::forget_inherited();
+    system_v::forget_own_undo();
     lazy::forget();
     state::forget_inherited();
     if let Err(error) = start_thread(None) {

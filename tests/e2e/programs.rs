@@ -102,6 +102,15 @@ mod memory {
     }
 }
 
+mod system_v {
+    use super::*;
+    workloads! {
+        shared_memory: "sysv_shm";
+        semaphores: "sysv_sem";
+        message_queues: "sysv_msg";
+    }
+}
+
 mod processor {
     use super::*;
     workloads! {

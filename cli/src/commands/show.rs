@@ -106,6 +106,7 @@ pub fn object(id: u32, objects: &[Object]) -> String {
         Some(ObjectKind::SharedMemory) => format!("shared memory {id}"),
         Some(ObjectKind::Memfd { name, .. }) => format!("memfd:{name}"),
         Some(ObjectKind::DeletedFile { path }) => format!("{path} (deleted)"),
+        Some(ObjectKind::Segment { of, .. }) => format!("System V shared memory {}", of.id),
         Some(ObjectKind::File { file, .. }) => format!("{} (saved)", file.path),
         None => format!("object {id}, which is missing"),
     }

@@ -29,9 +29,10 @@ use super::{
     layout, lazy, namespace, objects,
     place::{self, Place},
     plan::{Plan, call},
+    report,
     running::{self, Child},
     session::Session,
-    settings,
+    settings, system_v,
     tree::Tree,
 };
 use crate::{address::Address, failure::Failure};
@@ -108,9 +109,14 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
             Err(error) => error,
         },
     };
+    let system_v = system_v::Objects::of(&computation.processes);
+    // Whoever keeps segments that nobody has attached yet does so until this is closed.
+    let (until, kept) = io::pipe().context("no pipe")?;
+    let until = OwnedFd::from(until);
     let init = match place {
         Place::Here => {
             assembly::become_subreaper();
+            system_v.make(&until).map_err(unmade)?;
             assembly.start(None);
             None
         }
@@ -119,9 +125,16 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
                 pid: request.tree.nodes[request.tree.root].id,
                 last_tid: place::ids(request).max().unwrap_or(0),
                 user,
+                ipc: !system_v.is_empty(),
                 session: Session::of(common.images[0], request.detach),
             };
-            let entered = namespace::enter(&asked, |channel| assembly.start(Some(channel)));
+            let entered = namespace::enter(&asked, |channel| match system_v.make(&until) {
+                Ok(()) => assembly.start(Some(channel)),
+                Err(unmade) => {
+                    report::tell(theirs.as_raw_fd(), 0, &unmade.error, false);
+                    board.give_up();
+                }
+            });
             Some(entered.map_err(|error| Unspawned::Ids(format!("{error:#}")))?)
         }
     };
@@ -129,7 +142,16 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
     drop(common);
     drop(pagers);
     drop(theirs);
-    running::await_all(request, File::from(OwnedFd::from(report)), init, &board)
+    let child = running::await_all(request, File::from(OwnedFd::from(report)), init, &board);
+    drop(kept);
+    child
+}
+
+fn unmade(unmade: system_v::Unmade) -> Unspawned {
+    match unmade {
+        system_v::Unmade { error, ids: true } => Unspawned::Ids(format!("{error:#}")),
+        system_v::Unmade { error, ids: false } => Unspawned::Other(error),
+    }
 }
 
 /// What a process is made from.

@@ -25,6 +25,10 @@ pub struct ProcessImage {
     pub mappings: Vec<Mapping>,
     /// Files, memory and queues whose content is in this checkpoint.
     pub objects: Vec<Object>,
+    /// System V semaphores and message queues of the computation, each in one of its processes.
+    pub system_v: Vec<SystemVContent>,
+    /// What the end of this process would add to semaphores (semop(2), SEM_UNDO).
+    pub undo: Vec<SemaphoreUndo>,
     pub descriptions: Vec<Description>,
     pub descriptors: Vec<Descriptor>,
     pub threads: Vec<Thread>,
@@ -177,6 +181,52 @@ pub enum ObjectKind {
         /// It lies in memory (tmpfs): nobody expects it to outlive its users.
         memory: bool,
     },
+    /// A System V shared memory segment.
+    Segment {
+        of: SystemV,
+        /// It was to go away when nobody has it attached any more (shmctl(2), IPC_RMID).
+        removed: bool,
+    },
+}
+
+/// What System V objects have in common (sysvipc(7)).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SystemV {
+    pub id: i32,
+    pub key: i32,
+    pub uid: u32,
+    pub gid: u32,
+    /// Who made it.
+    pub creator_uid: u32,
+    pub creator_gid: u32,
+    /// Permissions, and SHM_LOCKED.
+    pub mode: u32,
+    /// The time of the last change, in seconds.
+    pub changed: i64,
+}
+
+/// A System V object and what is in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SystemVContent {
+    Semaphores {
+        of: SystemV,
+        values: Vec<u16>,
+    },
+    Messages {
+        of: SystemV,
+        /// How many bytes may wait (msg_qbytes).
+        most: u64,
+        /// Type and text; the first to be received first.
+        messages: Vec<(i64, Vec<u8>)>,
+    },
+}
+
+/// An adjustment of a semaphore that the kernel makes when a process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SemaphoreUndo {
+    pub id: i32,
+    pub number: u16,
+    pub adjustment: i32,
 }
 
 /// An open file description (open(2)): descriptors that were duplicated share one.

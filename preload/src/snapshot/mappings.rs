@@ -240,7 +240,15 @@ fn describe(
         return found(mapping(Backing::Anonymous, name), Content::Populated);
     }
     if path.starts_with("/SYSV") {
-        return refuse("System V shared memory is not supported yet", "use POSIX shared memory, or mmap");
+        // A segment's inode is its id (ipc/shm.c, newseg).
+        let mapped = (line.offset == 0).then_some((line.start, line.end - line.start));
+        return match objects.segment(line.inode as i32, mapped) {
+            Some(id) => found(mapping(Backing::Object(id), None), Content::None),
+            None => refuse(
+                "it is System V shared memory that the program may not read, or of another IPC namespace",
+                "let the program detach it, or give its user the permission to read (shmctl(2), IPC_SET)",
+            ),
+        };
     }
     if path.starts_with("/dev/zero")
         || path.starts_with("/memfd:")

@@ -5,6 +5,7 @@ pub mod kernel_state;
 pub mod mappings;
 mod objects;
 mod process;
+mod system_v;
 mod threads;
 
 use alloc::vec::Vec;
@@ -72,6 +73,10 @@ pub fn check() -> Result<Checked, Vec<Refusal>> {
         refusals.extend(more);
         Vec::new()
     });
+    match system_v::look(&mut objects) {
+        Ok(more) => keys.extend(more),
+        Err(refusal) => refusals.push(refusal),
+    }
     keys.extend(objects.each().map(|(_, _, copied_as)| copied_as));
     objects.close();
     if refusals.is_empty() { Ok(Checked { mappings, ends, objects: keys }) } else { Err(refusals) }
@@ -103,6 +108,14 @@ pub fn take(
             return Err(refusals);
         }
     };
+    let looked = system_v::look(&mut objects).and_then(|keys| Ok((keys, system_v::capture(elsewhere)?)));
+    let (system_v_keys, system_v) = match looked {
+        Ok(found) => found,
+        Err(refusal) => {
+            objects.close();
+            return Err([refusal].into());
+        }
+    };
     let process = process::capture(stopped, &mappings);
     let image = ProcessImage {
         version: IMAGE_VERSION,
@@ -115,6 +128,8 @@ pub fn take(
         layout: process.layout,
         mappings: mappings.iter().map(|found| found.mapping.clone()).collect(),
         objects: objects.records(),
+        system_v,
+        undo: crate::system_v::own_undo(),
         descriptions: captured.descriptions,
         descriptors: captured.descriptors,
         threads: threads::capture(quiet),
@@ -131,6 +146,7 @@ pub fn take(
         handover: kernel_state::capture(quiet, hold),
     };
     let mut keys = captured.queues;
+    keys.extend(system_v_keys);
     keys.extend(objects.each().map(|(_, _, copied_as)| copied_as));
     Ok(Snapshot {
         image,

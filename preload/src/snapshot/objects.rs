@@ -3,8 +3,13 @@
 
 use alloc::vec::Vec;
 
-use stasis_protocol::image::{Object, ObjectKind};
+use stasis_protocol::{
+    births::Kind,
+    image::{Object, ObjectKind},
+};
 use stasis_sys::file::{self, Fd};
+
+use super::system_v;
 
 /// Where an object's content can be read.
 #[derive(Clone, Copy)]
@@ -13,6 +18,8 @@ pub enum Source {
     Descriptor(Fd),
     /// A mapping of it in this process: address, length, and the offset that it begins at.
     Mapped { address: u64, len: u64, offset: u64 },
+    /// A System V segment, attached for as long as it is read.
+    Segment(i32),
 }
 
 struct Found {
@@ -28,8 +35,11 @@ impl Found {
     /// Names what this process can read of the object: of one that is only mapped, another process may have
     /// other parts.
     fn copied_as(&self) -> u64 {
+        if matches!(self.object.kind, ObjectKind::Segment { .. }) {
+            return self.object.key;
+        }
         self.sources.iter().fold(self.object.key, |name, source| match source {
-            Source::Descriptor(_) => name,
+            Source::Descriptor(_) | Source::Segment(_) => name,
             Source::Mapped { len, offset, .. } => {
                 (name ^ len.rotate_left(17) ^ offset.rotate_left(43)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
             }
@@ -65,7 +75,7 @@ impl Objects {
                     let _ = file::close(fd);
                 }
                 Source::Mapped { .. } if found.is_open() => {}
-                Source::Mapped { .. } => found.sources.push(source),
+                Source::Mapped { .. } | Source::Segment(_) => found.sources.push(source),
             }
             return found.object.id;
         }
@@ -74,6 +84,26 @@ impl Objects {
         let object = Object { id, kind, size, mode, key: path ^ inode.rotate_left(32) };
         self.0.push(Found { path, inode, object, sources: [source].into() });
         id
+    }
+
+    /// The id of the object of a System V segment; `None` where this process may not know it. `mapped`: where all of it is
+    /// mapped.
+    pub fn segment(&mut self, id: i32, mapped: Option<(u64, u64)>) -> Option<u32> {
+        let key = system_v::key(Kind::Segment, id);
+        let index = match self.0.iter().position(|found| found.object.key == key) {
+            Some(index) => index,
+            None => {
+                let object = Object { id: self.0.len() as u32 + 1, ..system_v::segment(id).ok()? };
+                self.0.push(Found { path: 0, inode: 0, object, sources: [Source::Segment(id)].into() });
+                self.0.len() - 1
+            }
+        };
+        let found = &mut self.0[index];
+        // Who attaches it is told to others (shmctl(2), shm_lpid).
+        if let Some((address, len)) = mapped.filter(|(_, len)| *len >= found.object.size) {
+            found.sources = [Source::Mapped { address, len, offset: 0 }].into();
+        }
+        Some(found.object.id)
     }
 
     /// Makes an object at least as long as a mapping of it shows (its size is known only from that).

@@ -30,6 +30,7 @@ fn describe(object: &Object) -> String {
         ObjectKind::Memfd { name, .. } => format!("memfd {name}"),
         ObjectKind::DeletedFile { path } => format!("{path}, deleted"),
         ObjectKind::File { file, .. } => file.path.clone(),
+        ObjectKind::Segment { of, .. } => format!("System V shared memory {}", of.id),
     }
 }
 
@@ -62,7 +63,10 @@ impl Objects {
         let mut keys: BTreeMap<u64, Vec<(usize, &Object)>> = BTreeMap::new();
         for (process, image) in images.iter().enumerate() {
             for object in &image.objects {
-                keys.entry(object.key).or_default().push((process, object));
+                // Those have no descriptor.
+                if !matches!(object.kind, ObjectKind::Segment { .. }) {
+                    keys.entry(object.key).or_default().push((process, object));
+                }
             }
         }
         let mut objects = Self::default();
@@ -153,6 +157,7 @@ fn create(object: &Object, size: u64) -> io::Result<Place> {
     let size = i64::try_from(size).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
     let fd = match &object.kind {
         ObjectKind::File { file, memory } => return put_back::open(file, *memory, size, object.mode),
+        ObjectKind::Segment { .. } => return Err(io::ErrorKind::Unsupported.into()),
         ObjectKind::SharedMemory => memfd("stasis-shared", 0)?,
         ObjectKind::Memfd { hugetlb: true, .. } => return Err(io::ErrorKind::Unsupported.into()),
         ObjectKind::Memfd { name, .. } => memfd(name, libc::MFD_ALLOW_SEALING)?,

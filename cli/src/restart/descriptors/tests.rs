@@ -94,6 +94,8 @@ fn image(open: Vec<(Description, Vec<RawFd>)>) -> ProcessImage {
         },
         mappings: vec![],
         objects: vec![],
+        system_v: vec![],
+        undo: vec![],
         descriptions,
         descriptors,
         threads: vec![],
