@@ -125,6 +125,7 @@ pub unsafe fn begin_in_child() {
     unsafe { arena::reset() };
     checkpoint::forget_inherited();
     system_v::forget_own_undo();
+    wrappers::notify::forget();
     lazy::forget();
     state::forget_inherited();
     if let Err(error) = start_thread(None) {

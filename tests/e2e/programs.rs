@@ -108,6 +108,7 @@ mod system_v {
         shared_memory: "sysv_shm";
         semaphores: "sysv_sem";
         message_queues: "sysv_msg";
+        that_count: "queue_counts";
     }
 }
 
@@ -158,6 +159,7 @@ mod descriptors {
         all_closed_as_a_range: "close_all" ["range"];
         high_numbers: "high_fds";
         socket_pairs: "socket_pairs";
+        message_queues: "posix_mq";
         bound_and_listening_sockets: "listeners";
     }
 }
@@ -194,6 +196,11 @@ mod refused {
     }
 
     #[test]
+    fn a_message_queue_that_notifies() {
+        Workload { program: "mq_notified", arguments: &[] }.is_refused(&["message", "notified", "fd "]);
+    }
+
+    #[test]
     fn events_of_inotify_that_were_not_read() {
         Workload { program: "inotify", arguments: &[] }.is_refused(&["inotify", "fd "]);
     }
@@ -210,7 +217,7 @@ mod refused {
 
     #[test]
     fn each_would_notice_natively_what_it_loses() {
-        for program in ["pidfd", "cwd_deleted", "signal_block_raw"] {
+        for program in ["pidfd", "mq_notified", "cwd_deleted", "signal_block_raw"] {
             Workload { program, arguments: &[] }.notices_what_is_lost();
         }
     }

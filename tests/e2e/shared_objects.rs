@@ -1,10 +1,12 @@
 //! Objects that processes share by name or id: what a restart finds of them, and what it leaves to others.
 
-use std::{fs, path::PathBuf, thread, time::Duration};
+use std::{fs, io::Read, path::PathBuf, thread, time::Duration};
 
-use stasis_tests::{Lab, Running, Workload};
+use stasis_tests::{Lab, Nobody, Running, Workload, requirement::is_root, skip};
 
 const MAPPED_FILE: Workload = Workload { program: "mapped_file", arguments: &[] };
+
+const QUEUE_COUNTS: Workload = Workload { program: "queue_counts", arguments: &[] };
 
 /// A file of this test's alone in /dev/shm.
 struct Name(PathBuf);
@@ -91,4 +93,68 @@ fn beside_the_original_a_restart_has_shared_memory_of_its_own() {
     copy.go();
     copy.expect_ok();
     original.expect_ok();
+}
+
+/// Here, where its ids are free again: what the original left is rolled back.
+#[test]
+fn system_v_objects_and_message_queues_go_back_to_the_checkpoint() {
+    let lab = Lab::new();
+    let mut running = QUEUE_COUNTS.launch(&lab);
+    running.wait_ready();
+    for _ in 0..2 {
+        lab.checkpoint(&[]);
+        runs_on_and_is_killed(running, &lab);
+        running = lab.restart(["latest"]);
+        lab.wait_joined(&running);
+        let process = &lab.json(["status"])["processes"][0];
+        assert_eq!(process["pid"], process["real_pid"], "in no namespace: {process}");
+    }
+    running.expect_ok();
+}
+
+#[test]
+fn beside_the_original_a_restart_has_system_v_objects_and_message_queues_of_its_own() {
+    let lab = Lab::new();
+    let original = QUEUE_COUNTS.launch(&lab);
+    original.wait_ready();
+    lab.checkpoint(&[]);
+    let (one, two) = (lab.with_coordinator("one.sock"), lab.with_coordinator("two.sock"));
+    let copies = [one.restart(["latest"]), two.restart(["latest"])];
+    one.wait_joined(&copies[0]);
+    // Of the second generation, from within the namespace.
+    one.checkpoint(&[]);
+    two.wait_joined(&copies[1]);
+    thread::sleep(Duration::from_millis(50));
+    for copy in copies {
+        copy.expect_ok();
+    }
+    original.expect_ok();
+}
+
+/// Whose ids are to be had in a user namespace only.
+#[test]
+fn without_privileges_system_v_objects_and_message_queues_come_back() {
+    if !is_root() {
+        return skip("only root becomes another user");
+    }
+    let nobody = Nobody::new(&["queue_counts"]);
+    let program = nobody.binaries.join("queue_counts");
+    let (mut running, pipes) = nobody.start(&["launch", "--", program.to_str().unwrap()]);
+    let go = running.files().go.clone();
+    // All are kept, or the program would be ended by SIGPIPE.
+    let mut outputs = Vec::from(pipes);
+    outputs[0].read_exact(&mut [0; 6]).unwrap();
+    for _ in 0..2 {
+        nobody.checkpoint_kill(running);
+        let pipes;
+        (running, pipes) = nobody.start(&["restart"]);
+        nobody.pids(&running);
+        outputs.extend(pipes);
+    }
+    fs::File::create(&go).unwrap();
+    running.expect_code(0);
+    let mut last = String::new();
+    let stdout = outputs.len() - 2;
+    outputs[stdout].read_to_string(&mut last).unwrap();
+    assert_eq!(last, "ok\n");
 }

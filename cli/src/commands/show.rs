@@ -142,6 +142,7 @@ fn kind(kind: &DescriptionKind) -> &'static str {
         DescriptionKind::Object { memfd: false, .. } => "deleted file",
         DescriptionKind::SocketPair { .. } => "socketpair",
         DescriptionKind::Socket { .. } => "socket",
+        DescriptionKind::MessageQueue { .. } => "message queue",
         DescriptionKind::Path { .. } => "path",
     }
 }
@@ -177,6 +178,7 @@ fn what(description: &Description, image: &ProcessImage) -> String {
             let unread = received.iter().map(Vec::len).sum::<usize>() as u64;
             format!("{pair}, {} unread", bytes(unread))
         }
+        DescriptionKind::MessageQueue { name, .. } => name.clone(),
         DescriptionKind::Socket { domain, socket_type, backlog, .. } => {
             format!(
                 "domain {domain}, type {socket_type}{}",

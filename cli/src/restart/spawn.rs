@@ -16,6 +16,7 @@ use anyhow::Context as _;
 use nix::sys::signal::{SigmaskHow, sigprocmask};
 use stasis_protocol::{
     PAGE_SIZE,
+    coordinator::Refusal,
     image::{Credentials, ProcessImage},
     plan::{RestartInfo, Thread},
 };
@@ -117,6 +118,7 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
         Place::Here => {
             assembly::become_subreaper();
             system_v.make(&until).map_err(unmade)?;
+            common.make_queues(false).map_err(unopened)?;
             assembly.start(None);
             None
         }
@@ -125,13 +127,17 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
                 pid: request.tree.nodes[request.tree.root].id,
                 last_tid: place::ids(request).max().unwrap_or(0),
                 user,
-                ipc: !system_v.is_empty(),
+                ipc: !system_v.is_empty() || descriptors::message_queues::are_in(&common.images),
                 session: Session::of(common.images[0], request.detach),
             };
-            let entered = namespace::enter(&asked, |channel| match system_v.make(&until) {
+            let make = || {
+                system_v.make(&until).map_err(|unmade| unmade.error)?;
+                common.make_queues(true).map_err(|(refusal, _)| Failure::Refused(vec![refusal]).into())
+            };
+            let entered = namespace::enter(&asked, |channel| match make() {
                 Ok(()) => assembly.start(Some(channel)),
-                Err(unmade) => {
-                    report::tell(theirs.as_raw_fd(), 0, &unmade.error, false);
+                Err(error) => {
+                    report::tell(theirs.as_raw_fd(), 0, &error, false);
                     board.give_up();
                 }
             });
@@ -145,6 +151,13 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
     let child = running::await_all(request, File::from(OwnedFd::from(report)), init, &board);
     drop(kept);
     child
+}
+
+fn unopened((refusal, ids): (Refusal, bool)) -> Unspawned {
+    match ids {
+        true => Unspawned::Ids(format!("{}: {}", refusal.what, refusal.reason)),
+        false => Unspawned::Other(Failure::Refused(vec![refusal]).into()),
+    }
 }
 
 fn unmade(unmade: system_v::Unmade) -> Unspawned {

@@ -370,6 +370,20 @@ pub enum DescriptionKind {
         received: Vec<Datagram>,
         options: Vec<SocketOption>,
     },
+    /// A POSIX message queue.
+    MessageQueue {
+        /// Names the queue: all who have it say the same.
+        queue: u64,
+        name: String,
+        /// It has no name any more (mq_unlink(3)).
+        unlinked: bool,
+        mode: u32,
+        /// How many messages may wait, and how long each may be in bytes.
+        most: u64,
+        size: u64,
+        /// Priority and text, the first to be received first; of one process that has it.
+        messages: Vec<(u32, Vec<u8>)>,
+    },
     /// A location only, not open for reading or writing (O_PATH).
     Path {
         file: FileIdentity,

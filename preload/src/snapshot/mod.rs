@@ -77,7 +77,7 @@ pub fn check() -> Result<Checked, Vec<Refusal>> {
         Ok(more) => keys.extend(more),
         Err(refusal) => refusals.push(refusal),
     }
-    keys.extend(objects.each().map(|(_, _, copied_as)| copied_as));
+    keys.extend(objects.each().map(|(_, _, [name, _])| name));
     objects.close();
     if refusals.is_empty() { Ok(Checked { mappings, ends, objects: keys }) } else { Err(refusals) }
 }
@@ -147,7 +147,8 @@ pub fn take(
     };
     let mut keys = captured.queues;
     keys.extend(system_v_keys);
-    keys.extend(objects.each().map(|(_, _, copied_as)| copied_as));
+    let copied = objects.each().filter(|(_, _, [name, _])| elsewhere.binary_search(name).is_err());
+    keys.extend(copied.flat_map(|(_, _, names)| names));
     Ok(Snapshot {
         image,
         objects,

@@ -29,21 +29,23 @@ struct Found {
     inode: u64,
     object: Object,
     sources: Vec<Source>,
+    /// The parts of it that are mapped, by offset and length.
+    mapped: Vec<(u64, u64)>,
 }
 
 impl Found {
-    /// Names what this process can read of the object: of one that is only mapped, another process may have
-    /// other parts.
-    fn copied_as(&self) -> u64 {
-        if matches!(self.object.kind, ObjectKind::Segment { .. }) {
-            return self.object.key;
+    /// By what name it is copied once for all processes that have it, and by which others it may be known to them: of an
+    /// object that is only mapped, each process may have another part.
+    fn names(&self) -> [u64; 2] {
+        let key = self.object.key;
+        if matches!(self.object.kind, ObjectKind::Segment { .. }) || self.mapped.is_empty() {
+            return [key, key];
         }
-        self.sources.iter().fold(self.object.key, |name, source| match source {
-            Source::Descriptor(_) | Source::Segment(_) => name,
-            Source::Mapped { len, offset, .. } => {
-                (name ^ len.rotate_left(17) ^ offset.rotate_left(43)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-            }
-        })
+        let name = self.mapped.iter().fold(key, |name, (offset, len)| {
+            (name ^ len.rotate_left(17) ^ offset.rotate_left(43)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        });
+        let all = self.mapped.iter().any(|&(offset, len)| offset == 0 && len >= self.object.size);
+        if self.is_open() && !all { [key, name] } else { [name, key] }
     }
 
     /// Whether all of the content can be read through a descriptor.
@@ -66,10 +68,15 @@ impl Objects {
         source: Source,
         describe: impl FnOnce() -> (ObjectKind, u64, u32),
     ) -> u32 {
+        let mapped = match source {
+            Source::Mapped { len, offset, .. } => Some((offset, len)),
+            Source::Descriptor(_) | Source::Segment(_) => None,
+        };
         let path = path.bytes().fold(0xcbf2_9ce4_8422_2325, |sum: u64, byte| {
             (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
         });
         if let Some(found) = self.0.iter_mut().find(|found| found.inode == inode && found.path == path) {
+            found.mapped.extend(mapped);
             match source {
                 Source::Descriptor(fd) => {
                     let _ = file::close(fd);
@@ -82,7 +89,13 @@ impl Objects {
         let id = self.0.len() as u32 + 1;
         let (kind, size, mode) = describe();
         let object = Object { id, kind, size, mode, key: path ^ inode.rotate_left(32) };
-        self.0.push(Found { path, inode, object, sources: [source].into() });
+        self.0.push(Found {
+            path,
+            inode,
+            object,
+            sources: [source].into(),
+            mapped: mapped.into_iter().collect(),
+        });
         id
     }
 
@@ -94,7 +107,8 @@ impl Objects {
             Some(index) => index,
             None => {
                 let object = Object { id: self.0.len() as u32 + 1, ..system_v::segment(id).ok()? };
-                self.0.push(Found { path: 0, inode: 0, object, sources: [Source::Segment(id)].into() });
+                let sources = [Source::Segment(id)].into();
+                self.0.push(Found { path: 0, inode: 0, object, sources, mapped: Vec::new() });
                 self.0.len() - 1
             }
         };
@@ -122,9 +136,10 @@ impl Objects {
         self.0.len() as u32
     }
 
-    /// Each object with its sources, and by what name it is copied once for all processes that have it.
-    pub fn each(&self) -> impl Iterator<Item = (&Object, &[Source], u64)> {
-        self.0.iter().map(|found| (&found.object, found.sources.as_slice(), found.copied_as()))
+    /// Each object with its sources, and the names of what this process can read of it: the first is that by which it is copied
+    /// once for all processes that have it.
+    pub fn each(&self) -> impl Iterator<Item = (&Object, &[Source], [u64; 2])> {
+        self.0.iter().map(|found| (&found.object, found.sources.as_slice(), found.names()))
     }
 
     /// Closes the descriptors that were opened for reading.

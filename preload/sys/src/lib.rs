@@ -14,6 +14,7 @@ pub mod file;
 pub mod memory;
 pub mod pagemap;
 pub mod process;
+pub mod queue;
 pub mod socket;
 pub mod sync;
 pub mod system_v;

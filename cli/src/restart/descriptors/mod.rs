@@ -21,6 +21,7 @@ mod files;
 mod joint;
 mod kernel;
 mod locks;
+pub mod message_queues;
 mod numbers;
 mod objects;
 mod pipes;
@@ -109,6 +110,7 @@ fn name(image: &ProcessImage, index: usize) -> String {
         }
         Some(DescriptionKind::SocketPair { .. }) => "socket pair".into(),
         Some(DescriptionKind::Socket { local, .. }) => sockets::display(local),
+        Some(DescriptionKind::MessageQueue { name, .. }) => format!("message queue {name}"),
         None => "?".into(),
     };
     match fd {
@@ -303,6 +305,10 @@ impl<'a> Maker<'a> {
                 }
                 anonymous::make_inotify(self.image, index, watches)?
             }
+            DescriptionKind::MessageQueue { .. } => match self.common.open_queue(self.image, index)? {
+                Some(fd) => fd,
+                None => return Ok(None),
+            },
             DescriptionKind::SocketPair { .. } => sockets::open_pair(self, index)?,
             DescriptionKind::Socket { .. } => sockets::open(self, index)?,
         };
