@@ -116,6 +116,8 @@ async fn round(computation: &Rc<Computation>, order: &Order) -> Result<Taken, Fa
         Ok(record) => {
             tell(computation, &ToProcess::Committed { token, kill: order.kill });
             if order.kill {
+                computation.await_parting(END_DEADLINE).await;
+                tell(computation, &ToProcess::End);
                 await_ends(&round).await;
             }
             Ok(Taken { record, outside })
@@ -262,8 +264,8 @@ fn draft(
     })
 }
 
-/// Tells every process how the checkpoint ended.
-fn tell(computation: &Computation, message: &ToProcess) {
+/// Tells every process something.
+pub fn tell(computation: &Computation, message: &ToProcess) {
     computation.with_members(|members| {
         for member in members.values() {
             if let Err(reason) = member.send(message) {

@@ -19,7 +19,7 @@ use stasis_protocol::{
 use tokio::{
     sync::{Mutex, Notify, mpsc, watch},
     task::AbortHandle,
-    time::Instant,
+    time::{Instant, timeout},
 };
 
 use super::{births::Births, log, message::Outgoing};
@@ -62,6 +62,8 @@ pub struct Member {
     pub last_pause_us: Option<u64>,
     pub last_stood_us: Option<u64>,
     pub last_memory: Option<u64>,
+    /// It has prepared its end.
+    pub has_parted: bool,
     /// Its place among the processes of the computation; it keeps that when it executes another program.
     pub rank: u64,
 }
@@ -277,6 +279,11 @@ impl Computation {
             let mut state = self.state.borrow_mut();
             let Some(member) = state.members.get_mut(&id) else { return };
             let token = match &message {
+                FromProcess::Parting => {
+                    member.has_parted = true;
+                    self.changed.send_replace(());
+                    return;
+                }
                 FromProcess::Phase { token, phase } => {
                     member.enter(*phase);
                     *token
@@ -401,6 +408,17 @@ impl Computation {
     pub fn is_idle(&self) -> bool {
         let state = self.state.borrow();
         state.connections == 0 && state.round.is_none()
+    }
+
+    /// Waits until the processes that were told to [`ToProcess::Part`] have done so or ended, at most so long.
+    pub async fn await_parting(&self, at_most: Duration) {
+        let mut changes = self.changes();
+        let parted = async {
+            while !self.with_members(|members| members.values().all(|member| member.has_parted))
+                && changes.changed().await.is_ok()
+            {}
+        };
+        let _ = timeout(at_most, parted).await;
     }
 
     /// Something to wait on until the state has changed.

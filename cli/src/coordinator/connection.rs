@@ -90,6 +90,7 @@ async fn identify(computation: &Rc<Computation>, mut stream: UnixStream) -> io::
                     last_pause_us: None,
                     last_stood_us: None,
                     last_memory: None,
+                    has_parted: false,
                     rank: 0,
                 })
                 .await;
@@ -245,6 +246,10 @@ async fn await_process(computation: &Computation, real_pid: u32) -> ClientReply 
 
 /// Ends every process.
 async fn kill(computation: &Computation) -> ClientReply {
+    /// Those that do not answer end all the same; they may stand stopped.
+    const PART_DEADLINE: Duration = Duration::from_millis(300);
+    checkpoint::tell(computation, &ToProcess::Part);
+    computation.await_parting(PART_DEADLINE).await;
     let targets: Vec<(String, Rc<Pidfd>)> = computation.with_members(|members| {
         members.values().map(|member| (member.name(), Rc::clone(&member.pidfd))).collect()
     });

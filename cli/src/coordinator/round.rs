@@ -243,6 +243,7 @@ impl<'a> Round<'a> {
                 return Err(one(refusal).into());
             }
             FromProcess::Refused { refusals, .. } => return Err(refusals.into()),
+            FromProcess::Parting => {}
             FromProcess::Dumped { manifest, stats, pause_us, tracker, .. } => {
                 let (pid, command) = (subject.pid, subject.command.clone());
                 let entry = ProcessEntry { pid, command, manifest, stats, tracker };
