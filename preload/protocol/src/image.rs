@@ -278,6 +278,8 @@ pub enum DescriptionKind {
         write: bool,
         /// Nobody had the other end any more.
         other_closed: bool,
+        /// Of a FIFO that is open for reading: nobody has opened it for writing yet. It has not ended for that.
+        unopened: bool,
         /// F_GETPIPE_SZ.
         capacity: u32,
         /// What sits in the pipe, of the first description of it in each process; oldest byte first.

@@ -260,6 +260,7 @@ fn pipe(flags: i32, write: bool, content: &[u8], packets: &[u32]) -> Description
         pipe: 9,
         write,
         other_closed: true,
+        unopened: false,
         capacity: 1 << 17,
         content: content.into(),
         packets: packets.into(),
