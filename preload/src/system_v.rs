@@ -36,6 +36,10 @@ fn shared() -> Option<Shared> {
     }
 }
 
+/// Of the first word: something found no room; something may be to be undone.
+const OVERFLOWED: u64 = 1;
+const UNDOES: u64 = 2;
+
 const KINDS: [Kind; 3] = [Kind::Segment, Kind::Semaphores, Kind::Messages];
 
 fn name(kind: Kind, id: i32) -> u64 {
@@ -53,7 +57,7 @@ pub fn note(kind: Kind, id: i32) {
     if !take() {
         forget_removed(slots);
         if !take() {
-            full.store(1, Relaxed);
+            full.fetch_or(OVERFLOWED, Relaxed);
         }
     }
 }
@@ -97,15 +101,16 @@ pub fn noted() -> Vec<(Kind, i32)> {
 
 /// Whether something could not be noted.
 pub fn has_overflowed() -> bool {
-    shared().is_some_and(|shared| shared.objects[0].load(Relaxed) != 0)
+    shared().is_some_and(|shared| shared.objects[0].load(Relaxed) & OVERFLOWED != 0)
 }
 
 /// Adds to what this process' end would undo.
 pub fn adjust(id: i32, number: u16, adjustment: i32) {
     let Some(shared) = shared() else { return };
+    shared.objects[0].fetch_or(UNDOES, Relaxed);
     let pid = process::getpid() as u32;
     let Some(name) = undo(pid, id, number) else {
-        shared.objects[0].store(1, Relaxed);
+        shared.objects[0].fetch_or(OVERFLOWED, Relaxed);
         return;
     };
     let add = |index: usize| {
@@ -127,7 +132,7 @@ pub fn adjust(id: i32, number: u16, adjustment: i32) {
     });
     match found {
         Some(index) => add(index),
-        None => shared.objects[0].store(1, Relaxed),
+        None => drop(shared.objects[0].fetch_or(OVERFLOWED, Relaxed)),
     }
 }
 
@@ -153,7 +158,8 @@ pub fn forget_set(set: i32, only: Option<u16>) {
 /// In the child of a fork, whose end undoes nothing: somebody may have had its pid before.
 pub fn forget_own_undo() {
     let own = process::getpid() as u32;
-    if let Some(shared) = shared() {
+    // One word for most: forks must not become slow by this.
+    if let Some(shared) = shared().filter(|shared| shared.objects[0].load(Relaxed) & UNDOES != 0) {
         shared.forget_undo(|(pid, ..)| pid == own);
     }
 }

@@ -101,14 +101,19 @@ async fn round(
         outside: order.outside,
         without: order.without.clone(),
     };
-    for &(_, real_pid) in &members {
-        stopped::settle(real_pid).await;
+    for &(id, real_pid) in &members {
+        let stops = computation.with_members(|members| {
+            members.get_mut(&id).is_some_and(|member| std::mem::take(&mut member.stops))
+        });
+        stopped::settle(real_pid, stops).await;
     }
     let (mut store, lent) =
         lend(store, token, &members).await.map_err(|reason| one(store_refusal(computation, reason)))?;
 
     let mut round = Round::open(computation, question, suspects);
-    let gathered = match ask(&mut round, &members, lent) {
+    // A child whose parent has ended is nobody's whom the only member knows.
+    let alone = members.len() == 1 && computation.births().is_empty();
+    let gathered = match ask(&mut round, &members, alone, lent) {
         Ok(()) => round.gather().await,
         Err(refusals) => Err(refusals.into()),
     };
@@ -199,8 +204,12 @@ async fn lend(
 }
 
 /// Asks every process to dump itself.
-fn ask(round: &mut Round<'_>, members: &[(MemberId, u32)], mut lent: Lent) -> Result<(), Vec<Refusal>> {
-    let alone = members.len() == 1;
+fn ask(
+    round: &mut Round<'_>,
+    members: &[(MemberId, u32)],
+    alone: bool,
+    mut lent: Lent,
+) -> Result<(), Vec<Refusal>> {
     let refusals: Vec<Refusal> =
         members.iter().filter_map(|(id, _)| round.ask(*id, alone, lent.remove(id)).err()).collect();
     if refusals.is_empty() { Ok(()) } else { Err(refusals) }

@@ -26,6 +26,8 @@ pub enum Role {
         argv: Vec<String>,
         /// The checkpoint that it was restarted from.
         restarted_from: Option<String>,
+        /// It stood stopped by a signal, and stops itself when it is told to [`ToProcess::Go`].
+        stops: bool,
     },
     Client,
 }
