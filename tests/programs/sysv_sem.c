@@ -59,6 +59,8 @@ int main(void) {
     CHECK(semctl(set, 0, GETALL, now) == 0 && memcmp(now, expected, sizeof now) == 0, "the values are %d %d %d %d %d",
           now[0], now[1], now[2], now[3], now[4]);
     CHECK(semctl(private, 0, GETVAL) == 42, "a set without a key has another value");
+    for (int i = 0; i < 5000 && semctl(set, 1, GETNCNT) == 0; i++)
+        sleep_ms(1);
     CHECK(semctl(set, 1, GETNCNT) == 1 && atomic_load(got) == 0, "nobody waits any more");
     CHECK(operate(set, 1, 1, 0) == 0, "semop");
     for (int i = 0; i < 5000 && atomic_load(got) == 0; i++)
