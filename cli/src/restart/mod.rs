@@ -8,7 +8,7 @@
 //! - `computation`: all processes of the checkpoint, read and checked
 //! - `machine`, `credentials`, `layout`, `settings`, `descriptors`: what is checked, and what goes into the plan
 //! - `lazy`: which memory is left to a pager, and starting it
-//! - `objects`: content of memory and files that exist in the checkpoint only
+//! - `objects`, `system_v`: content of memory, files and queues that exist in the checkpoint only
 //! - `tree`: who makes whom; `assembly`, `board`: they are made, and wait for each other
 //! - `spawn`: the children that become the processes of the computation; `session`: where init belongs
 //! - `place`, `namespace`: where their ids can be had: here, or in a pid namespace of their own
@@ -32,6 +32,7 @@ pub mod session;
 mod settings;
 mod spawn;
 mod supervise;
+mod system_v;
 mod tree;
 
 use stasis_protocol::coordinator::{ClientRequest, Refusal};
