@@ -12,11 +12,14 @@ use std::{
 
 use stasis_protocol::pager::Map;
 
-use super::{GRANULE, Pager, Pages, Stop, space::Space};
+use super::{Pager, Pages, Stop, space::Space};
 use crate::hash::PAGE_SIZE;
 
 /// Pages that a thread takes at a time: 1 MiB.
 const CHUNK: u64 = 256;
+
+/// The same where they come in the order in which they were touched: the next ones are wanted soon.
+const ORDERED: u64 = 64;
 
 /// What is to be brought, in order.
 pub struct Plan {
@@ -27,23 +30,17 @@ pub struct Plan {
 }
 
 struct State {
-    ordered: std::vec::IntoIter<Pages>,
+    /// Each for one thread to take, in address order.
+    ordered: std::vec::IntoIter<Vec<Pages>>,
     /// Where the search for the rest goes on: the region, and the page in it.
     region: usize,
     page: u64,
 }
 
 impl Plan {
-    pub fn new(space: &Space, order: &[u64], all: bool) -> Self {
-        let mut ordered: Vec<Pages> = Vec::new();
-        for &granule in order {
-            match ordered.last_mut() {
-                Some(last) if last.end == granule && last.end - last.start < CHUNK => last.end += GRANULE,
-                _ => ordered.push(granule..granule.saturating_add(GRANULE)),
-            }
-        }
+    pub fn new(space: &Space, order: &[Pages], all: bool) -> Self {
         let page = space.regions().first().map_or(0, |region| region.start);
-        let state = State { ordered: ordered.into_iter(), region: 0, page };
+        let state = State { ordered: batches(order).into_iter(), region: 0, page };
         Self { state: Mutex::new(state), changed: Condvar::new(), all: AtomicBool::new(all) }
     }
 
@@ -61,24 +58,41 @@ impl Plan {
     }
 
     /// The next range; waits where nothing is to be brought now. `None`: nothing will be.
-    fn next(&self, space: &Space) -> Option<Pages> {
+    fn next(&self, space: &Space) -> Option<Vec<Pages>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             if space.left() == 0 {
                 return None;
             }
             if let Some(urgent) = space.next_urgent() {
-                return Some(urgent);
+                return Some(vec![urgent]);
             }
             if let Some(pages) = state.ordered.next() {
                 return Some(pages);
             }
             if self.all.load(Ordering::Acquire) {
-                return state.rest(space);
+                return state.rest(space).map(|pages| vec![pages]);
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
+}
+
+/// An order in parts.
+fn batches(order: &[Pages]) -> Vec<Vec<Pages>> {
+    let (mut batches, mut batch, mut pages) = (Vec::new(), Vec::new(), 0);
+    for run in order {
+        pages += run.end - run.start;
+        batch.push(run.clone());
+        if pages >= ORDERED {
+            batch.sort_unstable_by_key(|run| run.start);
+            batches.push(std::mem::take(&mut batch));
+            pages = 0;
+        }
+    }
+    batch.sort_unstable_by_key(|run| run.start);
+    batches.push(batch);
+    batches
 }
 
 impl State {
@@ -127,7 +141,7 @@ pub fn start(pager: &Arc<Pager>) -> io::Result<()> {
 fn bring(pager: &Pager) -> Result<(), Stop> {
     let mut buffer = vec![0; CHUNK as usize * PAGE_SIZE];
     while let Some(pages) = pager.prefetch.next(&pager.space) {
-        pager.space.fetch(pages, &mut buffer, || {
+        pager.space.fetch_all(&pages, &mut buffer, || {
             // Those who answer faults read the event.
             thread::yield_now();
             if pager.ended.load(Ordering::Acquire) { Err(Stop::Ended) } else { Ok(()) }

@@ -134,14 +134,15 @@ fn fault(
         pager.statistics.zero();
         return space.zero(page, relieve);
     }
-    pager.touched(page);
+    let wanted = pager.recorder().touched(page);
     if space.fetch(page..page + 1, buffer, &mut relieve)? == 0 {
         // Another thread has brought it, or it is to be zeros now.
         stasis_sys::userfaultfd::wake(space.uffd(), page * PAGE_SIZE as u64, PAGE_SIZE as u64);
     }
     pager.statistics.fault(since.elapsed());
-    let granule = page / GRANULE * GRANULE;
-    space.fetch(granule..granule + GRANULE, buffer, relieve)?;
+    if wanted.end - wanted.start > 1 {
+        space.fetch(wanted, buffer, relieve)?;
+    }
     if space.left() == 0 {
         pager.announce();
     }
