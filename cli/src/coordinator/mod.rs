@@ -12,7 +12,7 @@
 
 mod births;
 mod checkpoint;
-mod computation;
+pub mod computation;
 mod connection;
 mod log;
 mod message;

@@ -121,7 +121,7 @@ fn disabled(part: &str) -> bool {
 }
 
 /// Private anonymous memory of which much is in the checkpoint, and how many pages that are.
-fn regions(image: &ProcessImage, pages: &Pages) -> (Vec<Range<u64>>, u64) {
+pub fn regions(image: &ProcessImage, pages: &Pages) -> (Vec<Range<u64>>, u64) {
     let mut extents = pages
         .of(MEMORY)
         .filter(|(extent, _)| extent.kind != kind::ZERO)

@@ -31,7 +31,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::session::Session;
+use super::{session::Session, staging};
 
 /// What is asked of a namespace.
 pub struct Request {
@@ -349,6 +349,7 @@ fn mount_proc() -> io::Result<()> {
 
 /// Closes all but the channel: who reads from a pipe that the program writes to must see its end.
 fn let_go(channel: OwnedFd) -> OwnedFd {
+    staging::let_go();
     let number = channel.into_raw_fd();
     // SAFETY: nothing else that is open here is used any more, and nothing that owns it is dropped. dup2(2) does
     // nothing where both numbers are the same.

