@@ -162,6 +162,11 @@ pub enum News {
 }
 
 impl Init {
+    /// Nobody else's until it is collected.
+    pub fn pid(&self) -> u32 {
+        self.pid.as_raw() as u32
+    }
+
     /// Becomes readable when there is something to be told.
     pub fn channel(&self) -> BorrowedFd<'_> {
         self.channel.as_fd()
@@ -194,6 +199,8 @@ impl Init {
                 self.early.borrow_mut().push_back((status, ends));
                 Ok(News::Other)
             }
+            // It has ended already, and init with it.
+            None if self.early.borrow().iter().any(|(_, ends)| *ends) => Ok(News::None),
             None => bail!("the namespace's first processes were killed"),
         }
     }

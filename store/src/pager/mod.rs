@@ -99,6 +99,8 @@ pub fn run(task: Task, complete: impl FnOnce(Learnt)) -> io::Result<()> {
     let packs = source.describe();
     let Some((features, uffd)) = receive(&socket)? else { return Ok(()) };
     let Some((pid, pidfd)) = receive(&socket)? else { return Ok(()) };
+    // From the first moment on: whoever asks then waits for the answer.
+    let listener = report::listen(&pidfd, pid);
     let space = Space::new(uffd, features & WP_ASYNC != 0, table, Arc::new(source), regions);
     let total = space.left();
     let pager = Arc::new(Pager {
@@ -120,7 +122,6 @@ pub fn run(task: Task, complete: impl FnOnce(Learnt)) -> io::Result<()> {
     if !prefetch {
         await_hurry(&pager)?;
     }
-    let listener = report::listen(&pager, pid);
     let mut complete = Some(complete);
     let mut waiting = false;
     loop {
