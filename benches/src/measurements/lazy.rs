@@ -174,6 +174,9 @@ pub fn arrival(setting: &Setting<'_>, mib: usize) -> anyhow::Result<Vec<Line>> {
         let (started, took) = saved.restart("--eager")?;
         eager.push(took);
         saved.end(started)?;
+        let (started, took) = saved.restart("--lazy")?;
+        idle.push(took + number(&saved.await_complete()?, "complete_us")? / 1e3);
+        saved.end(started)?;
         let (started, took) = saved.restart_and_read("--eager")?;
         eager_read.push(took);
         saved.end(started)?;
@@ -188,9 +191,6 @@ pub fn arrival(setting: &Setting<'_>, mib: usize) -> anyhow::Result<Vec<Line>> {
             }
             saved.end(started)?;
         }
-        let (started, took) = saved.restart("--lazy")?;
-        idle.push(took + number(&saved.await_complete()?, "complete_us")? / 1e3);
-        saved.end(started)?;
     }
     let large = mib >= 2048;
     let goal = |line: Line, goal| if large { line.goal(goal) } else { line };

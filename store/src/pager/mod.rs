@@ -11,13 +11,16 @@
 //! - `table`: which pages are absent, shared with the process
 //! - `source`: where they come from; `space`: the memory of a process, and what is done to its mappings meanwhile
 //! - `serve`: threads that answer faults; `prefetch`: threads that bring the rest
-//! - `order`: what was touched first, for the next restart
+//! - `priority`: who of them goes first
+//! - `order`: what was touched first, for the next restart; `known`: what is known from the last ones
 //! - `statistics`, `report`: how it goes, and who may ask
 //!
 //! Not here: deciding what is restarted lazily, and making the userfaultfd (cli/src/restart, preload/restorer).
 
+mod known;
 pub mod order;
 mod prefetch;
+mod priority;
 pub mod report;
 mod serve;
 mod source;
@@ -97,6 +100,8 @@ struct Pager {
 pub fn run(task: Task, complete: impl FnOnce(Learnt)) -> io::Result<()> {
     let Task { source, regions, order, prefetch, mut socket, table, whose } = task;
     let packs = source.describe();
+    // While the process is being made.
+    let plan = known::Known::new(&order);
     let Some((features, uffd)) = receive(&socket)? else { return Ok(()) };
     let Some((pid, pidfd)) = receive(&socket)? else { return Ok(()) };
     // From the first moment on: whoever asks then waits for the answer.
@@ -104,7 +109,7 @@ pub fn run(task: Task, complete: impl FnOnce(Learnt)) -> io::Result<()> {
     let space = Space::new(uffd, features & WP_ASYNC != 0, table, Arc::new(source), regions);
     let total = space.left();
     let pager = Arc::new(Pager {
-        prefetch: prefetch::Plan::new(&space, &order, prefetch),
+        prefetch: prefetch::Plan::new(&space, plan, prefetch),
         space,
         pidfd,
         whose,
@@ -119,9 +124,7 @@ pub fn run(task: Task, complete: impl FnOnce(Learnt)) -> io::Result<()> {
     });
     serve::start(&pager)?;
     prefetch::start(&pager)?;
-    if !prefetch {
-        await_hurry(&pager)?;
-    }
+    await_hurry(&pager)?;
     let mut complete = Some(complete);
     let mut waiting = false;
     loop {
