@@ -20,7 +20,7 @@ use tokio::{
 use super::{
     checkpoint::{self, Order, Taken},
     computation::{Computation, Member, OUTBOX},
-    log,
+    dormant, log,
     message::{self, Outgoing},
 };
 use crate::{process::Pidfd, store};
@@ -66,7 +66,7 @@ async fn identify(computation: &Rc<Computation>, mut stream: UnixStream) -> io::
     }
     match hello.role {
         Role::Client => serve_client(computation, stream).await,
-        Role::Process { pid, argv, restarted_from } => {
+        Role::Process { pid, argv, restarted_from, stops } => {
             let real_pid =
                 peer.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|&pid| pid != 0).ok_or_else(
                     || io::Error::other("the process is in a pid namespace that cannot be seen from here"),
@@ -82,6 +82,7 @@ async fn identify(computation: &Rc<Computation>, mut stream: UnixStream) -> io::
                     real_pid,
                     command: command_line(&argv),
                     restarted_from,
+                    stops,
                     pidfd: Rc::clone(&pidfd),
                     outbox,
                     phase: Phase::Running,
@@ -90,6 +91,7 @@ async fn identify(computation: &Rc<Computation>, mut stream: UnixStream) -> io::
                     last_pause_us: None,
                     last_stood_us: None,
                     last_memory: None,
+                    has_parted: false,
                     rank: 0,
                 })
                 .await;
@@ -99,6 +101,7 @@ async fn identify(computation: &Rc<Computation>, mut stream: UnixStream) -> io::
                 _ = pidfd.ended() => Ok(()),
             };
             computation.leave(id).await;
+            dormant::call_the_last(computation);
             writing.abort();
             serving.abort();
             result
@@ -196,7 +199,10 @@ async fn carry_out(computation: &Rc<Computation>, request: ClientRequest) -> Cli
             }
         }
         ClientRequest::Status => match computation.status() {
-            Ok(status) => ClientReply::Status(status),
+            Ok(mut status) => {
+                status.processes.extend(dormant::find(computation).into_iter().filter_map(dormant::status));
+                ClientReply::Status(status)
+            }
             Err(error) => failed("the status", &error),
         },
         ClientRequest::Kill => kill(computation).await,
@@ -245,9 +251,15 @@ async fn await_process(computation: &Computation, real_pid: u32) -> ClientReply 
 
 /// Ends every process.
 async fn kill(computation: &Computation) -> ClientReply {
-    let targets: Vec<(String, Rc<Pidfd>)> = computation.with_members(|members| {
+    /// Those that do not answer end all the same; they may stand stopped.
+    const PART_DEADLINE: Duration = Duration::from_millis(300);
+    checkpoint::tell(computation, &ToProcess::Part);
+    computation.await_parting(PART_DEADLINE).await;
+    let mut targets: Vec<(String, Rc<Pidfd>)> = computation.with_members(|members| {
         members.values().map(|member| (member.name(), Rc::clone(&member.pidfd))).collect()
     });
+    let dormant = dormant::find(computation).into_iter();
+    targets.extend(dormant.filter_map(|pid| Some((format!("pid {pid}"), Rc::new(Pidfd::open(pid).ok()?)))));
     let mut refusals = Vec::new();
     let mut refuse = |name: &String, reason: String| {
         let remedy = "see `stasis status` and end it as root".into();

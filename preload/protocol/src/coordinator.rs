@@ -26,6 +26,8 @@ pub enum Role {
         argv: Vec<String>,
         /// The checkpoint that it was restarted from.
         restarted_from: Option<String>,
+        /// It stood stopped by a signal, and stops itself when it is told to [`ToProcess::Go`].
+        stops: bool,
     },
     Client,
 }
@@ -125,6 +127,8 @@ pub enum FromProcess {
         /// The objects that it has copied.
         objects: Vec<u64>,
     },
+    /// The answer to [`ToProcess::Part`].
+    Parting,
     /// Nothing was stopped, or all runs again as if nothing had been asked.
     Refused {
         token: u64,
@@ -182,8 +186,8 @@ pub enum ToProcess {
     },
     /// To a restarted process, when all of its computation are there: let the threads go on.
     Go,
-    /// The checkpoint exists. A process that is held ends itself (SIGKILL) when `kill` is set, else
-    /// goes on.
+    /// The checkpoint exists. A process that is held goes on, or, when `kill` is set, answers as to [`ToProcess::Part`] and
+    /// waits for [`ToProcess::End`].
     Committed {
         token: u64,
         kill: bool,
@@ -192,6 +196,11 @@ pub enum ToProcess {
     Abandoned {
         token: u64,
     },
+    /// The process is about to be ended: answer [`FromProcess::Parting`] when its connections are such that their ports are
+    /// free then.
+    Part,
+    /// End (SIGKILL).
+    End,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
