@@ -171,5 +171,5 @@ macro_rules! programs {
 
 programs! {
     allocates, brk_heap, guards, heap, huge_pages, madvise, mremap, mutexes, pipes, reserve, robust, rseq, shared_memory,
-    signal_masks, sparse, stack, threads, tree, vdso,
+    signal_masks, sparse, stack, threads, tree,
 }

@@ -36,7 +36,9 @@ use crate::{
     context::Context,
     coordinator::{computation::random, start},
     failure::{self, ExitCode, Failure},
-    output, tracer,
+    output,
+    process::Pidfd,
+    tracer,
 };
 
 /// So many addresses behind the one that was asked for are tried.
@@ -196,6 +198,10 @@ impl Started {
         let _ = self.await_made();
         if let Ok(Some(mut client)) = Client::try_connect(&self.address) {
             let _ = client.count(&ClientRequest::Kill);
+        }
+        // Some may not have spoken to their coordinator yet.
+        for handle in self.pids.iter().filter_map(|(_, here)| Pidfd::open(*here as u32).ok()) {
+            let _ = handle.signal(libc::SIGKILL);
         }
         while waitpid(self.stand_in, None) == Err(Errno::EINTR) {}
     }
