@@ -12,6 +12,9 @@ use crate::{machine::Machine, statistics::Samples};
 pub enum Unit {
     Milliseconds,
     Nanoseconds,
+    Microseconds,
+    /// How often something happened.
+    Times,
     Mebibytes,
     /// One quantity divided by another.
     Ratio,
@@ -22,6 +25,8 @@ impl Unit {
         match self {
             Self::Milliseconds => "ms",
             Self::Nanoseconds => "ns",
+            Self::Microseconds => "µs",
+            Self::Times => "times",
             Self::Mebibytes => "MiB",
             Self::Ratio => "×",
         }

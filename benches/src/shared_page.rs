@@ -48,6 +48,11 @@ pub struct Words {
     dirty: AtomicU32,
     /// Set when the program is to end.
     stop: AtomicU32,
+    /// How many pages the program is to read, at random; it sets it back to 0 when it has: a futex.
+    read: AtomicU32,
+    _room: u32,
+    /// When it had.
+    read_at: AtomicU64,
 }
 
 /// The page, mapped.
@@ -147,6 +152,33 @@ impl SharedPage {
     pub fn dirtied(&self) {
         self.words().dirty.store(0, Ordering::Release);
         wake(&self.words().dirty);
+    }
+
+    /// The program's side: how many pages it is asked to read.
+    pub fn pages_to_read(&self) -> u32 {
+        self.words().read.load(Ordering::Acquire)
+    }
+
+    /// The program's side: it has read them.
+    pub fn was_read(&self) {
+        self.words().read_at.store(now(), Ordering::Relaxed);
+        self.words().read.store(0, Ordering::Release);
+        wake(&self.words().read);
+    }
+
+    /// Asks the program to read so many pages when it goes on.
+    pub fn ask_to_read(&self, pages: u32) {
+        self.words().read.store(pages, Ordering::Release);
+    }
+
+    /// Waits until the program has read the pages that it was asked to read; when it had, CLOCK_MONOTONIC in nanoseconds.
+    ///
+    /// # Errors
+    /// As [`SharedPage::await_tick`].
+    pub fn await_read(&self, pages: u32, ended: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<u64> {
+        let words = self.words();
+        await_change(&words.read, pages, ended).context("waiting for the program to read its memory")?;
+        Ok(words.read_at.load(Ordering::Relaxed))
     }
 
     /// The program's side: whether it is to end.

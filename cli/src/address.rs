@@ -59,6 +59,24 @@ impl Address {
         &self.path
     }
 
+    /// This address (0), or the one so many behind it: of `HOST:PORT` the port, of a path a number at its end counts.
+    /// `None`: there is none.
+    pub fn numbered(&self, number: u32) -> Option<Self> {
+        if number == 0 {
+            return Some(self.clone());
+        }
+        let name = self.path.file_name()?.to_str();
+        let port = name.and_then(|name| name.strip_prefix("coord-localhost:")?.strip_suffix(".sock"));
+        let path = match port.and_then(|port| port.parse::<u16>().ok()) {
+            Some(port) => {
+                let port = port.checked_add(u16::try_from(number).ok()?)?;
+                self.path.with_file_name(format!("coord-localhost:{port}.sock"))
+            }
+            None => self.beside(&format!(".{}", number + 1)),
+        };
+        (path.as_os_str().len() <= LONGEST_PATH).then_some(Self { path })
+    }
+
     /// The path with `suffix` added to the file name: what belongs to the coordinator beside its socket.
     pub fn beside(&self, suffix: &str) -> PathBuf {
         let mut path = OsString::from(&self.path);
@@ -157,6 +175,18 @@ mod tests {
     fn a_path_is_taken_as_it_is() {
         assert_eq!(path("unix:/a/b.sock"), Path::new("/a/b.sock"));
         assert_eq!(path("/a/b.sock"), Path::new("/a/b.sock"));
+    }
+
+    #[test]
+    fn what_is_numbered_is_beside_the_first() {
+        let numbered = |text: &str, number| {
+            let first = Address::resolve(Some(OsStr::new(text))).unwrap();
+            first.numbered(number).map(|address| address.path)
+        };
+        assert_eq!(numbered("/a/b", 0), Some("/a/b".into()));
+        assert_eq!(numbered("/a/b", 1), Some("/a/b.2".into()));
+        assert_eq!(numbered("localhost:7779", 3), Some(path("localhost:7782")));
+        assert_eq!(numbered("localhost:65535", 1), None);
     }
 
     #[test]

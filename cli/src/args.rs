@@ -185,6 +185,15 @@ pub struct RestartArgs {
     /// Load all memory first
     #[arg(long)]
     pub eager: bool,
+    /// Restart it so many times at once, each a computation of its own
+    ///
+    /// Their memory is loaded once, and shared until they write to it (with --lazy each has a pager of its own, and they
+    /// share what the kernel has cached of the store). Each has its pids, in a pid namespace where they are taken, and its
+    /// coordinator: at the address of --coord, or the next ones (port 7780, or PATH.2, and so on) that are free; they are
+    /// printed. All have what the program had open: output to one terminal is mixed, and a file that each goes on
+    /// writing at the same place is overwritten. It ends when all have ended, with the status of the first that failed.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub clones: Option<u32>,
     /// Run it in the background; print the computation's id and the pids once it runs
     #[arg(long)]
     pub detach: bool,

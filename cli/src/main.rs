@@ -13,6 +13,7 @@
 #![cfg_attr(not(test), no_main)]
 
 mod address;
+mod arch;
 mod args;
 mod client;
 mod commands;

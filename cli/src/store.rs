@@ -10,7 +10,10 @@ use std::{
 
 use stasis_protocol::store::{CheckpointRecord, Collected, Difference, DiskUsage, Exported, Hash, Imported};
 pub use stasis_store::client::Client;
-use stasis_store::client::{ClientError, StoredProcess, Verification};
+use stasis_store::{
+    client::{ClientError, StoredProcess, Verification},
+    pager::order::{self, Order},
+};
 
 use crate::{failure::Failure, locate};
 
@@ -160,6 +163,15 @@ impl Store {
     /// [`Failure::Store`].
     pub fn read_process(&mut self, manifest: &Hash) -> Result<StoredProcess, Failure> {
         self.client.read_process(manifest).map_err(|error| self.failure(&error))
+    }
+
+    /// What a process touched first after restarts from a checkpoint or what led to it.
+    ///
+    /// # Errors
+    /// [`Failure::Store`].
+    pub fn working_set(&mut self, checkpoint: &str, pid: u32) -> Result<Order, Failure> {
+        let set = self.client.working_set(checkpoint, pid).map_err(|error| self.failure(&error))?;
+        Ok(order::decode(&set))
     }
 
     /// The failure for something that is wrong with this store.

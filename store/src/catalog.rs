@@ -8,6 +8,7 @@
 
 mod damage;
 mod moves;
+mod working_sets;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -229,6 +230,7 @@ impl Catalog {
             labels.insert(label, bearer.map(|record| record.sequence));
         }
         let changes = Changes {
+            working_sets: self.inherited(&gone, &kept)?,
             deleted: gone.iter().map(|record| (record.sequence, record.id.clone())).collect(),
             labels: labels.into_iter().map(|(label, bearer)| (label.to_owned(), bearer)).collect(),
             sequence: Some(self.index.last_sequence()?),

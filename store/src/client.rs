@@ -23,7 +23,7 @@ use stasis_protocol::{
     VERSION,
     store::{
         CheckpointDraft, CheckpointRecord, Collected, Difference, DiskUsage, DumpStats, Exported, Hash,
-        Imported, PageRange, Reply, Request, Space, StagedRun, Usage,
+        Imported, PageRange, Reply, Request, Space, StagedRun, Usage, WorkingSet,
     },
 };
 
@@ -359,6 +359,30 @@ impl Client {
                 .pop()
                 .ok_or_else(|| ClientError::Unexpected("a restricted connection that did not come".into())),
             (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// Keeps what a process touched first after a restart from `checkpoint`.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    pub fn keep_working_set(
+        &mut self,
+        checkpoint: &str,
+        pid: u32,
+        set: WorkingSet,
+    ) -> Result<(), ClientError> {
+        self.done(&Request::KeepWorkingSet { checkpoint: checkpoint.to_owned(), pid, set })
+    }
+
+    /// What a process touched first after restarts from `checkpoint` or what led to it; empty: nothing is known.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn working_set(&mut self, checkpoint: &str, pid: u32) -> Result<WorkingSet, ClientError> {
+        match self.ask(&Request::ReadWorkingSet { checkpoint: checkpoint.to_owned(), pid })? {
+            Reply::WorkingSet(set) => Ok(set),
+            other => Err(unexpected(&other)),
         }
     }
 

@@ -9,6 +9,7 @@
 //! | | `l` label | the sequence of its last checkpoint |
 //! | | `p` pack u32 BE | pack record |
 //! | | `d` pack u32 BE | its damaged pages: first slots and how many there are from each on |
+//! | | `w` sequence u64 BE, pid u32 BE | what the process touched first after a restart |
 //! | | `n` | the highest number of a pack that is gone |
 //! | | `u` number u32 BE | names of nodes whose checkpoint is being committed |
 //! | | `s` | the highest sequence ever given, where its checkpoint is deleted |
@@ -31,7 +32,7 @@ use rocksdb::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use stasis_protocol::{
-    store::{CheckpointRecord, kind},
+    store::{CheckpointRecord, WorkingSet, kind},
     wire,
 };
 
@@ -45,6 +46,7 @@ const ID: u8 = b'i';
 const LABEL: u8 = b'l';
 const PACK: u8 = b'p';
 const DAMAGED: u8 = b'd';
+const WORKING_SET: u8 = b'w';
 const UNCOMMITTED: u8 = b'u';
 const SEQUENCE: u8 = b's';
 const REMOVED_PACK: u8 = b'n';
@@ -70,6 +72,9 @@ pub struct Index {
     db: RwLock<Option<DB>>,
 }
 
+/// A working set, by the sequence of its checkpoint and the pid of its process.
+pub type KeptWorkingSet = ((u64, u32), WorkingSet);
+
 /// Changes that are made together.
 #[derive(Default)]
 pub struct Changes {
@@ -77,8 +82,9 @@ pub struct Changes {
     pub packs: Vec<(u32, PackRecord)>,
     /// Nodes that were announced are theirs.
     pub checkpoints: Vec<CheckpointRecord>,
-    /// Checkpoints to delete, by sequence and id.
+    /// Checkpoints to delete, by sequence and id; their working sets go with them.
     pub deleted: Vec<(u64, String)>,
+    pub working_sets: Vec<KeptWorkingSet>,
     /// Labels and the sequence that they mean from now on, if any.
     pub labels: Vec<(String, Option<u64>)>,
     /// No sequence up to this is given again.
@@ -272,6 +278,11 @@ impl Index {
             for (sequence, id) in &changes.deleted {
                 batch.delete(key(CHECKPOINT, &sequence.to_be_bytes()));
                 batch.delete(key(ID, id.as_bytes()));
+                let (first, behind) = (sequence.to_be_bytes(), (sequence + 1).to_be_bytes());
+                batch.delete_range(key(WORKING_SET, &first), key(WORKING_SET, &behind));
+            }
+            for ((sequence, pid), set) in &changes.working_sets {
+                put(&mut batch, &working_set_key(*sequence, *pid), set);
             }
             for (label, sequence) in &changes.labels {
                 let key = key(LABEL, label.as_bytes());
@@ -434,6 +445,30 @@ impl Index {
         }
     }
 
+    /// What was kept for a process of a checkpoint.
+    ///
+    /// # Errors
+    /// As [`Index::checkpoints`].
+    pub fn working_set(&self, sequence: u64, pid: u32) -> Result<Option<WorkingSet>, StoreError> {
+        match self.read(|db| Ok(db.get(working_set_key(sequence, pid))?))? {
+            Some(value) => decode(&value, "a working set").map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The lowest sequence of a checkpoint that has a working set.
+    ///
+    /// # Errors
+    /// As [`Index::checkpoints`].
+    pub fn first_working_set(&self) -> Result<Option<u64>, StoreError> {
+        let first = self.read(|db| {
+            let mut entries = db.iterator(IteratorMode::From(&[WORKING_SET], Direction::Forward));
+            Ok(entries.next().transpose()?.map(|(key, _)| key))
+        })?;
+        let first = first.filter(|key| key.first() == Some(&WORKING_SET));
+        Ok(first.and_then(|key| Some(u64::from_be_bytes(key.get(1..9)?.try_into().ok()?))))
+    }
+
     /// All packs that have a record.
     ///
     /// # Errors
@@ -552,6 +587,10 @@ fn family<'a>(db: &'a DB, name: &str) -> Result<&'a ColumnFamily, Problem> {
 
 fn key(prefix: u8, rest: &[u8]) -> Vec<u8> {
     [&[prefix], rest].concat()
+}
+
+fn working_set_key(sequence: u64, pid: u32) -> Vec<u8> {
+    [&[WORKING_SET], &sequence.to_be_bytes()[..], &pid.to_be_bytes()].concat()
 }
 
 fn put<T: Serialize>(batch: &mut WriteBatch, key: &[u8], value: &T) {

@@ -3,6 +3,7 @@
 mod calls;
 mod checkpoint;
 mod compute;
+mod lazy;
 mod processes;
 mod start;
 mod store;
@@ -57,6 +58,14 @@ pub fn all(quick: bool) -> Vec<Measurement> {
         let name = format!("processes-{count}");
         all.push(measurement(name, Box::new(move |setting| processes::measure(setting, count))));
     }
+    let sizes = if quick { lazy::QUICK_FLAT } else { lazy::FLAT };
+    all.push(measurement("lazy-first-tick".into(), Box::new(|setting| lazy::first_tick(setting, sizes))));
+    let mib = if quick { 64 } else { 2048 };
+    let name = format!("lazy-{mib}");
+    all.push(measurement(name, Box::new(move |setting| lazy::arrival(setting, mib))));
+    let (clones, mib) = if quick { (2, 64) } else { (8, 1024) };
+    let name = format!("clones-{clones}");
+    all.push(measurement(name, Box::new(move |setting| lazy::clones(setting, clones, mib))));
     all.push(measurement("store-bytes".into(), Box::new(store::bytes)));
     all.push(measurement("store-memory".into(), Box::new(store::memory)));
     all

@@ -130,6 +130,49 @@ impl StasisSession {
         Ok(command)
     }
 
+    /// The command that restarts the program from a checkpoint, with more arguments.
+    ///
+    /// # Errors
+    /// When the log cannot be opened.
+    pub fn restart_with(&self, id: &str, arguments: &[&str]) -> anyhow::Result<Command> {
+        self.command(&[&["restart", id], arguments].concat())
+    }
+
+    /// The last checkpoint.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn last(&self) -> anyhow::Result<String> {
+        self.last.clone().context("no checkpoint has been taken")
+    }
+
+    /// How the memory of the restarted program arrives, as `stasis status` tells it; null: no pager looks after it (yet).
+    ///
+    /// # Errors
+    /// When the coordinator does not answer.
+    pub fn arriving(&self) -> anyhow::Result<Value> {
+        Ok(self.json(&["status"])?["processes"][0]["memory"].clone())
+    }
+
+    /// Restarts so many clones; their pids. They are this process' children from then on, as orphans.
+    ///
+    /// # Errors
+    /// When one cannot be.
+    pub fn clones(&self, id: &str, count: usize) -> anyhow::Result<Vec<u32>> {
+        let told = self.json(&["restart", id, "--clones", &count.to_string(), "--detach"])?;
+        let clones = told["clones"].as_array().context("clones are listed")?;
+        let pid = |clone: &Value| Some(clone["pids"].as_array()?.first()?.as_u64()? as u32);
+        clones.iter().map(|clone| pid(clone).with_context(|| format!("no pid in {clone}"))).collect()
+    }
+
+    /// The pid of the one process that runs.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn pid(&self) -> anyhow::Result<u32> {
+        Ok(number(&self.json(&["status"])?["processes"][0], "real_pid")?.try_into()?)
+    }
+
     /// How many checkpoints were taken, and how many failed.
     ///
     /// # Errors

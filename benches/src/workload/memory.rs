@@ -1,6 +1,6 @@
 //! Memory that neither compresses nor repeats, and ticks that tell when the program ran.
 
-use std::{path::Path, thread, time::Duration};
+use std::{hint::black_box, path::Path, thread, time::Duration};
 
 use super::XorShift;
 use crate::shared_page::SharedPage;
@@ -29,7 +29,25 @@ pub fn run(mib: usize, seed: u64, page: &Path) -> anyhow::Result<()> {
             }
             shared.dirtied();
         }
+        let read = shared.pages_to_read();
+        if read > 0 {
+            black_box(read_at_random(&memory, read as usize));
+            shared.was_read();
+        }
         thread::sleep(TICK);
     }
     Ok(())
+}
+
+/// Reads a word of so many pages, always the same ones in the same order: the next one is known when a page is there, as where
+/// pointers are followed.
+fn read_at_random(memory: &[u64], pages: usize) -> u64 {
+    let mut random = XorShift::new(7);
+    let all = (memory.len() / WORDS_PER_PAGE) as u64;
+    let mut sum = 0u64;
+    for _ in 0..pages {
+        let page = (random.step() % all) as usize;
+        sum = sum.wrapping_add(black_box(memory[page * WORDS_PER_PAGE]));
+    }
+    sum
 }

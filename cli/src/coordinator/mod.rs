@@ -13,7 +13,7 @@
 
 mod births;
 mod checkpoint;
-mod computation;
+pub mod computation;
 mod connection;
 mod dormant;
 mod log;

@@ -6,6 +6,7 @@ use stasis_protocol::{
     image::{Machine, ProcessImage},
     store::CheckpointRecord,
 };
+use stasis_store::pager::order::Order;
 
 use super::{
     credentials, descriptors, layout, machine, settings,
@@ -19,6 +20,8 @@ pub struct Saved {
     pub pages: layout::Pages,
     pub key: [u8; 32],
     pub manifest: [u8; 32],
+    /// What it touched first after earlier restarts.
+    pub working_set: Order,
 }
 
 /// A checkpoint.
@@ -41,14 +44,19 @@ impl Computation {
         let failed = |message: String| Failure::Store { directory: directory.clone(), message };
         let record = store.resolve(reference)?;
         let mut processes = Vec::with_capacity(record.draft.processes.len());
+        // All of these before the first process: what is asked after that ends the lease of its packs.
+        let mut working_sets = Vec::new();
         for entry in &record.draft.processes {
+            working_sets.push(store.working_set(&record.id, entry.pid)?);
+        }
+        for (entry, working_set) in record.draft.processes.iter().zip(working_sets) {
             let process = store.read_process(&entry.manifest)?;
             let whose = format!("pid {} in checkpoint {}", entry.pid, record.id);
             let image = image::decode(&process.record)
                 .map_err(|error| error.failure(&whose, |error| failed(error.to_string())))?;
             let (extents, hashes) = process.pages().map_err(|error| failed(error.to_string()))?;
             let pages = layout::Pages { extents, hashes, directory: process.directory };
-            processes.push(Saved { image, pages, key: process.key, manifest: entry.manifest });
+            processes.push(Saved { image, pages, key: process.key, manifest: entry.manifest, working_set });
         }
         if processes.is_empty() {
             bail!(failed(format!("checkpoint {} holds no process: run `stasis verify`", record.id)));

@@ -109,19 +109,34 @@ fn check_file(file: &FileIdentity, mapping: &image::Mapping, refusals: &mut Vec<
     }
 }
 
-/// Where `len` bytes are free in the image's layout.
-pub fn free_area(image: &ProcessImage, len: u64) -> Option<u64> {
+/// Where the image has something.
+pub fn occupied(image: &ProcessImage) -> impl Iterator<Item = Range<u64>> {
+    image.mappings.iter().map(|mapping| mapping.start..mapping.end)
+}
+
+/// Where `len` bytes are free beside what is occupied.
+pub fn free_area(mut occupied: Vec<Range<u64>>, len: u64) -> Option<u64> {
+    occupied.sort_unstable_by_key(|range| range.start);
     let mut at = AREA_FROM;
-    for mapping in &image.mappings {
-        if mapping.end <= at {
+    for range in occupied {
+        if range.end <= at {
             continue;
         }
-        if mapping.start >= at + len {
+        if range.start >= at + len {
             break;
         }
-        at = mapping.end.next_multiple_of(1 << 21);
+        at = range.end.next_multiple_of(1 << 21);
     }
     (at + len <= AREA_TO).then_some(at)
+}
+
+/// What of a process is not filled by the restorer.
+#[derive(Default)]
+pub struct Left {
+    /// Mappings, in address order.
+    pub regions: Vec<Range<u64>>,
+    /// Whether they are there already, writable, and are moved to their places; otherwise they are left to the pager.
+    pub staged: bool,
 }
 
 /// Writes the address space into the plan; opens what it takes, at numbers that the image does not use.
@@ -129,10 +144,11 @@ pub fn plan(
     image: &ProcessImage,
     pages: &Pages,
     objects: &dyn Fn(u32) -> Option<OwnedFd>,
-    lazy: &[Range<u64>],
+    left: &Left,
     places: &mut Places,
     plan: &mut Plan,
 ) -> anyhow::Result<()> {
+    let lazy = &left.regions[..];
     let mut files: BTreeMap<(String, bool), RawFd> = BTreeMap::new();
     let mut modified: Vec<(u64, u64)> = Vec::new();
     for mapping in &image.mappings {
@@ -179,6 +195,14 @@ pub fn plan(
             flags |= libc::MAP_NORESERVE;
         }
         let is_lazy = lazy.binary_search_by_key(&mapping.start, |region| region.start).is_ok();
+        if is_lazy && left.staged {
+            let protection = (libc::PROT_READ | libc::PROT_WRITE) as u32;
+            if protection != mapping.protection {
+                plan.calls.push(call(libc::SYS_mprotect, &[mapping.start, len, mapping.protection.into()]));
+            }
+            advise(mapping, plan);
+            continue;
+        }
         let filled = !mapping.shared && !is_lazy && pages.any(mapping.start, mapping.end);
         let protection = if filled {
             mapping.protection | (libc::PROT_READ | libc::PROT_WRITE) as u32

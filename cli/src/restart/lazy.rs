@@ -12,6 +12,8 @@ use std::{
         fd::{AsFd, AsRawFd, OwnedFd, RawFd},
         unix::net::UnixStream,
     },
+    path::PathBuf,
+    thread,
 };
 
 use anyhow::Context as _;
@@ -24,7 +26,10 @@ use stasis_protocol::{
     image::{Backing, Mapping, ProcessImage, flag},
     store::{MEMORY, kind},
 };
-use stasis_store::pager::{self, Source, Table, Task};
+use stasis_store::{
+    client::Client,
+    pager::{self, Learnt, Source, Table, Task, order},
+};
 use stasis_sys::userfaultfd;
 
 use crate::{address::Address, tracer};
@@ -116,7 +121,7 @@ fn disabled(part: &str) -> bool {
 }
 
 /// Private anonymous memory of which much is in the checkpoint, and how many pages that are.
-fn regions(image: &ProcessImage, pages: &Pages) -> (Vec<Range<u64>>, u64) {
+pub fn regions(image: &ProcessImage, pages: &Pages) -> (Vec<Range<u64>>, u64) {
     let mut extents = pages
         .of(MEMORY)
         .filter(|(extent, _)| extent.kind != kind::ZERO)
@@ -218,7 +223,7 @@ fn start(computation: &Computation, process: usize, regions: &[Range<u64>]) -> a
     let task = Task {
         source,
         regions,
-        order: Vec::new(),
+        order: saved.working_set.clone(),
         prefetch: !disabled("prefetch"),
         socket: ours,
         table,
@@ -229,13 +234,35 @@ fn start(computation: &Computation, process: usize, regions: &[Range<u64>]) -> a
         ForkResult::Parent { .. } => Ok(ends),
         ForkResult::Child => {
             drop(ends);
-            be_pager(task, kept, lease)
+            let learns = Learns {
+                store: pages.directory.clone(),
+                checkpoint: computation.record.id.clone(),
+                pid: saved.image.ids.pid as u32,
+            };
+            be_pager(task, kept, lease, learns)
+        }
+    }
+}
+
+/// For whom a pager learns what is touched first.
+struct Learns {
+    store: PathBuf,
+    checkpoint: String,
+    pid: u32,
+}
+
+impl Learns {
+    /// Keeps it with the checkpoint. Where that is not possible the next restart is slower, and nothing else.
+    fn keep(&self, learnt: &Learnt) {
+        let Some(order) = &learnt.order else { return };
+        if let Ok(mut client) = Client::connect(&self.store) {
+            let _ = client.keep_working_set(&self.checkpoint, self.pid, order::encode(order));
         }
     }
 }
 
 /// In the child: looks after the program until it has ended.
-fn be_pager(task: Task, mut kept: BTreeSet<RawFd>, lease: RawFd) -> ! {
+fn be_pager(task: Task, mut kept: BTreeSet<RawFd>, lease: RawFd, learns: Learns) -> ! {
     // SAFETY: reads a string.
     unsafe { libc::prctl(libc::PR_SET_NAME, c"stasis-pager".as_ptr()) };
     // What the terminal sends is for the program.
@@ -252,11 +279,21 @@ fn be_pager(task: Task, mut kept: BTreeSet<RawFd>, lease: RawFd) -> ! {
     kept.extend(task.source.descriptors());
     kept.insert(lease);
     descriptors::close_others(kept);
-    let _ = pager::run(task, |_| {
-        // The packs may go now.
-        // SAFETY: the store's client is not used any more in this process.
-        unsafe { libc::close(lease) };
+    let mut keeping = None;
+    let _ = pager::run(task, |learnt| {
+        // Beside the pager, whom a checkpoint may ask something meanwhile.
+        keeping = thread::Builder::new()
+            .spawn(move || {
+                learns.keep(&learnt);
+                // The packs may go now, and so may the store's server.
+                // SAFETY: the store's client is not used any more in this process.
+                unsafe { libc::close(lease) };
+            })
+            .ok();
     });
+    if let Some(keeping) = keeping {
+        let _ = keeping.join();
+    }
     // SAFETY: ends the process, without running what belongs to the one that it was forked from.
     unsafe { libc::_exit(0) }
 }

@@ -9,6 +9,7 @@
 //! - `machine`, `credentials`, `layout`, `settings`, `descriptors`: what is checked, and what goes into the plan
 //! - `lazy`: which memory is left to a pager, and starting it
 //! - `objects`, `system_v`: content of memory, files and queues that exist in the checkpoint only
+//! - `clones`: one checkpoint several times; `staging`: the memory that they share; `takeover`: becoming the restorer with it
 //! - `tree`: who makes whom; `assembly`, `board`: they are made, and wait for each other
 //! - `spawn`: the children that become the processes of the computation; `session`: where init belongs
 //! - `place`, `namespace`: where their ids can be had: here, or in a pid namespace of their own
@@ -16,6 +17,7 @@
 
 mod assembly;
 mod board;
+mod clones;
 mod computation;
 mod credentials;
 mod descriptors;
@@ -31,67 +33,111 @@ mod running;
 pub mod session;
 mod settings;
 mod spawn;
+mod staging;
 mod supervise;
 mod system_v;
+mod takeover;
 mod tree;
+
+use std::path::PathBuf;
 
 use stasis_protocol::coordinator::{ClientRequest, Refusal};
 
-use self::{computation::Computation, running::Child};
+use self::{computation::Computation, running::Child, staging::Staging, tree::Tree};
 use crate::{
-    address::Address, args::RestartArgs, context::Context, coordinator::start, failure::ExitCode, locate,
-    output, tracer,
+    address::Address, args::RestartArgs, client::Client, context::Context, coordinator::start,
+    failure::ExitCode, locate, output, tracer,
 };
+
+/// What every restart of a checkpoint needs, however often it is restarted.
+pub struct Prepared {
+    passed: descriptors::Passed,
+    policy: descriptors::Policy,
+    computation: Computation,
+    tree: Tree,
+    restorer: PathBuf,
+    wish: lazy::Wish,
+}
 
 /// `stasis restart`; ends as the program does, or returns why it could not be restarted.
 pub fn run(context: &Context, args: &RestartArgs) -> anyhow::Result<ExitCode> {
-    let passed = descriptors::Passed::look();
-    descriptors::raise_limit();
-    let policy = descriptors::Policy { missing: args.on_missing_file, changed: args.on_changed_file };
-    let computation = Computation::read(context, &args.reference)?;
-    let tree = computation.check(&policy, args.detach)?;
-    let restorer = locate::find(locate::RESTORER)?;
-    let wish = match (args.lazy, args.eager) {
-        (true, _) => lazy::Wish::Lazy,
-        (_, true) => lazy::Wish::Eager,
-        _ => lazy::Wish::Auto,
-    };
+    let prepared = Prepared::new(context, args)?;
+    if let Some(count) = args.clones {
+        return clones::run(context, args, prepared, count);
+    }
     let address = context.address()?;
-    let memory = lazy::choose(wish, &computation.processes, &address);
+    let memory = lazy::choose(prepared.wish, &prepared.computation.processes, &address);
     if let Some(why_not) = memory.why_not.as_deref().filter(|_| !context.quiet) {
         let _ = lazy::explain(why_not);
     }
-
     let directory = context.store()?;
     let mut client = start::connect_or_start(&address, &directory, &start::Options::default())?;
-    client.count(&ClientRequest::Resume {
-        computation: computation.record.draft.computation.clone(),
-        checkpoint: computation.record.id.clone(),
-        processes: computation.processes.iter().map(|process| process.image.ids.pid as u32).collect(),
-    })?;
-    if let Some(interval) = args.interval {
-        client.count(&start::interval_request(interval))?;
-    }
+    client.count(&prepared.resume(prepared.computation.record.draft.computation.clone()))?;
     tracer::join(&address);
-    let request = spawn::Request {
-        computation: &computation,
-        tree: &tree,
-        policy: &policy,
-        memory: &memory,
-        passed: &passed,
-        restorer: &restorer,
-        address: &address,
-        detach: args.detach,
-    };
-    let child = place::spawn(&request)?;
-    child.await_others(&request, client)?;
+    let child = prepared.go(args, &memory, None, &address, client)?;
     if args.detach {
-        print(context, &computation, &address, &child)?;
+        print(context, &prepared.computation, &address, &child)?;
         return Ok(ExitCode::SUCCESS);
     }
     // Or the store's server would stay for as long as the program runs.
-    drop((computation, tree));
+    drop(prepared);
     supervise::stand_in(child)
+}
+
+impl Prepared {
+    /// Reads the checkpoint and checks it.
+    fn new(context: &Context, args: &RestartArgs) -> anyhow::Result<Self> {
+        let passed = descriptors::Passed::look();
+        descriptors::raise_limit();
+        let policy = descriptors::Policy { missing: args.on_missing_file, changed: args.on_changed_file };
+        let computation = Computation::read(context, &args.reference)?;
+        let tree = computation.check(&policy, args.detach)?;
+        let restorer = locate::find(locate::RESTORER)?;
+        let wish = match (args.lazy, args.eager) {
+            (true, _) => lazy::Wish::Lazy,
+            (_, true) => lazy::Wish::Eager,
+            _ => lazy::Wish::Auto,
+        };
+        Ok(Self { passed, policy, computation, tree, restorer, wish })
+    }
+
+    /// Tells a coordinator what is going to run there.
+    fn resume(&self, computation: String) -> ClientRequest {
+        let processes = self.computation.processes.iter();
+        ClientRequest::Resume {
+            computation,
+            checkpoint: self.computation.record.id.clone(),
+            processes: processes.map(|process| process.image.ids.pid as u32).collect(),
+        }
+    }
+
+    /// Makes the processes; returns when all of them run.
+    fn go(
+        &self,
+        args: &RestartArgs,
+        memory: &lazy::Choice,
+        staging: Option<&Staging>,
+        address: &Address,
+        mut client: Client,
+    ) -> anyhow::Result<Child> {
+        if let Some(interval) = args.interval {
+            client.count(&start::interval_request(interval))?;
+        }
+        let request = spawn::Request {
+            computation: &self.computation,
+            tree: &self.tree,
+            policy: &self.policy,
+            memory,
+            staging,
+            passed: &self.passed,
+            restorer: &self.restorer,
+            address,
+            detach: args.detach,
+        };
+        let child = place::spawn(&request)?;
+        child.await_others(&request, client)?;
+        Ok(child)
+    }
 }
 
 fn refusal(what: impl Into<String>, reason: impl Into<String>, remedy: impl Into<String>) -> Refusal {

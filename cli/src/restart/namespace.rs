@@ -31,7 +31,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::session::Session;
+use super::{session::Session, staging};
 
 /// What is asked of a namespace.
 pub struct Request {
@@ -167,6 +167,11 @@ pub enum News {
 }
 
 impl Init {
+    /// Nobody else's until it is collected.
+    pub fn pid(&self) -> u32 {
+        self.pid.as_raw() as u32
+    }
+
     /// Becomes readable when there is something to be told.
     pub fn channel(&self) -> BorrowedFd<'_> {
         self.channel.as_fd()
@@ -199,6 +204,8 @@ impl Init {
                 self.early.borrow_mut().push_back((status, ends));
                 Ok(News::Other)
             }
+            // It has ended already, and init with it.
+            None if self.early.borrow().iter().any(|(_, ends)| *ends) => Ok(News::None),
             None => bail!("the namespace's first processes were killed"),
         }
     }
@@ -354,6 +361,7 @@ fn mount_proc() -> io::Result<()> {
 
 /// Closes all but the channel: who reads from a pipe that the program writes to must see its end.
 fn let_go(channel: OwnedFd) -> OwnedFd {
+    staging::let_go();
     let number = channel.into_raw_fd();
     // SAFETY: nothing else that is open here is used any more, and nothing that owns it is dropped. dup2(2) does
     // nothing where both numbers are the same.

@@ -24,6 +24,8 @@ pub struct Plan {
     pub fills: Vec<Fill>,
     /// Address and length of mappings that are left to the pager.
     pub lazy: Vec<[u64; 2]>,
+    /// Where memory lies that is whole already, where it is to be, its length.
+    pub staged: Vec<[u64; 3]>,
     pub calls: Vec<Call>,
     pub last_calls: Vec<Call>,
     pub thread_calls: Vec<Call>,
@@ -72,6 +74,7 @@ impl Plan {
             + size_of_val(&*self.huge)
             + size_of_val(&*self.fills)
             + size_of_val(&*self.lazy)
+            + size_of_val(&*self.staged)
             + calls * size_of::<Call>()
             + self.threads.len() * size_of::<Thread>()
             + self.data.len()
@@ -89,6 +92,7 @@ impl Plan {
         self.header.huge = append(&mut bytes, &self.huge);
         self.header.fills = append(&mut bytes, &self.fills);
         self.header.lazy = append(&mut bytes, &self.lazy);
+        self.header.staged = append(&mut bytes, &self.staged);
         self.header.calls = append(&mut bytes, &self.calls);
         self.header.last_calls = append(&mut bytes, &self.last_calls);
         self.header.thread_calls = append(&mut bytes, &self.thread_calls);

@@ -81,7 +81,10 @@ pub fn await_all(
         Ok(pid) => {
             let (root, processes) = pid;
             let terminal = terminal(request, &processes);
-            let handle = match Pidfd::open(root.as_raw() as u32).context("the program was killed") {
+            // In a namespace init may have collected it already: what init then tells is its end, and signals are for nobody.
+            let handle = Pidfd::open(root.as_raw() as u32)
+                .or_else(|error| watch.init.as_ref().map_or(Err(error), |init| Pidfd::open(init.pid())));
+            let handle = match handle.context("the program was killed") {
                 Ok(handle) => handle,
                 Err(error) => {
                     watch.end();

@@ -33,7 +33,9 @@ use super::{
     report,
     running::{self, Child},
     session::Session,
-    settings, system_v,
+    settings,
+    staging::Staging,
+    system_v, takeover,
     tree::Tree,
 };
 use crate::{address::Address, failure::Failure};
@@ -43,6 +45,8 @@ pub struct Request<'a> {
     pub tree: &'a Tree,
     pub policy: &'a descriptors::Policy,
     pub memory: &'a lazy::Choice,
+    /// Memory that was loaded for several restarts.
+    pub staging: Option<&'a Staging>,
     pub passed: &'a descriptors::Passed,
     pub restorer: &'a Path,
     pub address: &'a Address,
@@ -218,9 +222,12 @@ impl Making<'_> {
         for fd in placed {
             plan.last_calls.push(call(libc::SYS_close, &[fd as u64]));
         }
-        fit(image, self.request.restorer, &mut plan)?;
+        fit(image, self.request, &mut plan)?;
         plan.write(plan_file)?;
 
+        if self.request.staging.is_some() {
+            return takeover::become_restorer(self.request.restorer, plan_file);
+        }
         let restorer = CString::new(self.request.restorer.as_os_str().as_bytes())?;
         let number = CString::new(plan_file.to_string())?;
         nix::unistd::execve::<_, &std::ffi::CStr>(&restorer, &[&restorer, &number], &[])
@@ -236,7 +243,15 @@ impl Making<'_> {
         plan.header.report_fd = places.place(report.try_clone_to_owned()?)? as u64;
         plan.header.key = saved.key;
         let objects = |id| self.common.objects.get(process, id)?.as_fd().try_clone_to_owned().ok();
-        layout::plan(image, pages, &objects, self.request.memory.regions(process), places, &mut plan)?;
+        let left = match self.request.staging {
+            Some(staging) => layout::Left { regions: staging.regions(process), staged: true },
+            None => {
+                let regions = self.request.memory.regions(process).to_vec();
+                layout::Left { regions, staged: false }
+            }
+        };
+        layout::plan(image, pages, &objects, &left, places, &mut plan)?;
+        plan.staged = self.request.staging.map_or_else(Vec::new, |staging| staging.moves(process));
         let exe = match File::open(&image.exe.path) {
             Ok(exe) => Some(places.place(exe.into())?),
             Err(_) => None,
@@ -291,7 +306,7 @@ fn threads(image: &ProcessImage, plan: &mut Plan) {
 }
 
 /// Chooses where the restorer lives while it works, and how many threads fill memory.
-fn fit(image: &ProcessImage, restorer: &Path, plan: &mut Plan) -> anyhow::Result<()> {
+fn fit(image: &ProcessImage, request: &Request<'_>, plan: &mut Plan) -> anyhow::Result<()> {
     const STACK: u64 = 64 << 10;
     const THREAD_STACK: u64 = 4096;
     const PARKING: u64 = 256 << 10;
@@ -301,7 +316,7 @@ fn fit(image: &ProcessImage, restorer: &Path, plan: &mut Plan) -> anyhow::Result
     let processors = std::thread::available_parallelism().map_or(1, usize::from) as u64;
     // At least four in all: while one waits for the disk, another computes hashes.
     plan.header.fillers = if bytes < WORTH_SHARING { 0 } else { (processors - 1).clamp(3, 7) };
-    let program = restorer.metadata().map_or(0, |metadata| metadata.len()) + (1 << 20);
+    let program = request.restorer.metadata().map_or(0, |metadata| metadata.len()) + (1 << 20);
     let len = program
         + plan.len() as u64
         + (plan.header.hashes * 32).next_multiple_of(PAGE_SIZE as u64)
@@ -309,7 +324,9 @@ fn fit(image: &ProcessImage, restorer: &Path, plan: &mut Plan) -> anyhow::Result
         + STACK * (1 + plan.header.fillers)
         + THREAD_STACK * (plan.threads.len() as u64 + 2);
     plan.header.area_len = len.next_multiple_of(1 << 21);
-    plan.header.area = layout::free_area(image, plan.header.area_len).ok_or_else(|| {
+    let staged = request.staging.map(Staging::range);
+    let occupied = layout::occupied(image).chain(staged).collect();
+    plan.header.area = layout::free_area(occupied, plan.header.area_len).ok_or_else(|| {
         anyhow::anyhow!("the image leaves no {} bytes of addresses free for the restorer", len)
     })?;
     Ok(())

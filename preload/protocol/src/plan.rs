@@ -68,6 +68,9 @@ pub struct Header {
     pub fillers: u64,
     /// Of pairs of words: address and length of mappings whose pages the pager brings; in address order.
     pub lazy: Array,
+    /// Of triples of words: where memory lies that is whole already, where it is to be, its length; in the order of the
+    /// first. Nothing of the layout to come is there.
+    pub staged: Array,
     /// An open /dev/userfaultfd, where userfaultfd(2) is not for this user; -1: none. The socket to the pager is
     /// [`RestartInfo::pager_fd`].
     pub userfaultfd_device: i64,

@@ -133,7 +133,25 @@ pub enum Request {
     },
     /// Reads checkpoints from the file or pipe that travels beside this message: [`Reply::Imported`].
     Import,
+    /// Keeps what a process touched first after it was restarted from a checkpoint, in place of what was kept before.
+    /// Answered by [`Reply::Done`], also where there is no such checkpoint any more.
+    KeepWorkingSet {
+        checkpoint: String,
+        /// The pid that the process knows itself by.
+        pid: u32,
+        set: WorkingSet,
+    },
+    /// What was kept for a process of a checkpoint, or else of the nearest checkpoint that led to it:
+    /// [`Reply::WorkingSet`].
+    ReadWorkingSet {
+        checkpoint: String,
+        pid: u32,
+    },
 }
+
+/// Runs of pages of the process' memory, in the order in which they were touched first: for each, how far it begins behind
+/// the first page of the one before (of page 0), and how many pages it has.
+pub type WorkingSet = Vec<(i64, u32)>;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
@@ -186,6 +204,8 @@ pub enum Reply {
     Record(Vec<u8>),
     Exported(Exported),
     Imported(Imported),
+    /// Empty: nothing is known.
+    WorkingSet(WorkingSet),
 }
 
 /// What was written to a stream.

@@ -20,7 +20,7 @@ struct Place {
 /// vvar, vvar_vclock, vdso; some kernels have fewer.
 const KERNEL_MAPPINGS: usize = 8;
 
-/// Unmaps all that is outside the area and maps what the plan says.
+/// Unmaps all that is outside the area and not staged, maps what the plan says and moves what is staged to its place.
 pub fn replace(plan: &Plan) {
     let area = relocate::area(plan);
     let wanted = plan.kernel_mappings();
@@ -42,12 +42,21 @@ pub fn replace(plan: &Plan) {
         places[index] = Place { start: parked, len: place.len };
         parked += place.len;
     }
-    let end = area.start + area.len;
-    // SAFETY: all code and data in use are in the area.
-    unsafe {
-        report::expect(memory::unmap(0, area.start), step::UNMAP, 0, 0);
-        report::expect(memory::unmap(end, arch::ADDRESS_END - end), step::UNMAP, 1, end as u64);
+    // The area is kept in its turn.
+    let (mut at, mut is_behind) = (0, false);
+    for &[start, _, len] in plan.staged() {
+        if !is_behind && area.start < start as usize {
+            unmap(at, area.start);
+            (at, is_behind) = (area.start + area.len, true);
+        }
+        unmap(at, start as usize);
+        at = (start + len) as usize;
     }
+    if !is_behind {
+        unmap(at, area.start);
+        at = area.start + area.len;
+    }
+    unmap(at, arch::ADDRESS_END);
     for (index, (mapping, place)) in wanted.iter().zip(places).enumerate() {
         // SAFETY: nothing is mapped outside the area.
         let moved = unsafe { memory::move_to(place.start, place.len, mapping.start as usize) };
@@ -63,6 +72,19 @@ pub fn replace(plan: &Plan) {
             report::fail(step::MAP, index, libc::EEXIST, mapping.start);
         }
     }
+    for (index, &[from, to, len]) in plan.staged().iter().enumerate() {
+        // SAFETY: the plan maps nothing there: it is the place of this memory.
+        let moved = unsafe { memory::move_to(from as usize, len as usize, to as usize) };
+        report::expect(moved, step::MAP, index, to);
+    }
+}
+
+/// Unmaps from `start` up to `end`, where all is of the fresh process.
+fn unmap(start: usize, end: usize) {
+    if start < end {
+        // SAFETY: all code and data in use are in the area.
+        report::expect(unsafe { memory::unmap(start, end - start) }, step::UNMAP, 0, start as u64);
+    }
 }
 
 /// Looks for a mapping by its name in /proc/self/maps.
@@ -73,16 +95,25 @@ fn find(name: &[u8; 16]) -> Place {
     let Ok(fd) = file::open(c"/proc/self/maps", libc::O_RDONLY | libc::O_CLOEXEC, 0) else {
         return Place::default();
     };
-    let mut used = 0;
-    while used < content.len() {
-        match file::read(fd, &mut content[used..]) {
-            Ok(0) | Err(_) => break,
-            Ok(read) => used += read,
+    let (mut used, mut found) = (0, Place::default());
+    // The kernel gives whole lines; what it gives at a time may end with any of them.
+    while let Ok(read @ 1..) = file::read(fd, &mut content[used..]) {
+        used += read;
+        let whole = content[..used].iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+        let mut lines = content[..whole].split(|&byte| byte == b'\n');
+        if let Some(line) = lines.find(|line| line.ends_with(name)) {
+            found = place(line);
+            break;
         }
+        content.copy_within(whole..used, 0);
+        used -= whole;
     }
     let _ = file::close(fd);
-    let mut lines = content[..used].split(|&byte| byte == b'\n');
-    let Some(line) = lines.find(|line| line.ends_with(name)) else { return Place::default() };
+    found
+}
+
+/// The bounds at the beginning of a line.
+fn place(line: &[u8]) -> Place {
     let mut bounds = [0usize; 2];
     let mut which = 0;
     for &byte in line {

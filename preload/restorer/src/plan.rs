@@ -85,6 +85,10 @@ impl Plan {
         self.array(self.header().lazy)
     }
 
+    pub fn staged(&self) -> &[[u64; 3]] {
+        self.array(self.header().staged)
+    }
+
     pub fn fills(&self) -> &[Fill] {
         self.array(self.header().fills)
     }

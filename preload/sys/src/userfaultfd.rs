@@ -120,15 +120,17 @@ pub fn unregister(uffd: Fd, start: u64, len: u64) -> Result<()> {
     unsafe { file::ioctl(uffd, UFFDIO_UNREGISTER, &mut range) }.map(drop)
 }
 
-/// Gives `len` bytes at `to` a copy of those at `from`, and wakes who waits for them; how many were done, at least a page.
-/// `clean`: for the write tracker they count as not written.
+/// Gives `len` bytes at `to` a copy of those at `from`; how many were done, at least a page. `clean`: for the write tracker
+/// they count as not written. `hold`: who waits for them is not woken ([`wake`]).
 ///
 /// # Errors
 /// Of the first page. EEXIST: it is there; EAGAIN: an event waits to be read; ENOENT: nothing is registered there, or
 /// several mappings are; ESRCH: the process is gone.
-pub fn copy(uffd: Fd, to: u64, from: *const u8, len: u64, clean: bool) -> Result<u64> {
+pub fn copy(uffd: Fd, to: u64, from: *const u8, len: u64, clean: bool, hold: bool) -> Result<u64> {
+    const DONTWAKE: u64 = 1 << 0;
     const WP: u64 = 1 << 1;
-    let mut argument = [to, from as u64, len, if clean { WP } else { 0 }, 0];
+    let mode = if clean { WP } else { 0 } | if hold { DONTWAKE } else { 0 };
+    let mut argument = [to, from as u64, len, mode, 0];
     // SAFETY: UFFDIO_COPY reads and writes one uffdio_copy; it reads `from` as a system call does, and fills only
     // what the userfaultfd's owner has registered.
     let result = unsafe { file::ioctl(uffd, UFFDIO_COPY, &mut argument) };

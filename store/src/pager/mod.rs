@@ -11,11 +11,16 @@
 //! - `table`: which pages are absent, shared with the process
 //! - `source`: where they come from; `space`: the memory of a process, and what is done to its mappings meanwhile
 //! - `serve`: threads that answer faults; `prefetch`: threads that bring the rest
+//! - `priority`: who of them goes first
+//! - `order`: what was touched first, for the next restart; `known`: what is known from the last ones
 //! - `statistics`, `report`: how it goes, and who may ask
 //!
 //! Not here: deciding what is restarted lazily, and making the userfaultfd (cli/src/restart, preload/restorer).
 
+mod known;
+pub mod order;
 mod prefetch;
+mod priority;
 pub mod report;
 mod serve;
 mod source;
@@ -30,7 +35,7 @@ use std::{
         unix::net::UnixStream,
     },
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -42,7 +47,8 @@ use nix::{
 use stasis_protocol::pager::{Handover, request};
 use stasis_sys::userfaultfd::WP_ASYNC;
 
-pub use source::Source;
+use order::{Order, Recorder};
+pub use source::{Damage, Source};
 use space::Space;
 pub use space::{GRANULE, Stop};
 pub use table::{Pages, Table};
@@ -52,8 +58,8 @@ pub struct Task {
     pub source: Source,
     /// What is left to the pager, in address order.
     pub regions: Vec<Pages>,
-    /// What was touched first at the last restart: first pages of granules, in that order.
-    pub order: Vec<u64>,
+    /// What was touched first at earlier restarts.
+    pub order: Order,
     /// Bring pages that nobody has asked for.
     pub prefetch: bool,
     /// The other end is the restorer's, then the checkpoint thread's.
@@ -65,8 +71,8 @@ pub struct Task {
 
 /// What a pager has learnt.
 pub struct Learnt {
-    /// What was touched before it was there: first pages of granules, in that order.
-    pub order: Vec<u64>,
+    /// What was touched before it was there, and what was known of that before. `None`: nothing is new.
+    pub order: Option<Order>,
 }
 
 /// A pager at work.
@@ -75,7 +81,8 @@ struct Pager {
     pidfd: OwnedFd,
     whose: String,
     statistics: statistics::Statistics,
-    order: Mutex<Vec<u64>>,
+    known: Order,
+    recorder: Mutex<Recorder>,
     /// Written when all pages are in, or a child's are.
     news: EventFd,
     /// Children whose memory is still arriving.
@@ -93,17 +100,22 @@ struct Pager {
 pub fn run(task: Task, complete: impl FnOnce(Learnt)) -> io::Result<()> {
     let Task { source, regions, order, prefetch, mut socket, table, whose } = task;
     let packs = source.describe();
+    // While the process is being made.
+    let plan = known::Known::new(&order);
     let Some((features, uffd)) = receive(&socket)? else { return Ok(()) };
     let Some((pid, pidfd)) = receive(&socket)? else { return Ok(()) };
+    // From the first moment on: whoever asks then waits for the answer.
+    let listener = report::listen(&pidfd, pid);
     let space = Space::new(uffd, features & WP_ASYNC != 0, table, Arc::new(source), regions);
     let total = space.left();
     let pager = Arc::new(Pager {
-        prefetch: prefetch::Plan::new(&space, &order, prefetch),
+        prefetch: prefetch::Plan::new(&space, plan, prefetch),
         space,
         pidfd,
         whose,
         statistics: statistics::Statistics::default(),
-        order: Mutex::default(),
+        known: order,
+        recorder: Mutex::default(),
         news: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
         children: AtomicU64::new(0),
         ended: AtomicBool::new(false),
@@ -112,10 +124,7 @@ pub fn run(task: Task, complete: impl FnOnce(Learnt)) -> io::Result<()> {
     });
     serve::start(&pager)?;
     prefetch::start(&pager)?;
-    if !prefetch {
-        await_hurry(&pager)?;
-    }
-    let listener = report::listen(&pager, pid);
+    await_hurry(&pager)?;
     let mut complete = Some(complete);
     let mut waiting = false;
     loop {
@@ -201,19 +210,11 @@ fn await_hurry(pager: &Arc<Pager>) -> io::Result<()> {
 
 impl Pager {
     fn learnt(&self) -> Learnt {
-        Learnt { order: self.order.lock().unwrap_or_else(PoisonError::into_inner).clone() }
+        Learnt { order: self.recorder().merged(&self.known) }
     }
 
-    /// Notes that somebody waited for an absent page.
-    fn touched(&self, page: u64) {
-        /// Memory for a record of 64 GiB.
-        const MOST: usize = 1 << 20;
-        let mut order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
-        let granule = page / GRANULE * GRANULE;
-        // Faults of one granule follow each other.
-        if order.len() < MOST && order.last() != Some(&granule) {
-            order.push(granule);
-        }
+    fn recorder(&self) -> MutexGuard<'_, Recorder> {
+        self.recorder.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes every event that the kernel has told of, while all threads of the process stand still.

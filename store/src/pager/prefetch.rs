@@ -5,52 +5,80 @@ use std::{
     io,
     sync::{
         Arc, Condvar, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use stasis_protocol::pager::Map;
 
-use super::{GRANULE, Pager, Pages, Stop, space::Space};
+use super::{Pager, Pages, Stop, known::Known, priority, space::Space};
 use crate::hash::PAGE_SIZE;
 
-/// Pages that a thread takes at a time: 1 MiB.
-const CHUNK: u64 = 256;
+/// Pages that a thread takes at a time: 512 KiB.
+const CHUNK: u64 = 128;
+
+/// So many faults since it was last looked are many.
+const BUSY: u64 = 2;
+
+/// How long to give way before it is looked again: longer than other programs keep this one from its processor.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// So often the threads give way in all, for what the program touches first to be seen: to some the rest matters, too.
+const LEARNING: usize = 400;
+
+/// So often each does before it brings more, when that is over.
+const GIVE_WAY: u32 = 1;
 
 /// What is to be brought, in order.
 pub struct Plan {
+    known: Known,
     state: Mutex<State>,
     changed: Condvar,
     /// Whether the rest comes, too.
     all: AtomicBool,
+    /// Whether somebody waits for all of it.
+    hurry: AtomicBool,
+    /// How often threads have given way.
+    paused: AtomicUsize,
 }
 
 struct State {
-    ordered: std::vec::IntoIter<Pages>,
     /// Where the search for the rest goes on: the region, and the page in it.
     region: usize,
     page: u64,
 }
 
 impl Plan {
-    pub fn new(space: &Space, order: &[u64], all: bool) -> Self {
-        let mut ordered: Vec<Pages> = Vec::new();
-        for &granule in order {
-            match ordered.last_mut() {
-                Some(last) if last.end == granule && last.end - last.start < CHUNK => last.end += GRANULE,
-                _ => ordered.push(granule..granule.saturating_add(GRANULE)),
-            }
-        }
+    pub fn new(space: &Space, known: Known, all: bool) -> Self {
         let page = space.regions().first().map_or(0, |region| region.start);
-        let state = State { ordered: ordered.into_iter(), region: 0, page };
-        Self { state: Mutex::new(state), changed: Condvar::new(), all: AtomicBool::new(all) }
+        let state = State { region: 0, page };
+        Self {
+            known,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            all: AtomicBool::new(all),
+            hurry: AtomicBool::new(false),
+            paused: AtomicUsize::new(0),
+        }
     }
 
-    /// Brings everything from now on.
+    /// What is known to be touched together with a page: for the caller to bring.
+    pub fn take_with(&self, page: u64) -> Option<&[Pages]> {
+        self.known.take_with(page)
+    }
+
+    /// Whether there is something that is worth more than not to disturb the program.
+    fn is_urgent(&self, space: &Space) -> bool {
+        self.hurry.load(Ordering::Acquire) || space.is_urgent() || space.left() == 0 || self.known.any_left()
+    }
+
+    /// Brings everything from now on, without giving way.
     pub fn hurry(&self) {
         let _state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         self.all.store(true, Ordering::Release);
+        self.hurry.store(true, Ordering::Release);
         self.changed.notify_all();
     }
 
@@ -61,20 +89,20 @@ impl Plan {
     }
 
     /// The next range; waits where nothing is to be brought now. `None`: nothing will be.
-    fn next(&self, space: &Space) -> Option<Pages> {
+    fn next(&self, space: &Space) -> Option<Vec<Pages>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             if space.left() == 0 {
                 return None;
             }
             if let Some(urgent) = space.next_urgent() {
-                return Some(urgent);
+                return Some(vec![urgent]);
             }
-            if let Some(pages) = state.ordered.next() {
-                return Some(pages);
+            if let Some(batch) = self.known.next() {
+                return Some(batch.to_vec());
             }
             if self.all.load(Ordering::Acquire) {
-                return state.rest(space);
+                return state.rest(space).map(|pages| vec![pages]);
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -112,10 +140,7 @@ pub fn start(pager: &Arc<Pager>) -> io::Result<()> {
     for _ in 0..processors.clamp(2, 4) {
         let pager = Arc::clone(pager);
         thread::Builder::new().name("stasis-fetch".into()).spawn(move || {
-            // Takes the processor from nobody, the program least of all, but has its share beside others.
-            let none = libc::sched_param { sched_priority: 0 };
-            // SAFETY: sched_setscheduler(2) of the calling thread reads one structure.
-            unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const none) };
+            priority::bring_the_rest();
             if let Err(stop) = bring(&pager) {
                 pager.stop(&pager.space, &stop);
             }
@@ -124,10 +149,32 @@ pub fn start(pager: &Arc<Pager>) -> io::Result<()> {
     Ok(())
 }
 
+/// Waits while the program waits for pages again and again: what it touches is what it needs, and bringing the rest would
+/// take processor and memory from that, and hide what it touches from the record. `seen`: how many faults there had been
+/// when this thread last looked.
+fn give_way(pager: &Pager, seen: &mut u64) {
+    let mut pauses = 0;
+    loop {
+        let before = std::mem::replace(seen, pager.statistics.faults());
+        if *seen - before < BUSY || pager.prefetch.is_urgent(&pager.space) {
+            return;
+        }
+        let is_learning = pager.prefetch.paused.fetch_add(1, Ordering::Relaxed) < LEARNING;
+        if !is_learning && pauses >= GIVE_WAY {
+            return;
+        }
+        pauses += 1;
+        thread::sleep(PAUSE);
+    }
+}
+
 fn bring(pager: &Pager) -> Result<(), Stop> {
     let mut buffer = vec![0; CHUNK as usize * PAGE_SIZE];
-    while let Some(pages) = pager.prefetch.next(&pager.space) {
-        pager.space.fetch(pages, &mut buffer, || {
+    let mut faults = 0;
+    loop {
+        give_way(pager, &mut faults);
+        let Some(pages) = pager.prefetch.next(&pager.space) else { break };
+        pager.space.fetch_all(&pages, false, &mut buffer, || {
             // Those who answer faults read the event.
             thread::yield_now();
             if pager.ended.load(Ordering::Acquire) { Err(Stop::Ended) } else { Ok(()) }

@@ -45,8 +45,8 @@ fn address(pid: u64) -> io::Result<SocketAddr> {
 
 /// Begins to listen for questions about the process `pid`, as it calls itself: in a pid namespace that is not what others
 /// know it by, which is found by the pidfd.
-pub(super) fn listen(pager: &Pager, pid: u64) -> Option<UnixListener> {
-    let pid = outer_pid(&pager.pidfd).unwrap_or(pid);
+pub(super) fn listen(pidfd: &OwnedFd, pid: u64) -> Option<UnixListener> {
+    let pid = outer_pid(pidfd).unwrap_or(pid);
     let listener = address(pid).and_then(|address| UnixListener::bind_addr(&address)).ok()?;
     listener.set_nonblocking(true).ok()?;
     Some(listener)

@@ -15,7 +15,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
 
 use super::{
-    GRANULE, Pager, Stop,
+    GRANULE, Pager, Stop, priority,
     space::{Space, Told},
 };
 use crate::hash::PAGE_SIZE;
@@ -40,6 +40,7 @@ pub fn start(pager: &Arc<Pager>) -> io::Result<()> {
                 let _ = one.set(processor);
                 let _ = sched_setaffinity(Pid::from_raw(0), &one);
             }
+            priority::answer_faults();
             let mut buffer = buffer();
             // What stops it is told where it is met.
             if let Err(stop) = answer(&pager, &pager.space, &mut buffer) {
@@ -51,7 +52,9 @@ pub fn start(pager: &Arc<Pager>) -> io::Result<()> {
 }
 
 fn buffer() -> Vec<u8> {
-    vec![0; GRANULE as usize * PAGE_SIZE]
+    /// What is known to be touched together, and the neighbours of its last page.
+    const MOST: u64 = 64 + GRANULE;
+    vec![0; MOST as usize * PAGE_SIZE]
 }
 
 /// Answers faults until the memory is gone.
@@ -134,14 +137,19 @@ fn fault(
         pager.statistics.zero();
         return space.zero(page, relieve);
     }
-    pager.touched(page);
+    let wanted = pager.recorder().touched(page);
+    // The program is faster than what is known can be brought. It waits once, and not for each page that it will touch.
+    if let Some(batch) = pager.prefetch.take_with(page) {
+        space.fetch_all(batch, true, buffer, &mut relieve)?;
+    }
     if space.fetch(page..page + 1, buffer, &mut relieve)? == 0 {
         // Another thread has brought it, or it is to be zeros now.
         stasis_sys::userfaultfd::wake(space.uffd(), page * PAGE_SIZE as u64, PAGE_SIZE as u64);
     }
     pager.statistics.fault(since.elapsed());
-    let granule = page / GRANULE * GRANULE;
-    space.fetch(granule..granule + GRANULE, buffer, relieve)?;
+    if wanted.end - wanted.start > 1 {
+        space.fetch(wanted, buffer, relieve)?;
+    }
     if space.left() == 0 {
         pager.announce();
     }

@@ -122,64 +122,78 @@ impl Source {
         self.pieces.iter().map(|piece| piece.first_page..piece.first_page + piece.pages)
     }
 
-    /// Fills `buffer` with the pages from `page` on.
+    /// Fills `buffer` with the pages of `runs`, one run behind the other.
     ///
     /// # Errors
     /// One of them cannot be had as it was.
-    pub fn load(&self, mut page: u64, mut buffer: &mut [u8]) -> Result<(), Damage> {
-        /// So much is read and then checked: it is in the processor's own cache then.
-        const STEP: usize = 64 * PAGE_SIZE;
-        while !buffer.is_empty() {
-            let at = self.pieces.partition_point(|piece| piece.first_page + piece.pages <= page);
-            let Some(piece) = self.pieces.get(at).filter(|piece| piece.first_page <= page) else {
-                return Err(Damage::Unknown { page });
-            };
-            let skipped = page - piece.first_page;
-            let len = ((piece.pages - skipped) as usize * PAGE_SIZE).min(buffer.len()).min(STEP);
-            let (part, rest) = buffer.split_at_mut(len);
-            let (path, file) = &self.packs[piece.pack];
-            let offset = piece.offset + skipped * PAGE_SIZE as u64;
-            file.read_exact_at(part, offset).map_err(|error| Damage::Unreadable {
-                page,
-                pack: path.clone(),
-                error,
-            })?;
-            self.verify(page, part, piece.first_name + skipped as usize, path, offset)?;
-            page += (len / PAGE_SIZE) as u64;
-            buffer = rest;
+    pub fn load(&self, runs: &[Pages], buffer: &mut [u8]) -> Result<(), Damage> {
+        /// So many are read and then checked: they are in the processor's own cache then.
+        const STEP: usize = 64;
+        // Pages that were not checked yet, each with the number of its name, and where the first lies in the buffer.
+        let mut read: Vec<(u64, usize)> = Vec::with_capacity(STEP);
+        let (mut unchecked, mut at) = (0, 0);
+        for run in runs {
+            let mut page = run.start;
+            while page < run.end {
+                let (piece, skipped) = self.find(page)?;
+                let pages = (piece.pages - skipped).min(run.end - page).min((STEP - read.len()) as u64);
+                let len = pages as usize * PAGE_SIZE;
+                let (path, file) = &self.packs[piece.pack];
+                let offset = piece.offset + skipped * PAGE_SIZE as u64;
+                file.read_exact_at(&mut buffer[at..at + len], offset)
+                    .map_err(|error| Damage::Unreadable { page, pack: path.clone(), error })?;
+                read.extend((page..page + pages).zip(piece.first_name + skipped as usize..));
+                (page, at) = (page + pages, at + len);
+                if read.len() == STEP {
+                    self.verify(&read, &buffer[unchecked..at])?;
+                    read.clear();
+                    unchecked = at;
+                }
+            }
         }
-        Ok(())
+        self.verify(&read, &buffer[unchecked..at])
     }
 
-    fn verify(
-        &self,
-        page: u64,
-        bytes: &[u8],
-        first_name: usize,
-        pack: &Path,
-        offset: u64,
-    ) -> Result<(), Damage> {
-        let expected = &self.names[first_name..];
-        for (batch, pages) in bytes.as_chunks::<PAGE_SIZE>().0.chunks(BATCH).enumerate() {
-            let mut inputs: [&Page; BATCH] = [&pages[0]; BATCH];
-            for (input, page) in inputs.iter_mut().zip(pages) {
+    /// The piece that holds a page, and how many of its pages are before it.
+    fn find(&self, page: u64) -> Result<(&Piece, u64), Damage> {
+        let at = self.pieces.partition_point(|piece| piece.first_page + piece.pages <= page);
+        let piece = self.pieces.get(at).filter(|piece| piece.first_page <= page);
+        piece.map(|piece| (piece, page - piece.first_page)).ok_or(Damage::Unknown { page })
+    }
+
+    /// Checks pages, each given with the number of its name.
+    fn verify(&self, read: &[(u64, usize)], bytes: &[u8]) -> Result<(), Damage> {
+        for (read, bytes) in read.chunks(BATCH).zip(bytes.as_chunks::<PAGE_SIZE>().0.chunks(BATCH)) {
+            let mut inputs: [&Page; BATCH] = [&bytes[0]; BATCH];
+            for (input, page) in inputs.iter_mut().zip(bytes) {
                 *input = page;
             }
             let mut names = [[0u8; 32]; BATCH];
-            self.hasher.name_pages(&inputs[..pages.len()], &mut names[..pages.len()]);
-            for (index, name) in names[..pages.len()].iter().enumerate() {
-                let index = batch * BATCH + index;
-                if expected.get(index) != Some(name) {
-                    let name = expected.get(index).copied().unwrap_or_default();
-                    return Err(Damage::Corrupt {
-                        page: page + index as u64,
-                        pack: pack.to_owned(),
-                        offset: offset + (index * PAGE_SIZE) as u64,
-                        name: name.iter().map(|byte| format!("{byte:02x}")).collect(),
-                    });
+            self.hasher.name_pages(&inputs[..read.len()], &mut names[..read.len()]);
+            for (&(page, number), name) in read.iter().zip(&names) {
+                if self.names.get(number) != Some(name) {
+                    return Err(self.corrupt(page, number));
                 }
             }
         }
         Ok(())
+    }
+
+    fn corrupt(&self, page: u64, number: usize) -> Damage {
+        match self.find(page) {
+            Err(damage) => damage,
+            Ok((piece, skipped)) => Damage::Corrupt {
+                page,
+                pack: self.packs[piece.pack].0.clone(),
+                offset: piece.offset + skipped * PAGE_SIZE as u64,
+                name: self
+                    .names
+                    .get(number)
+                    .copied()
+                    .unwrap_or_default()
+                    .iter()
+                    .fold(String::new(), |text, byte| text + &format!("{byte:02x}")),
+            },
+        }
     }
 }

@@ -255,6 +255,13 @@ impl<'a> Connection<'a> {
                 Reply::Record(Manifest::load(store.index(), store.node_names(), &manifest)?.record)
             }
             Request::Collect => Reply::Collected(gc::collect(store)?),
+            Request::KeepWorkingSet { checkpoint, pid, set } => {
+                store.catalog().keep_working_set(&checkpoint, pid, set)?;
+                Reply::Done
+            }
+            Request::ReadWorkingSet { checkpoint, pid } => {
+                Reply::WorkingSet(store.catalog().working_set(&checkpoint, pid)?)
+            }
             Request::Prune { ids } => Reply::Pruned(store.catalog().prune(&ids)?),
             Request::Shutdown => {
                 // No checkpoint begins any more; those under way may end.

@@ -90,6 +90,8 @@ impl Restriction {
             Request::ReadRecord { .. } => "ReadRecord".into(),
             Request::Export { .. } => "Export".into(),
             Request::Import => "Import".into(),
+            Request::KeepWorkingSet { .. } => "KeepWorkingSet".into(),
+            Request::ReadWorkingSet { .. } => "ReadWorkingSet".into(),
         };
         Some(format!(
             "{what} is refused on a connection that may only dump one process in full for the checkpoint {:#x}, \

@@ -17,3 +17,4 @@ mod prune;
 mod restricted;
 mod storm;
 mod transfer;
+mod working_sets;
