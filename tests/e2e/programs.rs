@@ -165,6 +165,13 @@ mod connections {
     }
 }
 
+mod terminals {
+    use super::*;
+    workloads! {
+        both_sides: "pty";
+    }
+}
+
 mod preload {
     use super::*;
     workloads! {

@@ -10,7 +10,7 @@ use stasis_protocol::{
 };
 
 use super::{
-    credentials, descriptors, layout, machine, settings,
+    credentials, descriptors, layout, machine, settings, terminal,
     tree::{Member, Tree},
 };
 use crate::{context::Context, failure::Failure, image, store::Store};
@@ -88,7 +88,8 @@ impl Computation {
             refusals.extend(new);
         }
         let members: Vec<Member<'_>> = self.images().into_iter().map(Member::of).collect();
-        match Tree::new(&members, detach) {
+        let joined = terminal::joined(&self.images(), detach);
+        match Tree::new(&members, detach, &joined) {
             Ok(tree) if refusals.is_empty() => return Ok(tree),
             Ok(_) => {}
             Err(refusal) => refusals.push(refusal),

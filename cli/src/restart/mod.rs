@@ -11,6 +11,7 @@
 //! - `objects`: content of memory and files that exist in the checkpoint only
 //! - `tree`: who makes whom; `assembly`, `board`: they are made, and wait for each other
 //! - `spawn`: the children that become the processes of the computation; `session`: where init belongs
+//! - `terminal`: controlling terminals, of the computation's own and the one that this runs on
 //! - `place`, `namespace`: where their ids can be had: here, or in a pid namespace of their own
 //! - `running`: until all of them are there; `supervise`: standing in for the program
 
@@ -32,6 +33,7 @@ pub mod session;
 mod settings;
 mod spawn;
 mod supervise;
+mod terminal;
 mod tree;
 
 use stasis_protocol::coordinator::{ClientRequest, Refusal};

@@ -193,8 +193,9 @@ fn terminal(request: &Request<'_>, processes: &[Process]) -> Option<Pid> {
         return None;
     }
     let mut saved = request.computation.processes.iter().zip(&request.tree.nodes).zip(processes);
-    let (_, process) =
-        saved.find(|((saved, node), _)| saved.image.settings.foreground && node.group.is_some())?;
+    let (_, process) = saved.find(|((saved, node), _)| {
+        saved.image.settings.foreground && node.session.is_none() && node.group.is_some()
+    })?;
     getpgid(Some(process.here)).ok()
 }
 

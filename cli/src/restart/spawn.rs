@@ -32,6 +32,7 @@ use super::{
     running::{self, Child},
     session::Session,
     settings,
+    terminal::{self, HandedOver},
     tree::Tree,
 };
 use crate::{address::Address, failure::Failure};
@@ -87,6 +88,7 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
     common.make().map_err(refused)?;
 
     let pagers = lazy::Pagers::start(request)?;
+    let handed = HandedOver::new(&common.images, request.detach);
     let board = Board::new(request.tree.nodes.len()).context("no memory for the restart")?;
     let (report, theirs) = io::pipe().context("no pipe")?;
     let making = Making {
@@ -102,6 +104,8 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
         board: &board,
         report: theirs.as_raw_fd(),
         subreapers: common.images.iter().map(|image| image.settings.subreaper).collect(),
+        terminals: terminal::controlling(&common, &handed),
+        has_terminal: common.images.iter().map(|image| image.settings.terminal != 0).collect(),
         become_program: &|process| match making.become_program(process) {
             Ok(never) => match never {},
             Err(error) => error,
@@ -118,7 +122,7 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
                 pid: request.tree.nodes[request.tree.root].id,
                 last_tid: place::ids(request).max().unwrap_or(0),
                 user,
-                session: Session::of(common.images[0], request.detach),
+                session: Session::of(&request.tree.nodes[0]),
             };
             let entered = namespace::enter(&asked, |channel| assembly.start(Some(channel)));
             Some(entered.map_err(|error| Unspawned::Ids(format!("{error:#}")))?)
@@ -128,7 +132,9 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
     drop(common);
     drop(pagers);
     drop(theirs);
-    running::await_all(request, File::from(OwnedFd::from(report)), init, &board)
+    let child = running::await_all(request, File::from(OwnedFd::from(report)), init, &board)?;
+    handed.keep();
+    Ok(child)
 }
 
 /// What a process is made from.

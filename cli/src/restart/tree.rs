@@ -11,7 +11,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use stasis_protocol::{
     coordinator::Refusal,
@@ -91,9 +91,11 @@ enum Birth {
 impl Tree {
     /// `detach`: what belonged to the session of who started the computation gets one of its own, led by the first process.
     ///
+    /// `joined`: the sessions that are to be that of `stasis restart` though processes led them.
+    ///
     /// # Errors
     /// Names the process that cannot have its place.
-    pub fn new(members: &[Member<'_>], detach: bool) -> Result<Self, Refusal> {
+    pub fn new(members: &[Member<'_>], detach: bool, joined: &BTreeSet<i32>) -> Result<Self, Refusal> {
         let mut tree = Self { nodes: Vec::new(), top: Vec::new(), root: 0 };
         let mut numbers = BTreeMap::new();
         for (at, member) in members.iter().enumerate() {
@@ -112,7 +114,7 @@ impl Tree {
             }
         }
         if let Some(first) = members.first() {
-            tree.place_outside(&numbers, first.ids, detach);
+            tree.place_outside(&numbers, first.ids, detach, joined);
         }
         tree.lead(&mut numbers)?;
         tree.order(&numbers, members)?;
@@ -151,13 +153,22 @@ impl Tree {
 
     /// Finds what belongs to the session and the group of who started the computation: those of the first process, where
     /// no process of the computation leads them. A process sees 0 for what is outside its pid namespace.
-    fn place_outside(&mut self, numbers: &BTreeMap<i32, usize>, first: Ids, detach: bool) {
+    fn place_outside(
+        &mut self,
+        numbers: &BTreeMap<i32, usize>,
+        first: Ids,
+        detach: bool,
+        joined: &BTreeSet<i32>,
+    ) {
         let is_led = |id: i32| numbers.get(&id).is_some_and(|&node| self.nodes[node].session == Some(id));
         let sid = (!is_led(first.sid)).then_some(first.sid);
         let outside: Vec<bool> = self
             .nodes
             .iter()
-            .map(|node| node.session == Some(0) || node.session == sid && sid.is_some())
+            .map(|node| {
+                let joins = node.session.is_some_and(|session| session == 0 || joined.contains(&session));
+                joins || node.session == sid && sid.is_some()
+            })
             .collect();
         let own = (detach && outside.first() == Some(&true)).then_some(first.pid);
         for (node, outside) in self.nodes.iter_mut().zip(outside) {

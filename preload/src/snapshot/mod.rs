@@ -15,6 +15,7 @@ use stasis_protocol::{
     image::{IMAGE_VERSION, ProcessImage, Resume, Zombie},
 };
 
+pub use descriptors::Share;
 pub use objects::{Objects, Source};
 pub use process::{Children, children, credentials, is_command};
 
@@ -45,6 +46,8 @@ pub struct Snapshot {
     pub rooms: Vec<descriptors::Room>,
     /// The keys of what several processes may have, and one copies.
     pub keys: Vec<u64>,
+    /// Of them, those that nobody copies as far as is known.
+    pub uncopied: Vec<u64>,
 }
 
 /// What a look at the running process has shown.
@@ -61,13 +64,14 @@ pub fn check() -> Result<Checked, Vec<Refusal>> {
     let mut refusals = Vec::new();
     process::check(&mut refusals);
     let mut objects = Objects::default();
-    let (ends, mut keys) = match descriptors::capture(&mut objects, descriptors::Moment::Running, &[]) {
-        Ok(captured) => (captured.ends, captured.queues),
-        Err(more) => {
-            refusals.extend(more);
-            Default::default()
-        }
-    };
+    let (ends, mut keys) =
+        match descriptors::capture(&mut objects, descriptors::Moment::Running, Share::default()) {
+            Ok(captured) => (captured.ends, captured.queues),
+            Err(more) => {
+                refusals.extend(more);
+                Default::default()
+            }
+        };
     let mappings = mappings::capture(&mut objects).unwrap_or_else(|more| {
         refusals.extend(more);
         Vec::new()
@@ -84,12 +88,12 @@ pub fn take(
     stopped: bool,
     hold: bool,
     zombies: Vec<Zombie>,
-    elsewhere: &[u64],
+    share: Share<'_>,
 ) -> Result<Snapshot, Vec<Refusal>> {
     let pid = stasis_sys::process::getpid();
     set_subject(quiet.tids.first().copied().unwrap_or(pid));
     let mut objects = Objects::default();
-    let captured = match descriptors::capture(&mut objects, descriptors::Moment::Stopped, elsewhere) {
+    let captured = match descriptors::capture(&mut objects, descriptors::Moment::Stopped, share) {
         Ok(captured) => captured,
         Err(refusals) => {
             objects.close();
@@ -139,6 +143,7 @@ pub fn take(
         ends: captured.ends,
         sharable: captured.sharable,
         keys,
+        uncopied: captured.uncopied,
         rooms: captured.rooms,
     })
 }

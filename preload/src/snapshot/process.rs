@@ -164,7 +164,7 @@ pub fn capture(stopped: bool, mappings: &[Found]) -> Process {
         },
         credentials: credentials(&status),
         limits: limits(),
-        settings: settings(field(5), field(8), stopped),
+        settings: settings(field(5), field(7), field(8), stopped),
     }
 }
 
@@ -235,7 +235,8 @@ fn limits() -> Vec<Limit> {
         .collect()
 }
 
-fn settings(pgid: u64, foreground: u64, stopped: bool) -> Settings {
+/// `terminal` as proc_pid_stat(5) tells it: a signed int.
+fn settings(pgid: u64, terminal: u64, foreground: u64, stopped: bool) -> Settings {
     let number = |path| procfs::read(path).ok();
     let mut subreaper = 0i32;
     let _ = process::prctl(libc::PR_GET_CHILD_SUBREAPER, [&raw mut subreaper as usize, 0, 0, 0]);
@@ -250,6 +251,8 @@ fn settings(pgid: u64, foreground: u64, stopped: bool) -> Settings {
             .and_then(|text| procfs::signed(text.trim_ascii()))
             .unwrap_or(0) as i32,
         stopped,
-        foreground: pgid == foreground,
+        foreground: terminal != 0 && pgid == foreground,
+        terminal: u64::from(terminal as u32),
+        foreground_group: foreground as i32,
     }
 }

@@ -16,6 +16,7 @@ pub mod pagemap;
 pub mod process;
 pub mod socket;
 pub mod sync;
+pub mod terminal;
 pub mod userfaultfd;
 
 pub use arch::{cpuid, raw, rdfsbase, xcr0, xsave_size};

@@ -15,7 +15,7 @@ fn members<'a>(all: &[(Ids, &'a [Zombie])]) -> Vec<Member<'a>> {
 }
 
 fn tree(all: &[(Ids, &[Zombie])]) -> Tree {
-    Tree::new(&members(all), false).unwrap()
+    Tree::new(&members(all), false, &BTreeSet::new()).unwrap()
 }
 
 impl Tree {
@@ -50,7 +50,7 @@ fn a_job_of_a_shell_has_its_group_and_the_restarts_session() {
 fn detached_all_of_the_outer_session_is_the_first_processes() {
     let all =
         [(ids(100, SHELL, 9, SHELL), &[][..]), (ids(101, 100, 9, SHELL), &[]), (ids(102, 1, 9, SHELL), &[])];
-    let tree = Tree::new(&members(&all), true).unwrap();
+    let tree = Tree::new(&members(&all), true, &BTreeSet::new()).unwrap();
     assert!(tree.node(100).leads_session && tree.node(100).leads_group);
     for id in [100, 101, 102] {
         assert_eq!((tree.node(id).session, tree.node(id).group), (Some(100), Some(100)));
@@ -150,9 +150,9 @@ fn a_subreaper_is_given_what_it_adopted() {
         (ids(102, 100, 101, 101), &[]),
     ];
     let mut members = members(&all);
-    assert!(Tree::new(&members, false).is_err(), "nobody could have adopted it");
+    assert!(Tree::new(&members, false, &BTreeSet::new()).is_err(), "nobody could have adopted it");
     members[0].subreaper = true;
-    let tree = Tree::new(&members, false).unwrap();
+    let tree = Tree::new(&members, false, &BTreeSet::new()).unwrap();
     assert_eq!(tree.named(&tree.node(101).strays), [102]);
     assert_eq!(tree.node(102).parent, Some(0));
 }
@@ -183,6 +183,6 @@ fn what_contradicts_itself_is_refused() {
         ],
         vec![(ids(100, SHELL, 9, 100), &[])],
     ] {
-        assert!(Tree::new(&members(&all), false).is_err(), "{all:?}");
+        assert!(Tree::new(&members(&all), false, &BTreeSet::new()).is_err(), "{all:?}");
     }
 }
