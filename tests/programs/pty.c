@@ -128,8 +128,9 @@ int main(void) {
     REQUIRE(write(closed.slave, "last words", 10) == 10 && close(closed.slave) == 0 && close(hung.master) == 0);
     // Descriptions: one shared by two numbers, another of the same terminal with flags of its own.
     struct pair several = open_pair(false, false);
+    int peer = ioctl(several.master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC), kept = dup(peer);
     int shared = dup(several.slave), another = open(several.name, O_RDONLY | O_NOCTTY | O_CLOEXEC);
-    REQUIRE(shared >= 0 && another >= 0 && fcntl(several.slave, F_SETFL, 0) == 0);
+    REQUIRE(peer >= 0 && kept >= 0 && shared >= 0 && another >= 0 && fcntl(several.slave, F_SETFL, 0) == 0);
 
     until_go();
     if (loses("lines"))
@@ -207,6 +208,7 @@ int main(void) {
     CHECK(fcntl(shared, F_SETFL, O_NONBLOCK) == 0 && fcntl(several.slave, F_GETFL) & O_NONBLOCK, "a shared description");
     CHECK(fcntl(another, F_SETFL, 0) == 0 && fcntl(several.slave, F_GETFL) & O_NONBLOCK && fcntl(another, F_GETFD) == FD_CLOEXEC &&
               (fcntl(another, F_GETFL) & O_ACCMODE) == O_RDONLY, "another description of the same terminal");
+    CHECK(fcntl(peer, F_GETFD) == FD_CLOEXEC && fcntl(kept, F_GETFD) == 0, "what is closed by exec");
     type(several, "seen", 4);
     GETS(another, "seen", "what was typed");
     CHECK(!strcmp(ptsname(lines.master), lines.name), "%s was %s", ptsname(lines.master), lines.name);

@@ -154,8 +154,7 @@ pub struct Pair {
 impl Pair {
     /// Opens the other side of `master`, which nobody may use meanwhile, for this alone.
     pub fn open(master: Fd) -> Result<Self> {
-        let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK | libc::O_CLOEXEC;
-        peer(master, flags).map(|slave| Self { master, slave })
+        peer(master, libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK).map(|slave| Self { master, slave })
     }
 
     /// Takes what waits in both directions. `state` has `modes` and `packet`, and gets the rest.
@@ -368,11 +367,14 @@ impl Foreground {
     }
 }
 
-/// Opens the other side of a master (Linux 4.13).
+/// Opens the other side of a master (Linux 4.13), close-on-exec. Not by O_CLOEXEC: the kernel would keep that flag with the
+/// description, and show it of every descriptor (fs/proc/fd.c).
 pub fn peer(master: Fd, flags: i32) -> Result<Fd> {
     // SAFETY: no memory is touched.
-    unsafe { call(libc::SYS_ioctl, [master as usize, TIOCGPTPEER as usize, flags as usize, 0, 0, 0]) }
-        .map(|fd| fd as Fd)
+    let fd =
+        unsafe { call(libc::SYS_ioctl, [master as usize, TIOCGPTPEER as usize, flags as usize, 0, 0, 0]) }?;
+    let _ = file::fcntl(fd as Fd, libc::F_SETFD, libc::FD_CLOEXEC as usize);
+    Ok(fd as Fd)
 }
 
 /// Whether the other side may not be opened.

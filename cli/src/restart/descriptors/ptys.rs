@@ -241,8 +241,7 @@ pub fn open_slave_side(
     let Some(pty) = maker.common.ptys.0.get(&pty) else {
         return Err(refuse(maker.image, index, "the image is damaged", DAMAGED));
     };
-    let flags =
-        description.flags as i32 & (libc::O_ACCMODE | kernel::SETTABLE) | libc::O_NOCTTY | libc::O_CLOEXEC;
+    let flags = description.flags as i32 & (libc::O_ACCMODE | kernel::SETTABLE) | libc::O_NOCTTY;
     let opened = match (&pty.master, &pty.slave) {
         (Some(_), Some(slave)) if path == "/dev/tty" => as_controlling(slave, flags),
         (Some(master), _) => terminal::peer(raw(master), flags).map_err(error).and_then(owned),
@@ -280,5 +279,7 @@ fn as_controlling(terminal: &OwnedFd, flags: i32) -> io::Result<OwnedFd> {
         return Err(io::Error::from_raw_os_error(-told));
     }
     // SAFETY: the child opened it for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(told) })
+    let opened = unsafe { OwnedFd::from_raw_fd(told) };
+    kernel::fcntl(&opened, libc::F_SETFD, libc::FD_CLOEXEC)?;
+    Ok(opened)
 }

@@ -230,7 +230,11 @@ pub fn capture(objects: &mut Objects, moment: Moment, share: Share<'_>) -> Resul
             numbers[representative]
         };
         numbers.push(number);
-        descriptors.push(Descriptor { fd: open.fd, description: number, close_on_exec: open.close_on_exec });
+        descriptors.push(Descriptor {
+            fd: open.fd,
+            description: number,
+            close_on_exec: terminals::closes_on_exec(&table, open),
+        });
     }
     if !refusals.is_empty() {
         return Err(refusals);

@@ -1,5 +1,7 @@
 //! Terminals, and the few character devices that have no state.
 
+use core::sync::atomic::Ordering;
+
 use stasis_protocol::{coordinator::Refusal, image::DescriptionKind};
 use stasis_sys::{
     file::{self, Fd},
@@ -7,7 +9,7 @@ use stasis_sys::{
 };
 
 use super::{CLOSE_IT, Open, Table, bytes, inherited, pty};
-use crate::procfs;
+use crate::{procfs, stop, threads};
 
 const TIOCGWINSZ: u64 = 0x5413;
 const WINSIZE: usize = 8;
@@ -64,6 +66,23 @@ pub fn pty_of(table: &Table<'_>, open: &Open) -> u64 {
     device
         .filter(|device| pty::is_slave(*device))
         .map_or(0, |device| pty::key(pty::file_system("/dev/pts"), libc::minor(device)))
+}
+
+/// What fdinfo shows of a terminal that was opened by TIOCGPTPEER with O_CLOEXEC is the description's, not the descriptor's
+/// (drivers/tty/pty.c, `ptm_open_peer`): there a thread of the program is asked.
+pub fn closes_on_exec(table: &Table<'_>, open: &Open) -> bool {
+    let is_doubtful = || {
+        let duplicate = table.duplicate(open).ok()?;
+        let flags = file::fcntl(duplicate.0, libc::F_GETFL, 0).ok()?;
+        (flags as i32 & libc::O_CLOEXEC != 0).then_some(())
+    };
+    if !open.close_on_exec || !table.stopped() || !pty::is_slave(open.stat.st_rdev) || is_doubtful().is_none()
+    {
+        return open.close_on_exec;
+    }
+    let slot = threads::all().find(|slot| slot.tid.load(Ordering::Relaxed) == table.tid);
+    let flags = slot.and_then(|slot| stop::descriptor_flags(slot, open.fd));
+    flags.map_or(true, |flags| flags & libc::FD_CLOEXEC != 0)
 }
 
 /// struct winsize, four u16; zeros for a terminal whose other side is gone: it answers EIO to everything, which the program is
