@@ -143,7 +143,7 @@ pub extern "C" fn thread() -> ! {
         _ => {
             let socket = Coordinator::connect();
             credentials::listen();
-            socket.and_then(|socket| Coordinator::greet(socket, None))
+            socket.and_then(|socket| Coordinator::greet(socket, None, false))
         }
     };
     serve(coordinator.ok())
@@ -230,7 +230,7 @@ pub fn serve(mut coordinator: Option<Coordinator>) -> ! {
             None => {
                 lazy::look_after_pager();
                 let socket = Coordinator::connect();
-                coordinator = socket.and_then(|socket| Coordinator::greet(socket, None)).ok();
+                coordinator = socket.and_then(|socket| Coordinator::greet(socket, None, false)).ok();
                 if coordinator.is_none() {
                     state::pause(LOOK_AGAIN);
                 }

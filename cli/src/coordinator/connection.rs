@@ -22,6 +22,7 @@ use super::{
     computation::{Computation, Member, OUTBOX},
     log,
     message::{self, Outgoing},
+    stopped,
 };
 use crate::{process::Pidfd, store};
 
@@ -66,7 +67,7 @@ async fn identify(computation: &Rc<Computation>, mut stream: UnixStream) -> io::
     }
     match hello.role {
         Role::Client => serve_client(computation, stream).await,
-        Role::Process { pid, argv, restarted_from } => {
+        Role::Process { pid, argv, restarted_from, stops } => {
             let real_pid =
                 peer.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|&pid| pid != 0).ok_or_else(
                     || io::Error::other("the process is in a pid namespace that cannot be seen from here"),
@@ -76,6 +77,9 @@ async fn identify(computation: &Rc<Computation>, mut stream: UnixStream) -> io::
             let (outbox, messages) = mpsc::channel(OUTBOX);
             let writing = spawn_local(deliver(messages, writer));
             let serving = spawn_local(hold_store(computation.settings.store.clone()));
+            if stops {
+                stopped::await_stop(real_pid).await;
+            }
             let id = computation
                 .join(Member {
                     pid,

@@ -39,6 +39,15 @@ pub async fn settle(real_pid: u32) {
     }
 }
 
+/// Waits until a restarted process that stood stopped has stopped itself: nobody may go on before, who might continue it
+/// too early.
+pub async fn await_stop(real_pid: u32) {
+    let until = Instant::now() + STOP_DEADLINE;
+    while !process::is_stopped(real_pid) && process::state(real_pid).is_some() && Instant::now() < until {
+        sleep(LOOK).await;
+    }
+}
+
 /// Sends `message`, and a descriptor, to a process that stands stopped and continues it, in such a way that only
 /// its checkpoint thread runs.
 ///

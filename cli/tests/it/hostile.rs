@@ -74,7 +74,7 @@ fn another_version_is_told_ours_and_dropped() {
     assert!(matches!(receive(&mut client), Some(ClientReply::Welcome { version: VERSION, .. })));
     assert_dropped(&mut client);
     let mut process = coordinator.connect();
-    let role = Role::Process { pid: 1, argv: Vec::new(), restarted_from: None };
+    let role = Role::Process { pid: 1, argv: Vec::new(), restarted_from: None, stops: false };
     process.write_all(&wire::frame(&Hello { version: VERSION + 1, role }).unwrap()).unwrap();
     assert_eq!(receive(&mut process), Some(ToProcess::Welcome { version: VERSION }));
     assert_dropped(&mut process);

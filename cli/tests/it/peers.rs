@@ -182,7 +182,7 @@ impl FakeProcess {
         let pid = std::process::id();
         process.send(&Hello {
             version: VERSION,
-            role: Role::Process { pid, argv, restarted_from: restarted_from.map(Into::into) },
+            role: Role::Process { pid, argv, restarted_from: restarted_from.map(Into::into), stops: false },
         });
         assert_eq!(process.receive(), Some(ToProcess::Welcome { version: VERSION }));
         process

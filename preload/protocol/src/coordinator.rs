@@ -26,6 +26,8 @@ pub enum Role {
         argv: Vec<String>,
         /// The checkpoint that it was restarted from.
         restarted_from: Option<String>,
+        /// It stood stopped then, and stops as soon as it is welcome: it is not there before.
+        stops: bool,
     },
     Client,
 }

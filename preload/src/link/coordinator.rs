@@ -49,9 +49,9 @@ impl Coordinator {
         socket::connect(address(), true)
     }
 
-    /// Introduces this process on a connected socket, and waits for the answer.
-    pub fn greet(socket: Fd, restarted_from: Option<String>) -> Result<Self, Errno> {
-        introduce(socket, restarted_from)?;
+    /// Introduces this process on a connected socket, and waits for the answer. `stops`: it is going to stop itself.
+    pub fn greet(socket: Fd, restarted_from: Option<String>, stops: bool) -> Result<Self, Errno> {
+        introduce(socket, restarted_from, stops)?;
         Self::welcomed(socket)
     }
 
@@ -93,15 +93,15 @@ impl Coordinator {
 /// connect(2)'s: ECONNREFUSED or ENOENT where nobody listens.
 pub fn announce() -> Result<Fd, Errno> {
     let socket = socket::connect(address(), false)?;
-    introduce(socket, None).inspect_err(|_| {
+    introduce(socket, None, false).inspect_err(|_| {
         let _ = file::close(socket);
     })?;
     Ok(socket)
 }
 
-fn introduce(socket: Fd, restarted_from: Option<String>) -> Result<(), Errno> {
+fn introduce(socket: Fd, restarted_from: Option<String>, stops: bool) -> Result<(), Errno> {
     let argv = procfs::read(c"/proc/thread-self/cmdline")?;
     let argv = argv.split(|&byte| byte == 0).map(super::text).collect::<Vec<_>>();
-    let role = Role::Process { pid: process::getpid() as u32, argv, restarted_from };
+    let role = Role::Process { pid: process::getpid() as u32, argv, restarted_from, stops };
     super::send(socket, &Hello { version: VERSION, role }, None)
 }
