@@ -48,6 +48,9 @@ pub fn glibc_rseq() -> Option<(i64, u32)> {
 
 /// Called in the stop handler by each restarted thread: puts back what is the thread's own, and waits.
 pub fn thread_arrived(slot: &Slot) {
+    // As in any handler of the stop signal; `stasis restart` could not block that one (sigfillset(3) leaves it out). Taken
+    // here, one that is to keep the thread from getting on would have been taken in vain.
+    process::sigmask(u64::MAX);
     let load = |word: &core::sync::atomic::AtomicU64| word.load(Ordering::Relaxed) as usize;
     let _ = process::numbers(
         libc::SYS_set_robust_list,

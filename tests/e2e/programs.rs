@@ -169,6 +169,7 @@ mod terminals {
     use super::*;
     workloads! {
         both_sides: "pty";
+        sessions_and_job_control: "job_control";
     }
 }
 
