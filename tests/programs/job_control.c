@@ -120,7 +120,9 @@ static void lead(int slave) {
     for (int which = FRONT; which <= LOST; which++)
         start(which);
     signal(SIGTTOU, SIG_DFL);
-    wait_for(&shared->ready, LOST);
+    for (int which = FRONT; which <= READER; which++)
+        while (!shared->pids[which] || getpgid(shared->pids[which]) != shared->pids[which])
+            sleep_ms(1);
     sigset_t out;
     sigemptyset(&out), sigaddset(&out, SIGTTOU), sigprocmask(SIG_BLOCK, &out, NULL);
     REQUIRE(tcsetpgrp(0, shared->pids[FRONT]) == 0);

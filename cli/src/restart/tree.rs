@@ -13,6 +13,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use nix::unistd::getsid;
 use stasis_protocol::{
     coordinator::Refusal,
     image::{Ids, ProcessImage, Zombie},
@@ -25,11 +26,20 @@ pub struct Member<'a> {
     pub ids: Ids,
     pub zombies: &'a [Zombie],
     pub subreaper: bool,
+    /// Its session was nobody's who is outside.
+    pub session_ended: bool,
 }
 
 impl<'a> Member<'a> {
     pub fn of(image: &'a ProcessImage) -> Self {
-        Self { ids: image.ids, zombies: &image.zombies, subreaper: image.settings.subreaper }
+        // That of `stasis restart` is outside, whoever leads it.
+        let is_here = getsid(None).is_ok_and(|session| session.as_raw() == image.ids.sid);
+        Self {
+            ids: image.ids,
+            zombies: &image.zombies,
+            subreaper: image.settings.subreaper,
+            session_ended: image.settings.session_ended && !is_here,
+        }
     }
 }
 
@@ -114,7 +124,8 @@ impl Tree {
             }
         }
         if let Some(first) = members.first() {
-            tree.place_outside(&numbers, first.ids, detach, joined);
+            let outer = (!first.session_ended).then_some(first.ids.sid);
+            tree.place_outside(&numbers, first.ids, outer, detach, joined);
         }
         tree.lead(&mut numbers)?;
         tree.order(&numbers, members)?;
@@ -157,11 +168,12 @@ impl Tree {
         &mut self,
         numbers: &BTreeMap<i32, usize>,
         first: Ids,
+        outer: Option<i32>,
         detach: bool,
         joined: &BTreeSet<i32>,
     ) {
         let is_led = |id: i32| numbers.get(&id).is_some_and(|&node| self.nodes[node].session == Some(id));
-        let sid = (!is_led(first.sid)).then_some(first.sid);
+        let sid = outer.filter(|&sid| !is_led(sid));
         let outside: Vec<bool> = self
             .nodes
             .iter()

@@ -474,6 +474,8 @@ pub struct Settings {
     pub terminal: u64,
     /// The terminal's foreground group; -1: none.
     pub foreground_group: i32,
+    /// The leader of its session has ended: nobody else can be in that session but who was born into it.
+    pub session_ended: bool,
 }
 
 /// Where the restored memory takes over.

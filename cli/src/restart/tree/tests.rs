@@ -11,7 +11,9 @@ fn zombie(pid: i32, pgid: i32, sid: i32) -> Zombie {
 }
 
 fn members<'a>(all: &[(Ids, &'a [Zombie])]) -> Vec<Member<'a>> {
-    all.iter().map(|&(ids, zombies)| Member { ids, zombies, subreaper: false }).collect()
+    all.iter()
+        .map(|&(ids, zombies)| Member { ids, zombies, subreaper: false, session_ended: false })
+        .collect()
 }
 
 fn tree(all: &[(Ids, &[Zombie])]) -> Tree {
@@ -184,5 +186,23 @@ fn what_contradicts_itself_is_refused() {
         vec![(ids(100, SHELL, 9, 100), &[])],
     ] {
         assert!(Tree::new(&members(&all), false, &BTreeSet::new()).is_err(), "{all:?}");
+    }
+}
+
+#[test]
+fn a_session_whose_leader_has_ended_is_not_the_restarts() {
+    let daemon = Member { ids: ids(100, 1, 98, 99), zombies: &[], subreaper: false, session_ended: true };
+    let tree = Tree::new(&[daemon], false, &BTreeSet::new()).unwrap();
+    assert_eq!((tree.node(100).session, tree.node(100).group), (Some(99), Some(98)));
+    assert_eq!((tree.node(99).kind, tree.named(&tree.top)), (Kind::Ghost, vec![99]));
+}
+
+#[test]
+fn a_session_may_be_joined_to_the_restarts_though_a_process_led_it() {
+    let all = [(ids(100, SHELL, 100, 100), &[][..]), (ids(101, 100, 101, 100), &[])];
+    let tree = Tree::new(&members(&all), false, &BTreeSet::from([100])).unwrap();
+    for id in [100, 101] {
+        assert_eq!((tree.node(id).session, tree.node(id).group), (None, Some(id)));
+        assert!(tree.node(id).leads_group && !tree.node(id).leads_session);
     }
 }
