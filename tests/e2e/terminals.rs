@@ -2,12 +2,13 @@
 //! restarted three times, each time in front of another terminal, and what was typed goes on as if nothing had been.
 
 use std::{
-    fs,
+    fs::{self, File},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use stasis_tests::{Lab, Running, find_program, pseudoterminal::Pseudoterminal, skip};
+use stasis_tests::{Lab, Running, compile, find_program, pseudoterminal::Pseudoterminal, skip};
 
 const KILLS: u32 = 3;
 
@@ -236,4 +237,26 @@ fn vim_with_what_was_typed_and_what_can_be_undone() {
     terminal.press("\r:q\r");
     running.expect_code(0);
     assert!(!Path::new(&lab.work().join(".file.swp")).exists(), "vim has left its swap file");
+}
+
+#[test]
+fn a_terminal_that_a_process_outside_has_open_is_refused_with_its_pid() {
+    let lab = Lab::new();
+    let running = lab.launch([compile::program("pty_master")]);
+    running.wait_ready();
+    let name = running.stdout().lines().next().unwrap().to_owned();
+    // Nobody has opened it yet: there is nobody outside.
+    lab.checkpoint(&[]);
+    let outside = File::options().read(true).write(true).custom_flags(libc::O_NOCTTY).open(&name).unwrap();
+    let own = std::process::id().to_string();
+    lab.try_checkpoint(&["--kill"]).expect_refusal(&[
+        &name,
+        "ptmx",
+        "outside",
+        &own,
+        &running.pid().to_string(),
+    ]);
+    drop(outside);
+    lab.checkpoint_kill(running);
+    lab.restart(["latest"]).expect_ok();
 }
