@@ -44,15 +44,47 @@ pub fn user(pid: u32) -> Option<u32> {
     Some(fs::metadata(format!("/proc/{pid}")).ok()?.uid())
 }
 
+/// Whether a process has a handler for a signal (proc(5), SigCgt).
+pub fn catches(pid: u32, signal: i32) -> bool {
+    signals(pid, &["SigCgt:"]) & 1 << (signal - 1) != 0
+}
+
+/// The union of sets of signals of /proc/PID/status; bits are counted from signal 1 (proc(5)).
+fn signals(pid: u32, names: &[&str]) -> u64 {
+    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return 0 };
+    let set = |name: &&str| {
+        let set = status.lines().find_map(|line| line.strip_prefix(name));
+        set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0)
+    };
+    names.iter().map(set).fold(0, |all, set| all | set)
+}
+
+/// A process' pid in its own namespace.
+pub fn own_pid(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    own_pid_in(&status)
+}
+
+/// status tells the pids in all namespaces, from ours to the process' own (proc(5), NSpid).
+fn own_pid_in(status: &str) -> Option<u32> {
+    let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    pids.split_whitespace().last()?.parse().ok()
+}
+
+/// The children of a process that have not ended (proc(5), /proc/pid/task/tid/children).
+pub fn children(pid: u32) -> Vec<u32> {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    threads
+        .filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("children")).ok())
+        .flat_map(|line| line.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>())
+        .filter(|&child| !matches!(state(child), None | Some('Z' | 'X')))
+        .collect()
+}
+
 /// Whether a SIGSTOP is on its way to the process: sent, and not acted upon yet.
 pub fn is_about_to_stop(pid: u32) -> bool {
-    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
-    // To a thread, or to the process; bits are counted from signal 1 (proc(5)).
-    ["SigPnd:", "ShdPnd:"].iter().any(|name| {
-        let set = status.lines().find_map(|line| line.strip_prefix(name));
-        let set = set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0);
-        set & 1 << (libc::SIGSTOP - 1) != 0
-    })
+    // To a thread, or to the process.
+    signals(pid, &["SigPnd:", "ShdPnd:"]) & 1 << (libc::SIGSTOP - 1) != 0
 }
 
 /// What a state letter means to people.
@@ -110,12 +142,8 @@ pub fn real_pid(pid: u32, relative: u32) -> Option<u32> {
     if namespace("self").is_ok_and(|ours| ours == theirs) {
         return state(pid).map(|_| pid);
     }
-    // status tells the pids in all namespaces, from ours to the process' own (proc(5), NSpid).
     let is_it = |other: &u32| {
-        let status = fs::read_to_string(format!("/proc/{other}/status")).unwrap_or_default();
-        let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
-        pids.split_whitespace().last().and_then(|last| last.parse().ok()) == Some(pid)
-            && namespace(&other.to_string()).is_ok_and(|other| other == theirs)
+        own_pid(*other) == Some(pid) && namespace(&other.to_string()).is_ok_and(|other| other == theirs)
     };
     let entries = fs::read_dir("/proc").ok()?;
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).find(is_it)

@@ -54,10 +54,30 @@ fn map(place: usize) -> Option<usize> {
 /// A fork that is about to be.
 pub struct Birth(Option<(&'static AtomicU32, u32)>);
 
+/// Where this process stands in the list: the word's address; 0: nowhere.
+static OWN: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether an address is one of the list's. A checkpoint may have been taken since it was found, and this may be the process
+/// that was restarted from it: the list that it had is not mapped any more.
+fn is_listed(address: usize) -> bool {
+    let (start, len) = range();
+    (start..start + len).contains(&address)
+}
+
+/// This process is about to end.
+pub fn leave() {
+    let own = OWN.load(Ordering::Acquire);
+    if is_listed(own) {
+        // SAFETY: inside the mapping, which stays.
+        let slot = unsafe { &*(own as *const AtomicU32) };
+        let _ = slot.compare_exchange(process::getpid() as u32, 0, Ordering::AcqRel, Ordering::Relaxed);
+    }
+}
+
 impl Birth {
     /// Before the fork. Where the list is full the child goes without.
     pub fn announce() -> Self {
-        /// A list that is full nearby is full of children that wait for a coordinator that is busy.
+        /// A list that is full nearby is full of children of this thread that live.
         const TRIES: usize = 64;
         let list = LIST.load(Ordering::Acquire);
         if list == 0 {
@@ -69,22 +89,32 @@ impl Birth {
             let index = (tid as usize).wrapping_mul(0x9e37_79b1).wrapping_add(attempt) % SLOTS;
             // SAFETY: inside the mapping, which stays.
             let slot = unsafe { &*(list as *const AtomicU32).add(index) };
-            slot.compare_exchange(0, pending, Ordering::AcqRel, Ordering::Relaxed).is_ok().then_some(slot)
+            let there = slot.load(Ordering::Relaxed);
+            // One that was killed could not take itself off.
+            let is_free = there == 0 || there & PENDING == 0 && !process::exists(there as i32);
+            let take = || slot.compare_exchange(there, pending, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+            (is_free && take()).then_some(slot)
         });
         Self(free.map(|slot| (slot, pending)))
     }
 
-    /// After it, in both processes: `pid` is the child's, or negative where there is none. Whoever comes first tells; the
-    /// child may have said hello already when its parent comes to it.
+    /// Whether the child is in the list.
+    pub fn is_listed(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// After it, in both processes: `pid` is what it gave. Whoever comes first tells; the child may have said hello already,
+    /// or ended, when its parent comes to it.
     pub fn tell(self, pid: i32) {
-        if let Some((slot, pending)) = self.0 {
-            // A checkpoint may have been taken meanwhile, and this may be the process that was restarted from it: the list
-            // that it had is not mapped any more.
-            let (start, len) = range();
-            if !(start..start + len).contains(&(slot.as_ptr() as usize)) {
-                return;
-            }
-            let _ = slot.compare_exchange(pending, pid.max(0) as u32, Ordering::AcqRel, Ordering::Relaxed);
+        let own = if pid == 0 { self.0.map_or(0, |(slot, _)| slot.as_ptr() as usize) } else { 0 };
+        if pid == 0 {
+            OWN.store(own, Ordering::Release);
+        }
+        if let Some((slot, pending)) = self.0
+            && is_listed(slot.as_ptr() as usize)
+        {
+            let child = if pid == 0 { process::getpid() } else { pid.max(0) };
+            let _ = slot.compare_exchange(pending, child as u32, Ordering::AcqRel, Ordering::Relaxed);
         }
     }
 }

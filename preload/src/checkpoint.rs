@@ -143,7 +143,7 @@ pub extern "C" fn thread() -> ! {
         _ => {
             let socket = Coordinator::connect();
             credentials::listen();
-            socket.and_then(|socket| Coordinator::greet(socket, None, false))
+            socket.and_then(Coordinator::greet)
         }
     };
     serve(coordinator.ok())
@@ -217,9 +217,15 @@ pub fn serve(mut coordinator: Option<Coordinator>) -> ! {
                     match message {
                         ToProcess::Committed { token, .. } => settle(token, true),
                         ToProcess::Abandoned { token } => settle(token, false),
+                        ToProcess::Part => {
+                            let _ = part(connected);
+                        }
                         // Of a checkpoint that was given up.
                         ToProcess::Stop { .. } | ToProcess::Capture { .. } | ToProcess::Resume { .. } => {}
-                        ToProcess::Checkpoint { .. } | ToProcess::Welcome { .. } | ToProcess::Go => {}
+                        ToProcess::Checkpoint { .. }
+                        | ToProcess::Welcome { .. }
+                        | ToProcess::Go
+                        | ToProcess::End => {}
                     }
                 }
                 Err(_) => {
@@ -230,7 +236,7 @@ pub fn serve(mut coordinator: Option<Coordinator>) -> ! {
             None => {
                 lazy::look_after_pager();
                 let socket = Coordinator::connect();
-                coordinator = socket.and_then(|socket| Coordinator::greet(socket, None, false)).ok();
+                coordinator = socket.and_then(Coordinator::greet).ok();
                 if coordinator.is_none() {
                     state::pause(LOOK_AGAIN);
                 }
@@ -299,7 +305,10 @@ fn take(coordinator: &Coordinator, order: &Order<'_>, passed: Option<Fd>) -> cor
         let told = coordinator.receive();
         match told {
             Ok(ToProcess::Committed { kill: true, .. }) => {
-                snapshot::descriptors::reset_at_end();
+                // No other end may go before: whoever is killed for that (PR_SET_PDEATHSIG) would leave its ports taken.
+                if part(coordinator).is_ok() {
+                    while !matches!(coordinator.receive(), Ok(ToProcess::End) | Err(_)) {}
+                }
                 let _ = process::kill(process::getpid(), libc::SIGKILL);
             }
             Ok(ToProcess::Committed { token, .. }) => settle(token, true),
@@ -317,6 +326,12 @@ fn take(coordinator: &Coordinator, order: &Order<'_>, passed: Option<Fd>) -> cor
 struct Given {
     elsewhere: Vec<u64>,
     present: Vec<u64>,
+}
+
+/// Prepares the end of this process, and says so.
+fn part(coordinator: &Coordinator) -> core::result::Result<(), Errno> {
+    snapshot::descriptors::reset_at_end();
+    coordinator.send(&FromProcess::Parting)
 }
 
 /// What the coordinator asks for, see [`ToProcess::Checkpoint`].

@@ -46,6 +46,7 @@ pub fn listen() {
 
 /// Forgets what was another process'.
 pub fn forget() {
+    THREAD.store(0, Ordering::Release);
     GENERATION.fetch_add(1, Ordering::AcqRel);
     STORE.store(-1, Ordering::Release);
     CHANGED.store(false, Ordering::Release);

@@ -1,4 +1,4 @@
-//! The child of a fork gets a checkpoint thread of its own.
+//! The child of a fork belongs to the computation, and has a checkpoint thread when it needs one ([`dormant`]).
 //!
 //! By a handler that glibc calls in the child (pthread_atfork(3)): fork(3), forkpty(3) and whatever else forks inside libc
 //! are alike. _Fork(3) calls no handlers, and is wrapped; so are fork(3) and daemon(3), whose children are announced before
@@ -14,7 +14,7 @@ use stasis_sys::{file, process};
 
 use crate::{
     births::Birth,
-    lazy, start,
+    dormant, lazy, start,
     wrappers::{exit, next, returned},
 };
 
@@ -67,8 +67,17 @@ pub unsafe extern "C" fn fork() -> i32 {
     let birth = Birth::announce();
     // SAFETY: the caller's call.
     let pid = unsafe { __fork() };
-    birth.tell(if pid == 0 { process::getpid() } else { pid });
+    tell(birth, pid);
     pid
+}
+
+/// After a fork, in both processes: `pid` is what it gave.
+pub fn tell(birth: Birth, pid: i32) {
+    if pid == 0 && !birth.is_listed() {
+        // Nobody would find it when its parent has ended.
+        dormant::wake();
+    }
+    birth.tell(pid);
 }
 
 /// daemon(3).
@@ -132,6 +141,6 @@ pub unsafe extern "C" fn _Fork() -> i32 {
         // SAFETY: in the child, first of all.
         unsafe { in_child() };
     }
-    birth.tell(if pid == 0 { process::getpid() } else { pid });
+    tell(birth, pid);
     pid
 }

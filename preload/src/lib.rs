@@ -33,6 +33,7 @@ mod births;
 mod checkpoint;
 mod contagion;
 mod credentials;
+mod dormant;
 mod dump;
 mod fork;
 mod interrupted;

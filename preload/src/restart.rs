@@ -48,8 +48,7 @@ pub fn glibc_rseq() -> Option<(i64, u32)> {
 
 /// Called in the stop handler by each restarted thread: puts back what is the thread's own, and waits.
 pub fn thread_arrived(slot: &Slot) {
-    // As in any handler of the stop signal; `stasis restart` could not block that one (sigfillset(3) leaves it out). Taken
-    // here, one that is to keep the thread from getting on would have been taken in vain.
+    // As in the handler that it is in: who has blocked all signals by libc has not blocked the stop signal.
     process::sigmask(u64::MAX);
     let load = |word: &core::sync::atomic::AtomicU64| word.load(Ordering::Relaxed) as usize;
     let _ = process::numbers(
@@ -108,7 +107,7 @@ pub extern "C" fn checkpoint_thread() -> ! {
         let [pager, userfaultfd, table] = lazy::descriptors(&info);
         checkpoint::keep_these([socket, pager, userfaultfd, table]);
         let from = core::str::from_utf8(&info.checkpoint).ok().map(Into::into);
-        Coordinator::greet(socket, from, stops).ok()
+        Coordinator::greet_again(socket, from, stops).ok()
     } else {
         checkpoint::keep_these(lazy::descriptors(&info));
         None

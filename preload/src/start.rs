@@ -17,8 +17,8 @@ use stasis_sys::{
 };
 
 use crate::{
-    arch, arena, births, checkpoint, contagion, credentials, fork, interrupted, lazy, link, snapshot, state,
-    stop, threads, wrappers,
+    arch, arena, births, checkpoint, contagion, credentials, dormant, fork, interrupted, lazy, link,
+    snapshot, state, stop, threads, wrappers,
 };
 
 #[used]
@@ -102,6 +102,7 @@ fn begin(coordinator: &[u8]) -> stasis_sys::Result<()> {
     interrupted::call::init()?;
     stop::install()?;
     births::open();
+    dormant::begin_awake();
     // SAFETY: in the constructor.
     unsafe { fork::init() };
     // Where nobody listens, or is too busy, the checkpoint thread tries again.
@@ -126,17 +127,15 @@ pub unsafe fn begin_in_child() {
     checkpoint::forget_inherited();
     lazy::forget();
     state::forget_inherited();
-    if let Err(error) = start_thread(None) {
-        warn(error);
-    }
+    dormant::begin();
 }
 
 /// The checkpoint thread's stack, in bytes: records are built in the arena, directory entries on the
 /// stack.
 const STACK: usize = 256 << 10;
 
-/// `announced`: a connection to the coordinator, of which the new thread gets a duplicate.
-fn start_thread(announced: Option<Fd>) -> stasis_sys::Result<()> {
+/// Makes the checkpoint thread. `announced`: a connection to the coordinator, of which the new thread gets a duplicate.
+pub fn start_thread(announced: Option<Fd>) -> stasis_sys::Result<()> {
     checkpoint::set_announced(announced);
     let stack = checkpoint::stack(STACK)?;
     // Not CLONE_FILES: a descriptor table of its own. Not CLONE_FS: the program's chdir is not ours.

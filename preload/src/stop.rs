@@ -16,7 +16,7 @@ use stasis_sys::{
 
 use crate::{
     arch::{self, Frame},
-    credentials, interrupted, restart, state,
+    credentials, dormant, interrupted, restart, state,
     threads::{self, Slot, request},
 };
 
@@ -29,6 +29,11 @@ const COOKIE: u64 = 0x57_a515;
 /// si_value of the stop signals that the coordinator queues to the threads of a process that stands stopped
 /// (cli/src/coordinator/stopped.rs): when it is continued, they must not get on before they are asked to stop.
 const COOKIE_STOPPED: u64 = 0x57_a516;
+
+/// si_value of the signal by which the coordinator has a dormant process make its checkpoint thread, and of the one for a
+/// process that stands stopped (cli/src/coordinator/stopped.rs).
+const COOKIE_CALL: u64 = 0x57_a517;
+const COOKIE_CALL_STOPPED: u64 = 0x57_a518;
 
 /// The handler that was installed before ours (glibc's), and its flags.
 static CHAINED: AtomicUsize = AtomicUsize::new(0);
@@ -102,21 +107,23 @@ extern "C" fn handler(signal: i32, info: *mut Siginfo, context: *mut libc::ucont
         credentials::told(unsafe { &*info });
         return;
     }
-    if code == libc::SI_QUEUE && u64::from(value) == COOKIE_STOPPED {
-        await_stop();
-    } else if code != libc::SI_QUEUE || u64::from(value) != COOKIE {
-        let chained = CHAINED.load(Ordering::Acquire);
-        if chained > 1 {
-            // SAFETY: glibc's handler for this signal, with SA_SIGINFO, called as the kernel would.
-            let chained: extern "C" fn(i32, *mut Siginfo, *mut libc::ucontext_t) =
-                unsafe { core::mem::transmute(chained) };
-            chained(signal, info, context);
+    let mut stops = true;
+    match u64::from(value) {
+        _ if code != libc::SI_QUEUE => return pass_on(signal, info, context),
+        COOKIE => {}
+        COOKIE_STOPPED => await_stop(),
+        COOKIE_CALL => stops = dormant::called(),
+        COOKIE_CALL_STOPPED => {
+            stops = dormant::called();
+            if stops {
+                await_stop();
+            }
         }
-        return;
+        _ => return pass_on(signal, info, context),
     }
     // SAFETY: this is the handler's own third argument.
     let mut frame = unsafe { Frame::new(context) };
-    if !state::is_stopping() {
+    if !stops || !state::is_stopping() {
         // A signal that came too late for its checkpoint has interrupted a call all the same.
         let interruption = interrupted::suspend(&mut frame, None);
         interrupted::resume(&mut frame, &interruption, false);
@@ -137,6 +144,17 @@ extern "C" fn handler(signal: i32, info: *mut Siginfo, context: *mut libc::ucont
     interrupted::resume(&mut frame, &interruption, restarted);
 }
 
+/// Calls the handler that was there before, as the kernel would.
+fn pass_on(signal: i32, info: *mut Siginfo, context: *mut libc::ucontext_t) {
+    let chained = CHAINED.load(Ordering::Acquire);
+    if chained > 1 {
+        // SAFETY: glibc's handler for this signal, with SA_SIGINFO.
+        let chained: extern "C" fn(i32, *mut Siginfo, *mut libc::ucontext_t) =
+            unsafe { core::mem::transmute(chained) };
+        chained(signal, info, context);
+    }
+}
+
 /// Keeps a thread of a process that is continued for a checkpoint from getting on before that begins. The SIGCONT
 /// that continued it is pending behind this signal (a thread's own come before its process', kernel/signal.c,
 /// `dequeue_signal`), and the checkpoint thread takes it when all threads stand here.
@@ -150,8 +168,8 @@ fn await_stop() {
 /// checkpoint may have come first, and the coordinator's for this one, met after it, would wait for another.
 fn drop_further_stops() {
     while let Some(info) = process::take_pending(1 << (SIGNAL - 1)) {
-        let ours =
-            info.code() == libc::SI_QUEUE && [COOKIE, COOKIE_STOPPED].contains(&u64::from(info.value()));
+        let cookies = COOKIE..=COOKIE_CALL_STOPPED;
+        let ours = info.code() == libc::SI_QUEUE && cookies.contains(&u64::from(info.value()));
         if !ours {
             // glibc's; it waits for as long as all signals are blocked here.
             let _ = process::queue_to_thread(process::getpid(), process::gettid(), SIGNAL, &info);

@@ -1,6 +1,6 @@
 //! Checkpoints and restarts of computations of several processes.
 
-use std::fs;
+use std::{fs, thread};
 
 use stasis_tests::{Lab, Workload};
 
@@ -24,6 +24,61 @@ fn a_tree_comes_back_after_kill_and_restart() {
 #[test]
 fn a_tree_comes_back_from_the_second_generation() {
     TREE.comes_back(2);
+}
+
+const CHILDREN: Workload = Workload { program: "children", arguments: &[] };
+
+#[test]
+fn children_that_execute_nothing_notice_natively_what_they_lose() {
+    CHILDREN.notices_what_is_lost();
+}
+
+#[test]
+fn children_that_execute_nothing_go_on_after_checkpoints() {
+    CHILDREN.goes_on_after_checkpoints();
+}
+
+#[test]
+fn children_that_execute_nothing_come_back_after_kill_and_restart() {
+    CHILDREN.comes_back(1);
+}
+
+#[test]
+fn children_that_execute_nothing_come_back_from_the_second_generation() {
+    CHILDREN.comes_back(2);
+}
+
+/// Nobody but the list of births knows of it, and its computation goes on in it.
+#[test]
+fn a_daemon_that_executes_nothing_is_a_computation_when_all_others_have_ended() {
+    const DAEMON: &str = "
+import os, time
+if os.fork(): os._exit(0)
+os.setsid()
+if os.fork(): os._exit(0)
+with open('ticks', 'w') as ticks:
+    for tick in range(100000):
+        ticks.write(f'{tick}\\n')
+        ticks.flush()
+        time.sleep(0.001)
+";
+    let lab = Lab::new();
+    lab.launch(["python3", "-c", DAEMON]).expect_code(0);
+    let ticks = lab.work().join("ticks");
+    while fs::metadata(&ticks).map_or(0, |ticks| ticks.len()) < 100 {
+        thread::yield_now();
+    }
+    let status = lab.json(["status"]);
+    assert_eq!(status["processes"].as_array().unwrap().len(), 1, "{status}");
+    lab.checkpoint(&["--kill"]);
+    let size = fs::metadata(&ticks).unwrap().len();
+    let restarted = lab.restart(["latest"]);
+    restarted.wait_size(&ticks, size + 100);
+    lab.run(["kill"]).expect_success();
+    let _ = restarted.wait_exit();
+    let lines = fs::read_to_string(&ticks).unwrap();
+    let numbers: Vec<usize> = lines.lines().map(|line| line.parse().unwrap()).collect();
+    assert!(numbers.iter().copied().eq(0..numbers.len()), "lines are missing or there twice");
 }
 
 /// A pipeline between parts of a script, with a job in the background, writing to a file.

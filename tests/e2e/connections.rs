@@ -57,9 +57,8 @@ mod a_ring_of_processes_loses_nothing {
         over_abstract_unix_sockets: "abstract", 10;
         over_unix_datagrams: "datagram", 10;
         over_unix_packets: "packets", 10;
-        // The kernel keeps ports for a minute, so that a restart soon after another may be refused.
-        over_tcp: "tcp4", 2;
-        over_tcp_and_ipv6: "tcp6", 2;
+        over_tcp: "tcp4", 10;
+        over_tcp_and_ipv6: "tcp6", 10;
         over_udp: "udp", 10;
     }
 }

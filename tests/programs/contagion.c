@@ -36,8 +36,11 @@ static int leaf(void) {
     return 0;
 }
 
-// The same of a process that was forked: it has a second thread, of that name.
+// The same of a process that was forked: when it is called like this, it has a second thread, of that name.
 static int forked(void) {
+    siginfo_t call = {.si_signo = 33, .si_code = SI_QUEUE};
+    call.si_value.sival_int = 0x57a517;
+    syscall(SYS_rt_sigqueueinfo, getpid(), 33, &call);
     for (int attempt = 0; attempt < 2; attempt++) {
         DIR *tasks = opendir("/proc/self/task");
         struct dirent *entry;

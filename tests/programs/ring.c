@@ -138,6 +138,19 @@ static void of_internet(int domain) {
         ((struct sockaddr_in6 *)&address)->sin6_addr = in6addr_loopback, length = sizeof(struct sockaddr_in6);
 }
 
+// Binds like a server: to a port that the kernel gives to nobody by itself (net.ipv4.ip_local_port_range), so that it is
+// free at a restart, too.
+static void bind_as_server(int bound) {
+    static in_port_t next;
+    in_port_t *port = address.ss_family == AF_INET ? &((struct sockaddr_in *)&address)->sin_port
+                                                   : &((struct sockaddr_in6 *)&address)->sin6_port;
+    if (next == 0)
+        next = 10000 + getpid() % 20000;
+    do
+        *port = htons(next++);
+    while (bind(bound, (void *)&address, length) != 0 && errno == EADDRINUSE && next < 32768);
+}
+
 // A connection by way of a socket that listens, or between two that are bound.
 static void by_address(int type, int ends[2]) {
     int on = 1, domain = address.ss_family;
@@ -149,7 +162,10 @@ static void by_address(int type, int ends[2]) {
     int size = 65536;
     if (domain != AF_UNIX)
         REQUIRE(setsockopt(bound, SOL_SOCKET, SO_RCVBUF, &size, sizeof size) == 0);
-    REQUIRE(bind(bound, (void *)&address, length) == 0);
+    if (domain != AF_UNIX)
+        bind_as_server(bound);
+    else
+        REQUIRE(bind(bound, (void *)&address, length) == 0);
     length = sizeof address;
     REQUIRE(getsockname(bound, (void *)&address, &length) == 0);
     REQUIRE((ends[1] = socket(domain, type, 0)) >= 0);

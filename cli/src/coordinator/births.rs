@@ -45,11 +45,11 @@ impl Births {
         unsafe { std::slice::from_raw_parts(self.list.as_ptr(), SLOTS) }
     }
 
-    /// A process has come.
-    pub fn settle(&self, pid: u32) {
-        for slot in self.slots() {
-            let _ = slot.compare_exchange(pid, 0, Ordering::AcqRel, Ordering::Relaxed);
-        }
+    /// A process has come, or is gone; whether it was in the list.
+    pub fn settle(&self, pid: u32) -> bool {
+        let remove =
+            |slot: &AtomicU32| slot.compare_exchange(pid, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        self.slots().iter().filter(|slot| remove(slot)).count() != 0
     }
 
     /// The children, by their pids as their parents know them, that have been made and have not come. One whose parent

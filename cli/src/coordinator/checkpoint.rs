@@ -93,7 +93,9 @@ async fn round(computation: &Rc<Computation>, order: &Order) -> Result<Taken, Fa
         lend(store, token, &members).await.map_err(|reason| one(store_refusal(computation, reason)))?;
 
     let mut round = Round::open(computation, question);
-    let gathered = match ask(&mut round, &members, lent) {
+    // A child whose parent has ended is nobody's whom the only member knows.
+    let alone = members.len() == 1 && computation.births().is_empty();
+    let gathered = match ask(&mut round, &members, alone, lent) {
         Ok(()) => round.gather().await,
         Err(refusals) => Err(refusals.into()),
     };
@@ -116,6 +118,8 @@ async fn round(computation: &Rc<Computation>, order: &Order) -> Result<Taken, Fa
         Ok(record) => {
             tell(computation, &ToProcess::Committed { token, kill: order.kill });
             if order.kill {
+                computation.await_parting(END_DEADLINE).await;
+                tell(computation, &ToProcess::End);
                 await_ends(&round).await;
             }
             Ok(Taken { record, outside })
@@ -182,8 +186,12 @@ async fn lend(
 }
 
 /// Asks every process to dump itself.
-fn ask(round: &mut Round<'_>, members: &[(MemberId, u32)], mut lent: Lent) -> Result<(), Vec<Refusal>> {
-    let alone = members.len() == 1;
+fn ask(
+    round: &mut Round<'_>,
+    members: &[(MemberId, u32)],
+    alone: bool,
+    mut lent: Lent,
+) -> Result<(), Vec<Refusal>> {
     let refusals: Vec<Refusal> =
         members.iter().filter_map(|(id, _)| round.ask(*id, alone, lent.remove(id)).err()).collect();
     if refusals.is_empty() { Ok(()) } else { Err(refusals) }
@@ -262,8 +270,8 @@ fn draft(
     })
 }
 
-/// Tells every process how the checkpoint ended.
-fn tell(computation: &Computation, message: &ToProcess) {
+/// Tells every process something.
+pub fn tell(computation: &Computation, message: &ToProcess) {
     computation.with_members(|members| {
         for member in members.values() {
             if let Err(reason) = member.send(message) {

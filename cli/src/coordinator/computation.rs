@@ -19,7 +19,7 @@ use stasis_protocol::{
 use tokio::{
     sync::{Mutex, Notify, mpsc, watch},
     task::AbortHandle,
-    time::Instant,
+    time::{Instant, timeout},
 };
 
 use super::{births::Births, log, message::Outgoing};
@@ -62,6 +62,8 @@ pub struct Member {
     pub last_pause_us: Option<u64>,
     pub last_stood_us: Option<u64>,
     pub last_memory: Option<u64>,
+    /// It has prepared its end.
+    pub has_parted: bool,
     /// Its place among the processes of the computation; it keeps that when it executes another program.
     pub rank: u64,
 }
@@ -149,6 +151,8 @@ struct State {
     awaited: Vec<(u32, bool)>,
     members: BTreeMap<MemberId, Member>,
     next_member: MemberId,
+    /// Whether the process that left last was in this pid namespace.
+    was_here: bool,
     /// Processes that left and may be about to come back under another program.
     departed: Vec<Departed>,
     /// Processes that joined since the computation began or was resumed.
@@ -219,7 +223,8 @@ impl Computation {
         let came_back = came_back.map(|at| state.departed.swap_remove(at).rank);
         let before = replaced.or(came_back);
         let continues = !state.awaited.is_empty() && member.restarted_from.is_some();
-        if state.members.is_empty() && before.is_none() && !continues {
+        let was_born_here = self.births.as_ref().is_some_and(|births| births.settle(member.pid));
+        if state.members.is_empty() && before.is_none() && !continues && !was_born_here {
             // All that was here has ended: this is another computation.
             state.id = None;
             state.parent = None;
@@ -241,9 +246,6 @@ impl Computation {
             member.rank = place as u64;
         }
         log::line(format_args!("{} joined", member.name()));
-        if let Some(births) = &self.births {
-            births.settle(member.pid);
-        }
         state.members.insert(id, member);
         state.arrived(id);
         (id, state.round.as_ref().map(|round| round.events.clone()))
@@ -256,6 +258,7 @@ impl Computation {
             let removed = state.members.remove(&id);
             if let Some(member) = &removed {
                 log::line(format_args!("{} left", member.name()));
+                state.was_here = member.pid == member.real_pid;
                 let pidfd = Rc::clone(&member.pidfd);
                 if !pidfd.has_ended() {
                     state.departed.push(Departed { real_pid: member.real_pid, pidfd, rank: member.rank });
@@ -277,6 +280,11 @@ impl Computation {
             let mut state = self.state.borrow_mut();
             let Some(member) = state.members.get_mut(&id) else { return };
             let token = match &message {
+                FromProcess::Parting => {
+                    member.has_parted = true;
+                    self.changed.send_replace(());
+                    return;
+                }
                 FromProcess::Phase { token, phase } => {
                     member.enter(*phase);
                     *token
@@ -309,6 +317,15 @@ impl Computation {
     /// Children that have been made and have not come, by their pids as their parents know them.
     pub fn births(&self) -> Vec<u32> {
         self.births.as_ref().map(Births::awaited).unwrap_or_default()
+    }
+
+    /// The pid here of a process, by the pid that its parent knows; `None` where there is none.
+    pub fn real_pid(&self, pid: u32) -> Option<u32> {
+        let state = self.state.borrow();
+        match state.members.values().next() {
+            Some(member) => process::real_pid(pid, member.real_pid),
+            None => Some(pid).filter(|&pid| state.was_here && process::state(pid).is_some()),
+        }
     }
 
     /// A child that does not exist any more needs not come.
@@ -401,6 +418,17 @@ impl Computation {
     pub fn is_idle(&self) -> bool {
         let state = self.state.borrow();
         state.connections == 0 && state.round.is_none()
+    }
+
+    /// Waits until the processes that were told to [`ToProcess::Part`] have done so or ended, at most so long.
+    pub async fn await_parting(&self, at_most: Duration) {
+        let mut changes = self.changes();
+        let parted = async {
+            while !self.with_members(|members| members.values().all(|member| member.has_parted))
+                && changes.changed().await.is_ok()
+            {}
+        };
+        let _ = timeout(at_most, parted).await;
     }
 
     /// Something to wait on until the state has changed.

@@ -20,7 +20,7 @@ use tokio::{
 use super::{
     checkpoint::{self, Order, Taken},
     computation::{Computation, Member, OUTBOX},
-    log,
+    dormant, log,
     message::{self, Outgoing},
     stopped,
 };
@@ -94,6 +94,7 @@ async fn identify(computation: &Rc<Computation>, mut stream: UnixStream) -> io::
                     last_pause_us: None,
                     last_stood_us: None,
                     last_memory: None,
+                    has_parted: false,
                     rank: 0,
                 })
                 .await;
@@ -103,6 +104,7 @@ async fn identify(computation: &Rc<Computation>, mut stream: UnixStream) -> io::
                 _ = pidfd.ended() => Ok(()),
             };
             computation.leave(id).await;
+            dormant::call_the_last(computation);
             writing.abort();
             serving.abort();
             result
@@ -200,7 +202,10 @@ async fn carry_out(computation: &Rc<Computation>, request: ClientRequest) -> Cli
             }
         }
         ClientRequest::Status => match computation.status() {
-            Ok(status) => ClientReply::Status(status),
+            Ok(mut status) => {
+                status.processes.extend(dormant::find(computation).into_iter().filter_map(dormant::status));
+                ClientReply::Status(status)
+            }
             Err(error) => failed("the status", &error),
         },
         ClientRequest::Kill => kill(computation).await,
@@ -249,9 +254,15 @@ async fn await_process(computation: &Computation, real_pid: u32) -> ClientReply 
 
 /// Ends every process.
 async fn kill(computation: &Computation) -> ClientReply {
-    let targets: Vec<(String, Rc<Pidfd>)> = computation.with_members(|members| {
+    /// Those that do not answer end all the same; they may stand stopped.
+    const PART_DEADLINE: Duration = Duration::from_millis(300);
+    checkpoint::tell(computation, &ToProcess::Part);
+    computation.await_parting(PART_DEADLINE).await;
+    let mut targets: Vec<(String, Rc<Pidfd>)> = computation.with_members(|members| {
         members.values().map(|member| (member.name(), Rc::clone(&member.pidfd))).collect()
     });
+    let dormant = dormant::find(computation).into_iter();
+    targets.extend(dormant.filter_map(|pid| Some((format!("pid {pid}"), Rc::new(Pidfd::open(pid).ok()?)))));
     let mut refusals = Vec::new();
     let mut refuse = |name: &String, reason: String| {
         let remedy = "see `stasis status` and end it as root".into();

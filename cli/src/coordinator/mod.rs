@@ -5,8 +5,9 @@
 //! started. It runs on one thread; the store is spoken to from the runtime's blocking threads.
 //! [`start`] brings one up in the background, [`serve`] is its main loop, [`connection`] speaks with one
 //! peer, [`computation`] is its state, [`checkpoint`] takes one checkpoint, in a [`round`] of all processes;
-//! [`newborn`] waits for those that are about to join, [`births`] knows of those whose parents have ended, [`together`] finds what they share, [`stopped`] wakes
-//! processes that a signal stopped.
+//! [`newborn`] waits for those that are about to join, [`births`] knows of those whose parents have
+//! ended, [`dormant`] of those that have not said hello since nobody needed them; [`together`] finds what they share,
+//! [`stopped`] wakes processes that a signal stopped.
 //!
 //! Not here: what happens inside a process, or what a page is.
 
@@ -14,6 +15,7 @@ mod births;
 mod checkpoint;
 mod computation;
 mod connection;
+mod dormant;
 mod log;
 mod message;
 mod newborn;

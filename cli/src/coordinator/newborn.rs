@@ -1,7 +1,12 @@
 //! Processes that a checkpoint must wait for: children that have not said hello yet, and processes that are executing
 //! another program, which say it again.
 
-use std::{collections::BTreeMap, fs, rc::Rc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    rc::Rc,
+    time::Duration,
+};
 
 use stasis_protocol::coordinator::Refusal;
 use tokio::{
@@ -9,7 +14,10 @@ use tokio::{
     time::Instant,
 };
 
-use super::computation::{Event, Events, MemberId};
+use super::{
+    computation::{Event, Events, MemberId},
+    stopped,
+};
 use crate::process::{self, Pidfd};
 
 /// How long one may take: it has only to be scheduled, and loaded.
@@ -37,12 +45,14 @@ pub struct Newborn {
     awaited: BTreeMap<u32, Awaited>,
     /// Processes without the library that the checkpoint is taken without.
     without: Vec<u32>,
+    /// Processes that stood stopped and were continued to say hello: their threads wait for the checkpoint.
+    continued: BTreeSet<u32>,
 }
 
 impl Newborn {
     /// Awaits whoever must be awaited, but for these.
     pub fn but(without: &[u32]) -> Self {
-        Self { awaited: BTreeMap::new(), without: without.to_vec() }
+        Self { awaited: BTreeMap::new(), without: without.to_vec(), continued: BTreeSet::new() }
     }
 
     /// Awaits the children of a process that `is_known` does not know.
@@ -63,12 +73,21 @@ impl Newborn {
         if pidfd.has_ended() {
             return false;
         }
+        let mut reason = "it runs without libstasis.so, and has not joined the computation: it is linked statically, gained \
+                          rights when it was executed, or was made by a raw system call"
+            .to_string();
+        let is_new = !self.awaited.contains_key(&real_pid);
+        if is_new && process::catches(real_pid, stopped::STOP_SIGNAL) {
+            match stopped::call(real_pid, &pidfd) {
+                Ok(false) => {}
+                Ok(true) => _ = self.continued.insert(real_pid),
+                Err(error) => reason = format!("it cannot be called: {error}"),
+            }
+        }
         let command = fs::read_to_string(format!("/proc/{real_pid}/comm")).unwrap_or_default();
         let refusal = Refusal {
             what: format!("pid {real_pid} ({}), {whose}", command.trim_end()),
-            reason: "it runs without libstasis.so, and has not joined the computation: it is linked statically, gained \
-                     rights when it was executed, or was made by a raw system call"
-                .into(),
+            reason,
             remedy: "take the checkpoint when it has ended".into(),
         };
         self.insert(real_pid, Rc::new(pidfd), refusal, events);
@@ -107,6 +126,11 @@ impl Newborn {
         self.awaited.remove(&real_pid);
     }
 
+    /// Whether one that has come stood stopped, and its threads wait for the checkpoint; told once.
+    pub fn was_continued(&mut self, real_pid: u32) -> bool {
+        self.continued.remove(&real_pid)
+    }
+
     pub fn is_empty(&self) -> bool {
         self.awaited.is_empty()
     }
@@ -127,14 +151,13 @@ impl Newborn {
     }
 }
 
-/// The children of a process that have not ended (proc(5), /proc/pid/task/tid/children).
+/// The children of a process that may belong to the computation.
 fn children(pid: u32) -> Vec<u32> {
-    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
-    threads
-        .filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("children")).ok())
-        .flat_map(|line| line.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>())
-        .filter(|&child| !matches!(process::state(child), None | Some('Z' | 'X')))
-        // A command that a program gives about itself is no part of the computation.
-        .filter(|child| !fs::read_link(format!("/proc/{child}/exe")).is_ok_and(|exe| exe.ends_with("stasis")))
-        .collect()
+    let children = process::children(pid).into_iter();
+    // A command that a program gives about itself is no part of the computation.
+    children.filter(|&child| !is_command(child)).collect()
+}
+
+fn is_command(pid: u32) -> bool {
+    fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.ends_with("stasis"))
 }

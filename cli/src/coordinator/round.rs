@@ -144,9 +144,11 @@ impl<'a> Round<'a> {
     /// # Errors
     /// Why it cannot be asked.
     pub fn ask(&mut self, id: MemberId, alone: bool, lent: Option<OwnedFd>) -> Result<(), Refusal> {
+        let newborn = &mut self.newborn;
         let (subject, sent) = self.computation.with_members(|members| {
             let Some(member) = members.get(&id) else { return (None, Ok(())) };
-            let was_stopped = process::is_stopped(member.real_pid);
+            let is_stopped = process::is_stopped(member.real_pid);
+            let was_stopped = newborn.was_continued(member.real_pid) || is_stopped;
             let message = ToProcess::Checkpoint {
                 token: self.question.token,
                 store: self.question.store.clone(),
@@ -155,7 +157,7 @@ impl<'a> Round<'a> {
                 was_stopped,
                 alone,
             };
-            let sent = if was_stopped {
+            let sent = if is_stopped {
                 stopped::wake(member, &message, lent)
             } else {
                 member.send_beside(&message, lent)
@@ -255,6 +257,7 @@ impl<'a> Round<'a> {
                 return Err(one(refusal).into());
             }
             FromProcess::Refused { refusals, .. } => return Err(refusals.into()),
+            FromProcess::Parting => {}
             FromProcess::Dumped { manifest, stats, pause_us, tracker, .. } => {
                 let (pid, command) = (subject.pid, subject.command.clone());
                 let entry = ProcessEntry { pid, command, manifest, stats, tracker };
@@ -315,10 +318,9 @@ impl<'a> Round<'a> {
 
     /// Children whose parents have ended since are in no list but that of births. All that could make more stand still.
     fn await_orphans(&mut self) {
-        let Some(relative) = self.subjects.values().map(|subject| subject.real_pid).next() else { return };
         for pid in self.computation.births() {
             let known = self.subjects.values().any(|subject| subject.pid == pid);
-            match process::real_pid(pid, relative).filter(|_| !known) {
+            match self.computation.real_pid(pid).filter(|_| !known) {
                 Some(real_pid) if self.newborn.await_orphan(real_pid, &self.sender) => {}
                 _ => self.computation.forget_birth(pid),
             }

@@ -11,15 +11,20 @@ use stasis_protocol::coordinator::ToProcess;
 use tokio::time::{Instant, sleep};
 
 use super::computation::Member;
-use crate::process;
+use crate::process::{self, Pidfd};
 
 /// The signal that stops a program's threads. glibc keeps 32 and 33 for itself (nptl/internal-signals.h:
 /// SIGCANCEL, SIGSETXID) and lets no program use them.
-const STOP_SIGNAL: i32 = 33;
+pub const STOP_SIGNAL: i32 = 33;
 
 /// Tells the library that the process stood stopped: its threads wait in the handler for the checkpoint to begin
 /// (preload/src/stop.rs). Also tells our stop signal from glibc's own use of the same number.
 const STOP_VALUE: i32 = 0x57_A516;
+
+/// Has a dormant process make its checkpoint thread; the second, one that stands stopped, whose thread that gets it then
+/// waits like the others (preload/src/dormant.rs).
+const CALL_VALUE: i32 = 0x57_A517;
+const CALL_STOPPED_VALUE: i32 = 0x57_A518;
 
 /// The name (comm) of the library's own thread, which must run.
 const CHECKPOINT_THREAD: &str = "stasis-ckpt";
@@ -60,14 +65,44 @@ pub fn wake(member: &Member, message: &ToProcess, beside: Option<OwnedFd>) -> Re
         return Err("it stands stopped by a signal and has no checkpoint thread".into());
     }
     for thread in threads.iter().filter(|thread| thread.name != CHECKPOINT_THREAD) {
-        match queue_stop(member.real_pid, thread.tid) {
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-            Err(error) => return Err(format!("it stands stopped, and thread {}: {error}", thread.tid)),
-            Ok(()) => {}
-        }
+        stop_when_continued(member.real_pid, thread.tid, STOP_VALUE)?;
     }
     member.send_beside(message, beside)?;
     member.pidfd.signal(libc::SIGCONT).map_err(|error| format!("it cannot be continued: {error}"))
+}
+
+fn stop_when_continued(pid: u32, tid: u32, value: i32) -> Result<(), String> {
+    match queue(pid, Some(tid), value) {
+        Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
+            Err(format!("it stands stopped, and thread {tid}: {error}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Has a process that may be dormant make its checkpoint thread, which says hello. Whether it stood stopped: then it has been
+/// continued, and its threads wait for the checkpoint.
+///
+/// # Errors
+/// Why it cannot be called.
+pub fn call(real_pid: u32, pidfd: &Pidfd) -> Result<bool, String> {
+    if !process::is_stopped(real_pid) {
+        return match queue(real_pid, None, CALL_VALUE) {
+            Err(error) if error.raw_os_error() != Some(libc::ESRCH) => Err(error.to_string()),
+            _ => Ok(false),
+        };
+    }
+    let threads = process::threads(real_pid).map_err(|error| error.to_string())?;
+    if threads.iter().any(|thread| thread.name == CHECKPOINT_THREAD) {
+        // It is about to join, when somebody continues it.
+        return Ok(false);
+    }
+    for thread in &threads {
+        let value = if thread.tid == real_pid { CALL_STOPPED_VALUE } else { STOP_VALUE };
+        stop_when_continued(real_pid, thread.tid, value)?;
+    }
+    pidfd.signal(libc::SIGCONT).map_err(|error| format!("it cannot be continued: {error}"))?;
+    Ok(true)
 }
 
 /// siginfo_t as the kernel lays it out for SI_QUEUE (rt_sigqueueinfo(2)).
@@ -86,8 +121,8 @@ struct QueuedSignal {
 
 const _: () = assert!(mem::size_of::<QueuedSignal>() == mem::size_of::<libc::siginfo_t>());
 
-/// Queues the stop signal to a thread.
-fn queue_stop(pid: u32, tid: u32) -> io::Result<()> {
+/// Queues the stop signal to a process or to one of its threads.
+fn queue(pid: u32, tid: Option<u32>, value: i32) -> io::Result<()> {
     let info = QueuedSignal {
         signo: STOP_SIGNAL,
         errno: 0,
@@ -95,18 +130,26 @@ fn queue_stop(pid: u32, tid: u32) -> io::Result<()> {
         _alignment: 0,
         pid: std::process::id() as i32,
         uid: nix::unistd::getuid().as_raw(),
-        value: STOP_VALUE as u64,
+        value: value as u64,
         _rest: [0; 12],
     };
     // SAFETY: the kernel reads one siginfo_t, which `info` is as large as (checked above).
     let result = unsafe {
-        libc::syscall(
-            libc::SYS_rt_tgsigqueueinfo,
-            pid as libc::pid_t,
-            tid as libc::pid_t,
-            STOP_SIGNAL,
-            &raw const info,
-        )
+        match tid {
+            Some(tid) => libc::syscall(
+                libc::SYS_rt_tgsigqueueinfo,
+                pid,
+                tid,
+                libc::c_long::from(STOP_SIGNAL),
+                &raw const info,
+            ),
+            None => libc::syscall(
+                libc::SYS_rt_sigqueueinfo,
+                pid,
+                libc::c_long::from(STOP_SIGNAL),
+                &raw const info,
+            ),
+        }
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -85,12 +85,13 @@ impl Board {
         }
     }
 
-    /// Lets nobody go on.
+    /// Lets nobody go on from where not all have come.
     pub fn give_up(&self) {
         for stage in [Stage::Made, Stage::Leads, Stage::Joined, Stage::Settled] {
             let state = &self.barrier(stage).state;
-            state.store(FAILED, Ordering::Release);
-            wake(state);
+            if state.compare_exchange(CLOSED, FAILED, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                wake(state);
+            }
         }
     }
 

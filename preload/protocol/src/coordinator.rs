@@ -134,6 +134,8 @@ pub enum FromProcess {
         /// sides: its own ends.
         uncopied: Vec<(u64, u64)>,
     },
+    /// The answer to [`ToProcess::Part`].
+    Parting,
     /// Nothing was stopped, or all runs again as if nothing had been asked.
     Refused {
         token: u64,
@@ -193,8 +195,8 @@ pub enum ToProcess {
     },
     /// To a restarted process, when all of its computation are there: let the threads go on.
     Go,
-    /// The checkpoint exists. A process that is held ends itself (SIGKILL) when `kill` is set, else
-    /// goes on.
+    /// The checkpoint exists. A process that is held goes on, or, when `kill` is set, answers as to [`ToProcess::Part`] and
+    /// waits for [`ToProcess::End`].
     Committed {
         token: u64,
         kill: bool,
@@ -203,6 +205,11 @@ pub enum ToProcess {
     Abandoned {
         token: u64,
     },
+    /// The process is about to be ended: answer [`FromProcess::Parting`] when its connections are such that their ports are
+    /// free then.
+    Part,
+    /// End (SIGKILL).
+    End,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

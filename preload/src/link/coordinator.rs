@@ -49,8 +49,14 @@ impl Coordinator {
         socket::connect(address(), true)
     }
 
-    /// Introduces this process on a connected socket, and waits for the answer. `stops`: it is going to stop itself.
-    pub fn greet(socket: Fd, restarted_from: Option<String>, stops: bool) -> Result<Self, Errno> {
+    /// Introduces this process on a connected socket, and waits for the answer.
+    pub fn greet(socket: Fd) -> Result<Self, Errno> {
+        introduce(socket, None, false)?;
+        Self::welcomed(socket)
+    }
+
+    /// The same for a process that was restarted from a checkpoint; `stops`: it is about to stop itself.
+    pub fn greet_again(socket: Fd, restarted_from: Option<String>, stops: bool) -> Result<Self, Errno> {
         introduce(socket, restarted_from, stops)?;
         Self::welcomed(socket)
     }

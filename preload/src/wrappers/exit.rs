@@ -4,7 +4,7 @@ use core::ffi::c_int;
 
 use stasis_sys::process;
 
-use crate::stop;
+use crate::{births, stop};
 
 #[used]
 #[unsafe(link_section = ".fini_array")]
@@ -12,12 +12,18 @@ static DESTRUCTOR: extern "C" fn() = destructor;
 
 /// exit(3) calls it.
 extern "C" fn destructor() {
+    leave();
+}
+
+/// What is to be done before the end.
+fn leave() {
     stop::leave();
+    births::leave();
 }
 
 /// Ends the process as _exit(2) does.
 pub fn now(status: c_int) -> ! {
-    stop::leave();
+    leave();
     process::exit_group(status)
 }
 

@@ -11,7 +11,7 @@ use core::{
 use stasis_sys::memory;
 
 use super::{next, returned};
-use crate::credentials;
+use crate::{credentials, dormant};
 
 const NAMES: [&CStr; 10] = [
     c"setuid",
@@ -57,6 +57,8 @@ unsafe fn call(which: usize, arguments: [usize; 3]) -> i32 {
     if address == 0 {
         return returned(-libc::ENOSYS as isize) as i32;
     }
+    // The coordinator knows a process by the user that it was started by.
+    dormant::wake();
     // SAFETY: all of them take at most three integers or pointers, and give an int.
     let function: Function = unsafe { core::mem::transmute(address) };
     let [a, b, c] = arguments;

@@ -1,9 +1,7 @@
 //! syscall(2) by the numbers of calls that make, replace or end a process: as the functions of those names do it.
 
-use stasis_sys::process;
-
 use super::{exec, exit, returned};
-use crate::{births::Birth, lazy, start};
+use crate::{births::Birth, fork, lazy, start};
 
 /// Numbers that [`by_number`] is to be given.
 pub const NUMBERS: [i64; 7] = [
@@ -63,6 +61,6 @@ fn make(clone: impl FnOnce() -> isize) -> isize {
         // SAFETY: in the child, first of all.
         unsafe { start::begin_in_child() };
     }
-    birth.tell(if pid == 0 { process::getpid() } else { pid as i32 });
+    fork::tell(birth, pid as i32);
     pid
 }

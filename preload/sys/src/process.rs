@@ -155,6 +155,11 @@ pub fn kill(pid: i32, signal: i32) -> Result<()> {
     numbers(libc::SYS_kill, [pid as usize, signal as usize, 0, 0, 0]).map(drop)
 }
 
+/// Whether there is a process, or one that was not waited for (kill(2), signal 0).
+pub fn exists(pid: i32) -> bool {
+    kill(pid, 0) != Err(crate::Errno(libc::ESRCH))
+}
+
 /// Whether a resource (RLIMIT_...) is limited (prlimit(2)).
 pub fn is_limited(resource: libc::__rlimit_resource_t) -> bool {
     let mut limit = [libc::RLIM_INFINITY; 2];

@@ -263,8 +263,8 @@ pub fn capture(objects: &mut Objects, moment: Moment, share: Share<'_>) -> Resul
     Ok(Captured { descriptions, descriptors, ends, sharable, queues, uncopied, rooms })
 }
 
-/// Lets the end of this process, which stands still, reset its TCP connections instead of ending them: whoever is at the
-/// other end learns at once that this one does not answer any more, and no port stays taken (TIME_WAIT).
+/// Lets the end of this process reset its TCP connections instead of ending them: whoever is at the other end learns at
+/// once that this one does not answer any more, and no port stays taken (TIME_WAIT).
 pub fn reset_at_end() {
     let tid = subject();
     let Ok(pidfd) = open_pidfd(tid).map(Duplicate) else { return };

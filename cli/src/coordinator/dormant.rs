@@ -1,0 +1,87 @@
+//! Processes of the computation that have not said hello: children that were forked and have executed no other program make
+//! their checkpoint thread when they are called (preload/src/dormant.rs).
+//!
+//! Not here: calling them for a checkpoint (`newborn`).
+
+use std::{collections::BTreeSet, fs, rc::Rc};
+
+use stasis_protocol::coordinator::{Phase, ProcessStatus};
+use tokio::task::spawn_local;
+
+use super::{
+    computation::Computation,
+    log,
+    stopped::{self, STOP_SIGNAL},
+};
+use crate::process::{self, Pidfd};
+
+/// The dormant processes, by their pids here: children of those that are known, and children whose parents have ended.
+pub fn find(computation: &Computation) -> Vec<u32> {
+    let members: Vec<u32> =
+        computation.with_members(|members| members.values().map(|member| member.real_pid).collect());
+    let mut known: BTreeSet<u32> = members.iter().copied().collect();
+    let mut found = Vec::new();
+    let mut is_dormant = |pid: u32| {
+        let is_one = process::catches(pid, STOP_SIGNAL) && !matches!(process::state(pid), Some('Z' | 'X'));
+        is_one && known.insert(pid)
+    };
+    found.extend(
+        computation
+            .births()
+            .into_iter()
+            .filter_map(|pid| computation.real_pid(pid))
+            .filter(|&pid| is_dormant(pid)),
+    );
+    let mut parents = members;
+    parents.extend(&found);
+    while let Some(parent) = parents.pop() {
+        let children: Vec<u32> =
+            process::children(parent).into_iter().filter(|&child| is_dormant(child)).collect();
+        parents.extend(&children);
+        found.extend(children);
+    }
+    found
+}
+
+/// What there is to tell of a dormant process; nothing where it has ended.
+pub fn status(real_pid: u32) -> Option<ProcessStatus> {
+    let command = fs::read(format!("/proc/{real_pid}/cmdline")).ok()?;
+    let arguments = command.split(|&byte| byte == 0).map(|argument| String::from_utf8_lossy(argument));
+    Some(ProcessStatus {
+        pid: process::own_pid(real_pid)?,
+        real_pid,
+        command: arguments.collect::<Vec<_>>().join(" "),
+        phase: Phase::Running,
+        state: process::state(real_pid)?,
+        phase_for_us: 0,
+        tracker: String::new(),
+        last_pause_us: None,
+        last_stood_us: None,
+        last_memory: None,
+        restarted_from: None,
+    })
+}
+
+/// Has all dormant processes say hello, when nobody else is left who could tell of them; and those that one of them has made,
+/// should it end before it does.
+pub fn call_the_last(computation: &Rc<Computation>) {
+    if computation.with_members(|members| !members.is_empty()) {
+        return;
+    }
+    for real_pid in find(computation) {
+        let Ok(pidfd) = Pidfd::open(real_pid) else { continue };
+        if process::is_stopped(real_pid) {
+            continue;
+        }
+        if let Err(reason) = stopped::call(real_pid, &pidfd) {
+            log::line(format_args!("pid {real_pid} cannot be called: {reason}"));
+            continue;
+        }
+        let computation = Rc::clone(computation);
+        spawn_local(async move {
+            if pidfd.ended().await.is_ok() {
+                call_the_last(&computation);
+            }
+        });
+    }
+}

@@ -1,0 +1,82 @@
+//! A child of a fork has no checkpoint thread until one is needed: most children execute another program, or end, before
+//! anybody takes a checkpoint, and a thread costs more than the fork does.
+//!
+//! Until then the coordinator knows of the child by its parent's list of children and by the list of births, and calls it
+//! by the stop signal. Before the child changes what the thread must have been made with (its user), it wakes by itself.
+
+use core::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+
+use stasis_sys::{process, sync};
+
+use crate::start;
+
+/// One of the values below. A futex.
+static STATE: AtomicU32 = AtomicU32::new(AWAKE);
+
+/// There is a checkpoint thread, or never will be one.
+const AWAKE: u32 = 0;
+const DORMANT: u32 = 1;
+/// Some thread of the program is making it.
+const WAKING: u32 = 2;
+
+/// The process that [`STATE`] is of. In a child that has just been made it is still the parent's.
+static OWNER: AtomicI32 = AtomicI32::new(0);
+
+/// A process that was called before it was dormant.
+static CALLED: AtomicI32 = AtomicI32::new(0);
+
+/// In the constructor: this process has a thread.
+pub fn begin_awake() {
+    OWNER.store(process::getpid(), Ordering::Release);
+}
+
+/// In the child of a fork, by its only thread.
+pub fn begin() {
+    let pid = process::getpid();
+    STATE.store(DORMANT, Ordering::Release);
+    OWNER.store(pid, Ordering::Release);
+    if CALLED.swap(0, Ordering::AcqRel) == pid {
+        wake();
+    }
+}
+
+/// Makes the checkpoint thread, if this process is dormant; returns when it is there.
+pub fn wake() {
+    if STATE.load(Ordering::Acquire) == AWAKE || OWNER.load(Ordering::Acquire) != process::getpid() {
+        return;
+    }
+    // A signal that found this thread in the middle of it could not wait for it.
+    let mask = process::sigmask(u64::MAX);
+    if !make_thread() {
+        while STATE.load(Ordering::Acquire) == WAKING {
+            sync::futex_wait(&STATE, WAKING, None);
+        }
+    }
+    process::sigmask(mask);
+}
+
+/// In the stop signal's handler: the coordinator needs the checkpoint thread. False in a child that has just been made, whose
+/// memory is its parent's as it was: whether threads are to stop there does not concern it.
+pub fn called() -> bool {
+    let pid = process::getpid();
+    let has_begun = OWNER.load(Ordering::Acquire) == pid;
+    if has_begun {
+        make_thread();
+    } else {
+        CALLED.store(pid, Ordering::Release);
+    }
+    has_begun
+}
+
+/// False where there is one, or another thread is about to make it.
+fn make_thread() -> bool {
+    if STATE.compare_exchange(DORMANT, WAKING, Ordering::AcqRel, Ordering::Acquire).is_err() {
+        return false;
+    }
+    if let Err(error) = start::start_thread(None) {
+        start::warn(error);
+    }
+    STATE.store(AWAKE, Ordering::Release);
+    sync::futex_wake(&STATE, i32::MAX as u32);
+    true
+}
