@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     computation::{Computation, MemberId, random},
-    log,
+    dormant, log,
     round::{Failure, Gathered, ProcessDump, Question, Round, Subject},
     stopped,
 };
@@ -93,6 +93,8 @@ async fn round(computation: &Rc<Computation>, order: &Order) -> Result<Taken, Fa
         lend(store, token, &members).await.map_err(|reason| one(store_refusal(computation, reason)))?;
 
     let mut round = Round::open(computation, question);
+    // Those who joined while the store was being connected to: who joins from now on is told of to the round.
+    let members = self::members(computation).map_err(one)?;
     // A child whose parent has ended is nobody's whom the only member knows.
     let alone = members.len() == 1 && computation.births().is_empty();
     let gathered = match ask(&mut round, &members, alone, lent) {
@@ -133,8 +135,10 @@ async fn round(computation: &Rc<Computation>, order: &Order) -> Result<Taken, Fa
 
 /// A program that was launched a moment ago may not have joined yet: it does not wait for its coordinator. Of one that is
 /// being restarted, some processes may be missing.
-async fn await_newborn(computation: &Computation) {
+async fn await_newborn(computation: &Rc<Computation>) {
     const PATIENCE: Duration = Duration::from_millis(500);
+    // Who started a daemon may have ended before it was heard.
+    dormant::call_the_last(computation);
     let mut changes = computation.changes();
     let joined = async {
         while computation.with_members(|members| members.is_empty()) && changes.changed().await.is_ok() {}

@@ -324,7 +324,9 @@ impl Computation {
         let state = self.state.borrow();
         match state.members.values().next() {
             Some(member) => process::real_pid(pid, member.real_pid),
-            None => Some(pid).filter(|&pid| state.was_here && process::state(pid).is_some()),
+            // Who started them may have ended before it joined.
+            None => Some(pid)
+                .filter(|&pid| (state.was_here || state.joined == 0) && process::state(pid).is_some()),
         }
     }
 

@@ -291,7 +291,8 @@ impl<'a> Round<'a> {
                 Step::Captured | Step::Dumped => return Ok(()),
             };
             let all = self.subjects.values().all(|subject| subject.step >= next);
-            if all && next == Step::Stopped {
+            // Before ends are compared, and again when nobody can make more.
+            if all && matches!(next, Step::Ready | Step::Stopped) {
                 self.await_orphans();
             }
             if !all || !self.newborn.is_empty() || self.subjects.is_empty() {
@@ -316,7 +317,7 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// Children whose parents have ended since are in no list but that of births. All that could make more stand still.
+    /// Children whose parents have ended since are in no list but that of births.
     fn await_orphans(&mut self) {
         for pid in self.computation.births() {
             let known = self.subjects.values().any(|subject| subject.pid == pid);

@@ -16,7 +16,7 @@ use super::{
     board::{Board, GivenUp, Stage},
     namespace::{self, clone3, exit},
     report,
-    terminal::Controlling,
+    terminal::{self, Controlling},
     tree::{Kind, Node, Tree},
 };
 
@@ -31,6 +31,8 @@ pub struct Assembly<'a> {
     /// The terminals of sessions, by their leaders; and whether each process of the checkpoint had the one of its session.
     pub terminals: BTreeMap<i32, Controlling>,
     pub has_terminal: Vec<bool>,
+    /// The process whose group had the terminal outside.
+    pub foreground: Option<usize>,
     /// Becomes a process of the checkpoint, by its place there; returns why not.
     pub become_program: &'a dyn Fn(usize) -> anyhow::Error,
 }
@@ -149,6 +151,10 @@ impl Assembly<'_> {
             Kind::Zombie(status) => end_as(status),
             Kind::Process(process) => {
                 self.collect(at);
+                // Before anybody runs, who might give it to others.
+                if self.foreground == Some(process) {
+                    terminal::come_forward();
+                }
                 Err((self.become_program)(process).into())
             }
         }

@@ -71,6 +71,9 @@ pub fn spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
     let before = namespace::hold_signals()?;
     let spawned = try_spawn(request, place);
     if spawned.is_err() {
+        if terminal::foreground(&request.computation.images(), request.tree, request.detach).is_some() {
+            terminal::come_forward();
+        }
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
     }
     spawned
@@ -105,6 +108,7 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
         report: theirs.as_raw_fd(),
         subreapers: common.images.iter().map(|image| image.settings.subreaper).collect(),
         terminals: terminal::controlling(&common, &handed),
+        foreground: terminal::foreground(&common.images, request.tree, request.detach),
         has_terminal: common.images.iter().map(|image| image.settings.terminal != 0).collect(),
         become_program: &|process| match making.become_program(process) {
             Ok(never) => match never {},

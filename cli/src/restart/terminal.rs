@@ -18,10 +18,13 @@ use std::{
     ptr,
 };
 
-use nix::unistd::{getpid, getsid};
+use nix::unistd::{getpgrp, getpid, getsid, tcsetpgrp};
 use stasis_protocol::image::ProcessImage;
 
-use super::descriptors::{Common, pty_numbers};
+use super::{
+    descriptors::{Common, pty_numbers},
+    tree::{Node, Tree},
+};
 
 /// The terminal of a session that is made again.
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +83,21 @@ pub fn joined(images: &[&ProcessImage], detach: bool) -> BTreeSet<i32> {
         return BTreeSet::new();
     }
     leaders(images).take(1).map(|image| image.ids.pid).collect()
+}
+
+/// The first process, by its place, whose group had the terminal that is outside, where `stasis restart` shares that with it.
+pub fn foreground(images: &[&ProcessImage], tree: &Tree, detach: bool) -> Option<usize> {
+    let had = |(image, node): (&&ProcessImage, &Node)| {
+        image.settings.foreground && node.session.is_none() && node.group.is_some()
+    };
+    images.iter().zip(&tree.nodes).position(had).filter(|_| !detach)
+}
+
+/// Puts the calling process' group into the foreground, with all signals blocked.
+pub fn come_forward() {
+    if let Some(terminal) = open() {
+        let _ = tcsetpgrp(&terminal, getpgrp());
+    }
 }
 
 /// A terminal that was let go of; taken again when this is dropped.
