@@ -184,6 +184,9 @@ int main(void) {
         shared->pids[LEADER]++;
     if (loses("interrupt"))
         tcsetattr(master, TCSANOW, &(struct termios){0});
+    // After a checkpoint it stops again when that is made.
+    for (int tries = 0; tries < 2000 && state(shared->pids[READER]) != 'T'; tries++)
+        sleep_ms(1);
     CHECK(state(shared->pids[READER]) == 'T', "the reader is in state %c", state(shared->pids[READER]));
     REQUIRE(write(master, "\003", 1) == 1);
     for (int tries = 0; tries < 2000 && !shared->interrupts[FRONT]; tries++)

@@ -82,7 +82,7 @@ pub fn closes_on_exec(table: &Table<'_>, open: &Open) -> bool {
     }
     let slot = threads::all().find(|slot| slot.tid.load(Ordering::Relaxed) == table.tid);
     let flags = slot.and_then(|slot| stop::descriptor_flags(slot, open.fd));
-    flags.map_or(true, |flags| flags & libc::FD_CLOEXEC != 0)
+    flags.is_none_or(|flags| flags & libc::FD_CLOEXEC != 0)
 }
 
 /// struct winsize, four u16; zeros for a terminal whose other side is gone: it answers EIO to everything, which the program is
