@@ -24,7 +24,7 @@ use crate::{
     link::{coordinator::Coordinator, store::Store},
     precopy::{Stood, precopy},
     quiesce::{self, Quiet},
-    snapshot::{self, Checked, Children, mappings},
+    snapshot::{self, Checked, Children, Share, mappings},
     state,
     tracker::Tracker,
     wrappers::userfault,
@@ -321,6 +321,13 @@ fn take(coordinator: &Coordinator, order: &Order<'_>, passed: Option<Fd>) -> cor
     Ok(())
 }
 
+/// What a process is told when all stand still, see [`ToProcess::Capture`].
+#[derive(Default)]
+struct Given {
+    elsewhere: Vec<u64>,
+    present: Vec<u64>,
+}
+
 /// Prepares the end of this process, and says so.
 fn part(coordinator: &Coordinator) -> core::result::Result<(), Errno> {
     snapshot::descriptors::reset_at_end();
@@ -373,9 +380,8 @@ impl Taking<'_> {
         let _ = self.coordinator.send(&FromProcess::Phase { token: self.token, phase });
     }
 
-    /// Says that a step is done, and waits until all processes of the computation have done it: for the objects that others
-    /// copy, where that is what is to be known.
-    fn meet(&self, done: &FromProcess) -> core::result::Result<Vec<u64>, Vec<Refusal>> {
+    /// Says that a step is done, and waits until all processes of the computation have done it; what they are told then.
+    fn meet(&self, done: &FromProcess) -> core::result::Result<Given, Vec<Refusal>> {
         let gone = |reason: String, remedy: &str| {
             vec![Refusal { what: format!("pid {}", process::getpid()), reason, remedy: remedy.into() }]
         };
@@ -389,9 +395,11 @@ impl Taking<'_> {
         loop {
             match self.coordinator.receive().map_err(lost)? {
                 ToProcess::Stop { token } | ToProcess::Resume { token } if token == self.token => {
-                    return Ok(Vec::new());
+                    return Ok(Given::default());
                 }
-                ToProcess::Capture { token, elsewhere } if token == self.token => return Ok(elsewhere),
+                ToProcess::Capture { token, elsewhere, present } if token == self.token => {
+                    return Ok(Given { elsewhere, present });
+                }
                 ToProcess::Abandoned { token } if token == self.token => {
                     return Err(gone("the checkpoint was given up".into(), "take another one"));
                 }
@@ -432,12 +440,19 @@ impl Taking<'_> {
             dump.look_for_guards(&mappings);
             arena::prefault();
         }
+        let (mut told, mut late) = (Vec::new(), None);
         if !alone && !self.was_stopped {
             // Others may take long.
             self.stood.run_freely(&mut dump);
             self.report(Phase::Ready);
             let children = snapshot::children().alive;
+            told = objects.clone();
+            told.sort_unstable();
             self.meet(&FromProcess::Ready { token, ends, objects, children })?;
+        } else if !alone {
+            told = objects.clone();
+            told.sort_unstable();
+            late = Some((ends, objects));
         }
         self.report(Phase::Quiescing);
 
@@ -450,18 +465,22 @@ impl Taking<'_> {
         let Children { alive, mut zombies } = snapshot::children();
         // One may have been made since this was looked at.
         let alone = alone && alive.is_empty();
-        let mut elsewhere = Vec::new();
+        let mut given = Given::default();
         if !alone {
-            elsewhere = self.meet(&FromProcess::Stopped { token, children: alive })?;
+            given = self.meet(&FromProcess::Stopped { token, children: alive, late })?;
             // Some have ended before they stood still.
             zombies = snapshot::children().zombies;
             self.report(Phase::Snapshotting);
         }
-        let mut snapshot = snapshot::take(quiet, self.was_stopped, hold, zombies, &elsewhere)?;
+        let Given { elsewhere, present } = given;
+        let share = Share { elsewhere: &elsewhere, told: (!alone).then_some(&told[..]), present: &present };
+        let mut snapshot = snapshot::take(quiet, self.was_stopped, hold, zombies, share)?;
         let dumped = dump.finish(&mut snapshot, last.map_or(0, |base| base.objects), &elsewhere);
         let objects = snapshot.objects.len();
         let keys = core::mem::take(&mut snapshot.keys).into_iter();
-        let copied = keys.filter(|key| elsewhere.binary_search(key).is_err()).collect();
+        let uncopied = core::mem::take(&mut snapshot.uncopied);
+        let copied =
+            keys.filter(|key| elsewhere.binary_search(key).is_err() && !uncopied.contains(key)).collect();
         snapshot.objects.close();
         dumped?;
         if alone {
@@ -469,7 +488,9 @@ impl Taking<'_> {
         } else {
             let (ends, sharable) =
                 (core::mem::take(&mut snapshot.ends), core::mem::take(&mut snapshot.sharable));
-            self.meet(&FromProcess::Captured { token, ends, sharable, objects: copied })?;
+            let uncopied =
+                uncopied.into_iter().map(|pty| (pty, snapshot::descriptors::slave_end(pty))).collect();
+            self.meet(&FromProcess::Captured { token, ends, sharable, objects: copied, uncopied })?;
         }
         let hold = hold || self.was_stopped;
         if hold {

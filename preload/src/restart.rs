@@ -95,25 +95,38 @@ pub extern "C" fn checkpoint_thread() -> ! {
     births::open_again();
     // Before any process runs: others wait for this one to greet.
     system_v::note_again(&kernel_state.system_v, &kernel_state.undo);
+    let stops = info.stopped != 0;
+    let put_back = || {
+        put_back(&kernel_state);
+        // Beside the timers, which go on from here with what they had left.
+        state::set_skipped((sync::monotonic_ns() as i64).saturating_sub(kernel_state.monotonic_ns as i64));
+    };
+    if stops {
+        put_back();
+    }
     let socket = info.coordinator_fd;
     let coordinator = if socket >= 0 {
         let [pager, userfaultfd, table] = lazy::descriptors(&info);
         checkpoint::keep_these([socket, pager, userfaultfd, table]);
         let from = core::str::from_utf8(&info.checkpoint).ok().map(Into::into);
-        Coordinator::greet_again(socket, from, info.stopped != 0).inspect(Coordinator::await_others).ok()
+        Coordinator::greet_again(socket, from, stops).ok()
     } else {
         checkpoint::keep_these(lazy::descriptors(&info));
         None
     };
-    // Not before all processes are there: time goes on from here.
-    put_back(&kernel_state);
-    // Beside the timers, which go on from here with what they had left.
-    state::set_skipped((sync::monotonic_ns() as i64).saturating_sub(kernel_state.monotonic_ns as i64));
-    credentials::set_thread(process::gettid());
-    credentials::listen();
-    if info.stopped != 0 {
+    if stops {
+        // Before others go on, who may continue it.
         let _ = process::kill(process::getpid(), libc::SIGSTOP);
     }
+    if let Some(coordinator) = &coordinator {
+        coordinator.await_others();
+    }
+    if !stops {
+        // Not before all processes are there: time goes on from here.
+        put_back();
+    }
+    credentials::set_thread(process::gettid());
+    credentials::listen();
     state::release();
     checkpoint::serve(coordinator)
 }

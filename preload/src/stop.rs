@@ -9,7 +9,7 @@
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use stasis_sys::{
-    Result,
+    Result, file,
     process::{self, KernelSigaction, SA_RESTORER, Siginfo},
     rdfsbase, sync,
 };
@@ -274,6 +274,11 @@ pub fn answer(slot: &Slot) {
             let info = given();
             let _ = process::queue_to_process(pid, info.signal(), &info);
         }
+        request::DESCRIPTOR_FLAGS => {
+            let fd = slot.request_set.load(Ordering::Relaxed) as i32;
+            let flags = file::fcntl(fd, libc::F_GETFD, 0).map_or(u64::MAX, |flags| flags as u64);
+            slot.request_set.store(flags, Ordering::Relaxed);
+        }
         _ => return,
     }
     slot.request.store(0, Ordering::Release);
@@ -309,6 +314,13 @@ pub fn queue(slot: &Slot, info: &Siginfo) {
 pub fn queue_to_process(leader: &Slot, info: &Siginfo) {
     note(leader, info);
     ask(leader, request::QUEUE_TO_PROCESS);
+}
+
+/// F_GETFD of a descriptor of the program's table, asked by a stopped thread.
+pub fn descriptor_flags(slot: &Slot, fd: i32) -> Option<i32> {
+    slot.request_set.store(fd as u64, Ordering::Relaxed);
+    ask(slot, request::DESCRIPTOR_FLAGS);
+    i32::try_from(slot.request_set.load(Ordering::Relaxed)).ok()
 }
 
 /// Has a stopped thread take one signal of `set` that is pending: signals to a thread alone come

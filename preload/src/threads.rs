@@ -45,9 +45,9 @@ pub struct Slot {
     pub call_sp: AtomicU64,
     pub call_pc: AtomicU64,
     pub call_arguments: [AtomicU64; 6],
-    /// What the stopped thread is to do with signals, see [`request`]; zero: nothing, or it is done.
+    /// What the stopped thread is to do, see [`request`]; zero: nothing, or it is done.
     pub request: AtomicU32,
-    /// Of which signals one is to be taken.
+    /// Of which signals one is to be taken; or a descriptor.
     pub request_set: AtomicU64,
     /// The siginfo_t that was taken (zeros when nothing was pending), or is to be queued.
     pub siginfo: [AtomicU64; 16],
@@ -64,6 +64,8 @@ pub mod request {
     pub const QUEUE: u32 = 2;
     /// Queue a signal to the process.
     pub const QUEUE_TO_PROCESS: u32 = 3;
+    /// Tells the flags of the descriptor in `request_set` (F_GETFD), there; -1 where it is not open.
+    pub const DESCRIPTOR_FLAGS: u32 = 4;
 }
 
 /// Values of [`Slot::state`]; zero: taken, by the checkpoint thread or by the thread itself.

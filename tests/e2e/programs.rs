@@ -178,6 +178,14 @@ mod connections {
     }
 }
 
+mod terminals {
+    use super::*;
+    workloads! {
+        both_sides: "pty";
+        sessions_and_job_control: "job_control";
+    }
+}
+
 mod preload {
     use super::*;
     workloads! {

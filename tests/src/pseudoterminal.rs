@@ -43,6 +43,11 @@ impl Pseudoterminal {
         modes.local_flags.contains(nix::sys::termios::LocalFlags::ECHO)
     }
 
+    /// Types keys, no line.
+    pub fn press(&mut self, keys: &str) {
+        self.keyboard.write_all(keys.as_bytes()).expect("the terminal takes a few bytes");
+    }
+
     /// Types a line.
     pub fn type_line(&mut self, line: &str) {
         self.keyboard.write_all(format!("{line}\n").as_bytes()).expect("the terminal takes a line");

@@ -130,6 +130,7 @@ fn kind(kind: &DescriptionKind) -> &'static str {
         DescriptionKind::Directory { .. } => "directory",
         DescriptionKind::CharacterDevice { .. } => "device",
         DescriptionKind::Terminal { .. } => "terminal",
+        DescriptionKind::Pseudoterminal { .. } => "pseudo-terminal",
         DescriptionKind::Pipe { fifo: None, .. } => "pipe",
         DescriptionKind::Pipe { fifo: Some(_), .. } => "fifo",
         DescriptionKind::Inherited { .. } => "inherited",
@@ -154,6 +155,16 @@ fn what(description: &Description, image: &ProcessImage) -> String {
         | DescriptionKind::Path { file } => file.path.clone(),
         DescriptionKind::CharacterDevice { path, .. } | DescriptionKind::Terminal { path, .. } => {
             path.clone()
+        }
+        DescriptionKind::Pseudoterminal { index, queues, .. } => {
+            let queues = queues.iter();
+            let unread: usize = queues
+                .map(|queues| {
+                    let lines: usize = queues.lines.iter().map(Vec::len).sum();
+                    lines + queues.rest.len() + queues.output.len()
+                })
+                .sum();
+            format!("master side of /dev/pts/{index}, {} in it", bytes(unread as u64))
         }
         DescriptionKind::Pipe { pipe, write, content, fifo, .. } => {
             let name = fifo.clone().unwrap_or_else(|| format!("{pipe}"));

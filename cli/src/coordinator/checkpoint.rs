@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     computation::{Computation, MemberId, random},
-    log,
+    dormant, log,
     round::{Failure, Gathered, ProcessDump, Question, Round, Subject, Suspects},
     stopped,
 };
@@ -104,16 +104,15 @@ async fn round(
         outside: order.outside,
         without: order.without.clone(),
     };
-    for &(id, real_pid) in &members {
-        let stops = computation.with_members(|members| {
-            members.get_mut(&id).is_some_and(|member| std::mem::take(&mut member.stops))
-        });
-        stopped::settle(real_pid, stops).await;
+    for &(_, real_pid) in &members {
+        stopped::settle(real_pid).await;
     }
     let (mut store, lent) =
         lend(store, token, &members).await.map_err(|reason| one(store_refusal(computation, reason)))?;
 
     let mut round = Round::open(computation, question, suspects);
+    // Those who joined while the store was being connected to: who joins from now on is told of to the round.
+    let members = self::members(computation).map_err(one)?;
     // A child whose parent has ended is nobody's whom the only member knows.
     let alone = members.len() == 1 && computation.births().is_empty();
     let gathered = match ask(&mut round, &members, alone, lent) {
@@ -154,8 +153,10 @@ async fn round(
 
 /// A program that was launched a moment ago may not have joined yet: it does not wait for its coordinator. Of one that is
 /// being restarted, some processes may be missing.
-async fn await_newborn(computation: &Computation) {
+async fn await_newborn(computation: &Rc<Computation>) {
     const PATIENCE: Duration = Duration::from_millis(500);
+    // Who started a daemon may have ended before it was heard.
+    dormant::call_the_last(computation);
     let mut changes = computation.changes();
     let joined = async {
         while computation.with_members(|members| members.is_empty()) && changes.changed().await.is_ok() {}

@@ -53,8 +53,6 @@ pub struct Member {
     pub real_pid: u32,
     pub command: String,
     pub restarted_from: Option<String>,
-    /// It stood stopped, and is about to stop itself again.
-    pub stops: bool,
     pub pidfd: Rc<Pidfd>,
     /// Messages on their way to it.
     pub outbox: mpsc::Sender<Outgoing>,
@@ -326,7 +324,9 @@ impl Computation {
         let state = self.state.borrow();
         match state.members.values().next() {
             Some(member) => process::real_pid(pid, member.real_pid),
-            None => Some(pid).filter(|&pid| state.was_here && process::state(pid).is_some()),
+            // Who started them may have ended before it joined.
+            None => Some(pid)
+                .filter(|&pid| (state.was_here || state.joined == 0) && process::state(pid).is_some()),
         }
     }
 

@@ -22,6 +22,7 @@ use super::{
     computation::{Computation, Member, OUTBOX},
     dormant, log,
     message::{self, Outgoing},
+    stopped,
 };
 use crate::{process::Pidfd, store};
 
@@ -71,18 +72,27 @@ async fn identify(computation: &Rc<Computation>, mut stream: UnixStream) -> io::
                 peer.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|&pid| pid != 0).ok_or_else(
                     || io::Error::other("the process is in a pid namespace that cannot be seen from here"),
                 )?;
-            let pidfd = Rc::new(Pidfd::of_peer(&stream, real_pid)?);
+            let pidfd = match Pidfd::of_peer(&stream, real_pid) {
+                Ok(pidfd) => Rc::new(pidfd),
+                Err(error) => {
+                    // It has ended already, but may have left children (a daemon's starter).
+                    dormant::call_the_last(computation);
+                    return Err(error);
+                }
+            };
             let (reader, writer) = stream.into_split();
             let (outbox, messages) = mpsc::channel(OUTBOX);
             let writing = spawn_local(deliver(messages, writer));
             let serving = spawn_local(hold_store(computation.settings.store.clone()));
+            if stops {
+                stopped::await_stop(real_pid).await;
+            }
             let id = computation
                 .join(Member {
                     pid,
                     real_pid,
                     command: command_line(&argv),
                     restarted_from,
-                    stops,
                     pidfd: Rc::clone(&pidfd),
                     outbox,
                     phase: Phase::Running,

@@ -8,7 +8,11 @@
 //! - one that joins is asked like the others, and catches up. After all stood still nobody who belongs to them can come:
 //!   then the round is made again.
 
-use std::{collections::BTreeMap, os::fd::OwnedFd, rc::Rc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::OwnedFd,
+    rc::Rc,
+};
 
 use stasis_protocol::{
     coordinator::{End, FromProcess, Outside, Phase, Refusal, Sharable, ToProcess},
@@ -54,6 +58,8 @@ pub struct Subject {
     ends: Option<Vec<End>>,
     objects: Vec<u64>,
     elsewhere: Vec<u64>,
+    present: Vec<u64>,
+    uncopied: Vec<(u64, u64)>,
     sharable: Vec<Sharable>,
     dump: Option<ProcessDump>,
 }
@@ -249,9 +255,15 @@ impl<'a> Round<'a> {
                 (subject.ends, subject.objects) = (Some(ends), objects);
                 self.reach(id, Step::Ready, !children.is_empty())?;
             }
-            FromProcess::Stopped { children, .. } => self.reach(id, Step::Stopped, !children.is_empty())?,
-            FromProcess::Captured { ends, sharable, objects, .. } => {
+            FromProcess::Stopped { children, late, .. } => {
+                if let Some((ends, objects)) = late {
+                    (subject.ends, subject.objects) = (Some(ends), objects);
+                }
+                self.reach(id, Step::Stopped, !children.is_empty())?;
+            }
+            FromProcess::Captured { ends, sharable, objects, uncopied, .. } => {
                 (subject.ends, subject.sharable, subject.objects) = (Some(ends), sharable, objects);
+                subject.uncopied = uncopied;
                 self.reach(id, Step::Captured, false)?;
             }
             FromProcess::Refused { refusals, .. } if refusals.is_empty() => {
@@ -296,7 +308,8 @@ impl<'a> Round<'a> {
                 Step::Captured | Step::Dumped => return Ok(()),
             };
             let all = self.subjects.values().all(|subject| subject.step >= next);
-            if all && next == Step::Stopped {
+            // Before ends are compared, and again when nobody can make more.
+            if all && matches!(next, Step::Ready | Step::Stopped) {
                 self.await_orphans();
             }
             if !all || !self.newborn.is_empty() || self.subjects.is_empty() {
@@ -321,7 +334,7 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// Children whose parents have ended since are in no list but that of births. All that could make more stand still.
+    /// Children whose parents have ended since are in no list but that of births.
     fn await_orphans(&mut self) {
         for pid in self.computation.births() {
             let known = self.subjects.values().any(|subject| subject.pid == pid);
@@ -339,7 +352,8 @@ impl<'a> Round<'a> {
         let (message, phase) = match step {
             Step::Ready => (ToProcess::Stop { token }, Phase::Quiescing),
             Step::Stopped => {
-                (ToProcess::Capture { token, elsewhere: subject.elsewhere.clone() }, Phase::Snapshotting)
+                let (elsewhere, present) = (subject.elsewhere.clone(), subject.present.clone());
+                (ToProcess::Capture { token, elsewhere, present }, Phase::Snapshotting)
             }
             Step::Captured => (ToProcess::Resume { token }, Phase::Storing),
             Step::Asked | Step::Dumped => return Ok(()),
@@ -391,15 +405,36 @@ impl<'a> Round<'a> {
     /// Decides who copies what several have.
     fn share_out(&mut self) {
         let elsewhere = together::elsewhere(self.subjects.values().map(|subject| &subject.objects[..]));
+        let here = self.present_ends();
         for (subject, elsewhere) in self.subjects.values_mut().zip(elsewhere) {
             subject.elsewhere = elsewhere;
+            let wanted = subject.ends.iter().flatten().map(|end| end.wants);
+            subject.present = wanted.filter(|end| here.contains(end)).collect();
+            subject.present.sort_unstable();
         }
+    }
+
+    /// The ends that all have told of.
+    fn present_ends(&self) -> BTreeSet<u64> {
+        self.subjects.values().flat_map(|subject| subject.ends.iter().flatten()).map(|end| end.has).collect()
     }
 
     /// Whoever was to copy something may have let go of it just before it stopped.
     fn check_objects(&self) -> Result<(), Failure> {
-        let copied: Vec<u64> =
+        let mut copied: BTreeSet<u64> =
             self.subjects.values().flat_map(|subject| subject.objects.iter().copied()).collect();
+        let here = self.present_ends();
+        for subject in self.subjects.values() {
+            for (pty, other_side) in &subject.uncopied {
+                if !here.contains(other_side) {
+                    // Of one whose other side nobody has opened yet, nothing is to be copied.
+                    copied.insert(*pty);
+                } else if !copied.contains(pty) {
+                    let reason = "has opened a pseudo-terminal just before it stopped";
+                    return Err(Failure::Again(refusal(&subject.name, reason, "take another checkpoint")));
+                }
+            }
+        }
         for subject in self.subjects.values() {
             if subject.elsewhere.iter().any(|key| !copied.contains(key)) {
                 let reason = "shares memory that another process has just let go of";
@@ -488,6 +523,8 @@ fn subject(member: &Member) -> Subject {
         ends: None,
         objects: Vec::new(),
         elsewhere: Vec::new(),
+        present: Vec::new(),
+        uncopied: Vec::new(),
         sharable: Vec::new(),
         dump: None,
     }

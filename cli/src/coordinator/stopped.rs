@@ -36,11 +36,19 @@ const STOP_DEADLINE: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(1);
 
 /// Waits until a SIGSTOP that was sent to a process before has been acted upon: whoever says
-/// `kill -STOP` and then `stasis checkpoint` means a stopped process. `stops`: it sends one to itself.
-pub async fn settle(real_pid: u32, stops: bool) {
+/// `kill -STOP` and then `stasis checkpoint` means a stopped process.
+pub async fn settle(real_pid: u32) {
     let until = Instant::now() + STOP_DEADLINE;
-    let is_to_stop = || stops || process::is_about_to_stop(real_pid);
-    while is_to_stop() && !process::is_stopped(real_pid) && Instant::now() < until {
+    while process::is_about_to_stop(real_pid) && !process::is_stopped(real_pid) && Instant::now() < until {
+        sleep(LOOK).await;
+    }
+}
+
+/// Waits until a restarted process that stood stopped has stopped itself: nobody may go on before, who might continue it
+/// too early.
+pub async fn await_stop(real_pid: u32) {
+    let until = Instant::now() + STOP_DEADLINE;
+    while !process::is_stopped(real_pid) && process::state(real_pid).is_some() && Instant::now() < until {
         sleep(LOOK).await;
     }
 }

@@ -3,7 +3,9 @@
 use std::{
     cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
-    io,
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::Path,
 };
 
 use stasis_protocol::{
@@ -32,8 +34,31 @@ pub fn outside<'a>(
     let alone = ends.filter(|end| !present.contains(&end.wants) && end.refusal.is_some());
     let (reset, refused): (Vec<&End>, Vec<&End>) =
         alone.partition(|end| end.socket && rule == Outside::Reset);
-    let reasons = |ends: Vec<&End>| ends.into_iter().filter_map(|end| end.refusal.clone()).collect();
-    (reasons(refused), reasons(reset))
+    let reset = reset.into_iter().filter_map(|end| end.refusal.clone()).collect();
+    let refused = refused.into_iter().filter_map(|end| match end.terminal {
+        None => end.refusal.clone(),
+        Some(terminal) => {
+            let pid = opener(terminal)?;
+            let refusal = end.refusal.clone()?;
+            Some(Refusal { reason: format!("{}, by pid {pid}", refusal.reason), ..refusal })
+        }
+    });
+    (refused.collect(), reset)
+}
+
+/// A process that has a terminal open, as far as this user may see.
+fn opener((file_system, device): (u64, u64)) -> Option<u32> {
+    let name = format!("/dev/pts/{}", libc::minor(device));
+    let is_it = |path: &Path| {
+        fs::read_link(path).is_ok_and(|link| link == Path::new(&name))
+            && fs::metadata(path).is_ok_and(|found| found.dev() == file_system && found.rdev() == device)
+    };
+    let processes = fs::read_dir("/proc").ok()?.flatten();
+    let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.find(|pid: &u32| {
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd"));
+        descriptors.is_ok_and(|entries| entries.flatten().any(|entry| is_it(&entry.path())))
+    })
 }
 
 /// For each process, in their order, the objects that one before it copies.
@@ -112,12 +137,18 @@ mod tests {
     #[test]
     fn an_end_is_outside_when_nobody_has_the_other() {
         let refusal = |what: &str| Refusal { what: what.into(), reason: "r".into(), remedy: "s".into() };
-        let end = |has, wants, what| End { has, wants, refusal: Some(refusal(what)), socket: what == "c" };
+        let end = |has, wants, what| End {
+            has,
+            wants,
+            refusal: Some(refusal(what)),
+            socket: what == "c",
+            terminal: None,
+        };
         let ends = [
             end(1, 2, "a"),
             end(2, 1, "b"),
             end(5, 6, "c"),
-            End { has: 7, wants: 8, refusal: None, socket: true },
+            End { has: 7, wants: 8, refusal: None, socket: true, terminal: None },
         ];
         assert_eq!(outside(ends.iter(), Outside::Refuse), (vec![refusal("c")], vec![]));
         assert_eq!(outside(ends.iter(), Outside::Reset), (vec![], vec![refusal("c")]));

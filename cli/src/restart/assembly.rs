@@ -3,7 +3,7 @@
 //!
 //! All of them are `stasis restart` still, copied. If one fails it says why, and none goes on.
 
-use std::{os::fd::RawFd, ptr};
+use std::{collections::BTreeMap, os::fd::RawFd, ptr};
 
 use anyhow::{Context as _, anyhow};
 use nix::{
@@ -16,6 +16,7 @@ use super::{
     board::{Board, GivenUp, Stage},
     namespace::{self, clone3, exit},
     report,
+    terminal::{self, Controlling},
     tree::{Kind, Node, Tree},
 };
 
@@ -27,6 +28,11 @@ pub struct Assembly<'a> {
     pub report: RawFd,
     /// Whether each process of the checkpoint was a subreaper, by its place there.
     pub subreapers: Vec<bool>,
+    /// The terminals of sessions, by their leaders; and whether each process of the checkpoint had the one of its session.
+    pub terminals: BTreeMap<i32, Controlling>,
+    pub has_terminal: Vec<bool>,
+    /// The process whose group had the terminal outside.
+    pub foreground: Option<usize>,
     /// Becomes a process of the checkpoint, by its place there; returns why not.
     pub become_program: &'a dyn Fn(usize) -> anyhow::Error,
 }
@@ -112,6 +118,9 @@ impl Assembly<'_> {
         self.make_all(&node.before, channel)?;
         if node.leads_session {
             setsid().context("it cannot have a session")?;
+            if let Some(controlling) = self.terminals.get(&node.id) {
+                controlling.take().context("it cannot have its controlling terminal")?;
+            }
         }
         self.make_all(&node.after, channel)?;
         node.strays.iter().try_for_each(|&stray| self.make_stray(stray, channel))?;
@@ -129,12 +138,23 @@ impl Assembly<'_> {
             join(node)?;
         }
         self.verify(node, is_stray)?;
+        if let Some(controlling) = node.session.and_then(|session| self.terminals.get(&session)) {
+            match node.kind {
+                _ if node.leads_session => controlling.set_foreground(),
+                Kind::Process(process) if !self.has_terminal[process] => controlling.leave(),
+                _ => {}
+            }
+        }
         self.board.meet(Stage::Settled)?;
         match node.kind {
             Kind::Ghost => Ok(()),
             Kind::Zombie(status) => end_as(status),
             Kind::Process(process) => {
                 self.collect(at);
+                // Before anybody runs, who might give it to others.
+                if self.foreground == Some(process) {
+                    terminal::come_forward();
+                }
                 Err((self.become_program)(process).into())
             }
         }

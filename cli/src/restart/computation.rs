@@ -9,7 +9,7 @@ use stasis_protocol::{
 use stasis_store::pager::order::Order;
 
 use super::{
-    credentials, descriptors, layout, machine, settings,
+    credentials, descriptors, layout, machine, settings, terminal,
     tree::{Member, Tree},
 };
 use crate::{context::Context, failure::Failure, image, store::Store};
@@ -93,7 +93,8 @@ impl Computation {
             refusals.extend(new);
         }
         let members: Vec<Member<'_>> = self.images().into_iter().map(Member::of).collect();
-        match Tree::new(&members, detach) {
+        let joined = terminal::joined(&self.images(), detach);
+        match Tree::new(&members, detach, &joined) {
             Ok(tree) if refusals.is_empty() => return Ok(tree),
             Ok(_) => {}
             Err(refusal) => refusals.push(refusal),

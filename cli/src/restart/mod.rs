@@ -12,6 +12,7 @@
 //! - `clones`: one checkpoint several times; `staging`: the memory that they share; `takeover`: becoming the restorer with it
 //! - `tree`: who makes whom; `assembly`, `board`: they are made, and wait for each other
 //! - `spawn`: the children that become the processes of the computation; `session`: where init belongs
+//! - `terminal`: controlling terminals, of the computation's own and the one that this runs on
 //! - `place`, `namespace`: where their ids can be had: here, or in a pid namespace of their own
 //! - `running`: until all of them are there; `supervise`: standing in for the program
 
@@ -37,6 +38,7 @@ mod staging;
 mod supervise;
 mod system_v;
 mod takeover;
+mod terminal;
 mod tree;
 
 use std::path::PathBuf;

@@ -279,6 +279,16 @@ impl Init {
     }
 }
 
+/// clone(2) like fork(2), sharing what the flags say.
+///
+/// # Errors
+/// clone(2)'s.
+pub fn clone_with(flags: u64) -> io::Result<i32> {
+    // SAFETY: without CLONE_VM: the child has memory of its own, and this process has one thread.
+    let child = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    if child < 0 { Err(io::Error::last_os_error()) } else { Ok(child as i32) }
+}
+
 /// clone3(2) like fork(2), into new namespaces, or with the pid that is asked for.
 ///
 /// # Errors

@@ -192,13 +192,8 @@ fn has_ended(pid: Pid) -> bool {
 
 /// The group that had the terminal, where it is not that of `stasis restart`.
 fn terminal(request: &Request<'_>, processes: &[Process]) -> Option<Pid> {
-    if request.detach {
-        return None;
-    }
-    let mut saved = request.computation.processes.iter().zip(&request.tree.nodes).zip(processes);
-    let (_, process) =
-        saved.find(|((saved, node), _)| saved.image.settings.foreground && node.group.is_some())?;
-    getpgid(Some(process.here)).ok()
+    let process = super::terminal::foreground(&request.computation.images(), request.tree, request.detach)?;
+    getpgid(Some(processes.get(process)?.here)).ok()
 }
 
 impl Child {

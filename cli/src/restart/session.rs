@@ -1,7 +1,8 @@
 //! Where init belongs: with the first process of the computation.
 
 use nix::unistd::{Pid, setpgid, setsid};
-use stasis_protocol::image::ProcessImage;
+
+use super::tree::Node;
 
 /// Where a process is put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,11 +16,11 @@ pub enum Session {
 }
 
 impl Session {
-    pub fn of(image: &ProcessImage, detach: bool) -> Self {
-        let ids = image.ids;
-        if ids.sid == ids.pid || detach {
+    /// Of the computation's first process.
+    pub fn of(first: &Node) -> Self {
+        if first.session == Some(first.id) {
             Self::Own
-        } else if ids.pgid == ids.pid {
+        } else if first.group == Some(first.id) {
             Self::Group
         } else {
             Self::Same

@@ -36,6 +36,7 @@ use super::{
     settings,
     staging::Staging,
     system_v, takeover,
+    terminal::{self, HandedOver},
     tree::Tree,
 };
 use crate::{address::Address, failure::Failure};
@@ -76,6 +77,9 @@ pub fn spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
     let before = namespace::hold_signals()?;
     let spawned = try_spawn(request, place);
     if spawned.is_err() {
+        if terminal::foreground(&request.computation.images(), request.tree, request.detach).is_some() {
+            terminal::come_forward();
+        }
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
     }
     spawned
@@ -94,6 +98,7 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
     common.make().map_err(refused)?;
 
     let pagers = lazy::Pagers::start(request)?;
+    let handed = HandedOver::new(&common.images, request.detach);
     let board = Board::new(request.tree.nodes.len()).context("no memory for the restart")?;
     let (report, theirs) = io::pipe().context("no pipe")?;
     let making = Making {
@@ -109,6 +114,9 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
         board: &board,
         report: theirs.as_raw_fd(),
         subreapers: common.images.iter().map(|image| image.settings.subreaper).collect(),
+        terminals: terminal::controlling(&common, &handed),
+        foreground: terminal::foreground(&common.images, request.tree, request.detach),
+        has_terminal: common.images.iter().map(|image| image.settings.terminal != 0).collect(),
         become_program: &|process| match making.become_program(process) {
             Ok(never) => match never {},
             Err(error) => error,
@@ -132,7 +140,7 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
                 last_tid: place::ids(request).max().unwrap_or(0),
                 user,
                 ipc: !system_v.is_empty() || descriptors::message_queues::are_in(&common.images),
-                session: Session::of(common.images[0], request.detach),
+                session: Session::of(&request.tree.nodes[0]),
             };
             let make = || {
                 system_v.make(&until).map_err(|unmade| unmade.error)?;
@@ -152,9 +160,10 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
     drop(common);
     drop(pagers);
     drop(theirs);
-    let child = running::await_all(request, File::from(OwnedFd::from(report)), init, &board);
+    let child = running::await_all(request, File::from(OwnedFd::from(report)), init, &board)?;
+    handed.keep();
     drop(kept);
-    child
+    Ok(child)
 }
 
 fn unopened((refusal, ids): (Refusal, bool)) -> Unspawned {

@@ -24,9 +24,6 @@ pub fn stand_in(child: Child) -> anyhow::Result<ExitCode> {
     let all = SigSet::all();
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), None)?;
     let mut signals = SignalFd::with_flags(&all, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-    if let Some(group) = child.terminal {
-        give_terminal(group);
-    }
     loop {
         while let Change::Status(status) = change(&child)? {
             if libc::WIFEXITED(status) {

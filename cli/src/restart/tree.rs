@@ -11,8 +11,9 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use nix::unistd::getsid;
 use stasis_protocol::{
     coordinator::Refusal,
     image::{Ids, ProcessImage, Zombie},
@@ -25,11 +26,20 @@ pub struct Member<'a> {
     pub ids: Ids,
     pub zombies: &'a [Zombie],
     pub subreaper: bool,
+    /// Its session was nobody's who is outside.
+    pub session_ended: bool,
 }
 
 impl<'a> Member<'a> {
     pub fn of(image: &'a ProcessImage) -> Self {
-        Self { ids: image.ids, zombies: &image.zombies, subreaper: image.settings.subreaper }
+        // That of `stasis restart` is outside, whoever leads it.
+        let is_here = getsid(None).is_ok_and(|session| session.as_raw() == image.ids.sid);
+        Self {
+            ids: image.ids,
+            zombies: &image.zombies,
+            subreaper: image.settings.subreaper,
+            session_ended: image.settings.session_ended && !is_here,
+        }
     }
 }
 
@@ -91,9 +101,11 @@ enum Birth {
 impl Tree {
     /// `detach`: what belonged to the session of who started the computation gets one of its own, led by the first process.
     ///
+    /// `joined`: the sessions that are to be that of `stasis restart` though processes led them.
+    ///
     /// # Errors
     /// Names the process that cannot have its place.
-    pub fn new(members: &[Member<'_>], detach: bool) -> Result<Self, Refusal> {
+    pub fn new(members: &[Member<'_>], detach: bool, joined: &BTreeSet<i32>) -> Result<Self, Refusal> {
         let mut tree = Self { nodes: Vec::new(), top: Vec::new(), root: 0 };
         let mut numbers = BTreeMap::new();
         for (at, member) in members.iter().enumerate() {
@@ -112,7 +124,8 @@ impl Tree {
             }
         }
         if let Some(first) = members.first() {
-            tree.place_outside(&numbers, first.ids, detach);
+            let outer = (!first.session_ended).then_some(first.ids.sid);
+            tree.place_outside(&numbers, first.ids, outer, detach, joined);
         }
         tree.lead(&mut numbers)?;
         tree.order(&numbers, members)?;
@@ -151,13 +164,23 @@ impl Tree {
 
     /// Finds what belongs to the session and the group of who started the computation: those of the first process, where
     /// no process of the computation leads them. A process sees 0 for what is outside its pid namespace.
-    fn place_outside(&mut self, numbers: &BTreeMap<i32, usize>, first: Ids, detach: bool) {
+    fn place_outside(
+        &mut self,
+        numbers: &BTreeMap<i32, usize>,
+        first: Ids,
+        outer: Option<i32>,
+        detach: bool,
+        joined: &BTreeSet<i32>,
+    ) {
         let is_led = |id: i32| numbers.get(&id).is_some_and(|&node| self.nodes[node].session == Some(id));
-        let sid = (!is_led(first.sid)).then_some(first.sid);
+        let sid = outer.filter(|&sid| !is_led(sid));
         let outside: Vec<bool> = self
             .nodes
             .iter()
-            .map(|node| node.session == Some(0) || node.session == sid && sid.is_some())
+            .map(|node| {
+                let joins = node.session.is_some_and(|session| session == 0 || joined.contains(&session));
+                joins || node.session == sid && sid.is_some()
+            })
             .collect();
         let own = (detach && outside.first() == Some(&true)).then_some(first.pid);
         for (node, outside) in self.nodes.iter_mut().zip(outside) {

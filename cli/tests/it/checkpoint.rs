@@ -127,9 +127,18 @@ fn processes_meet_before_each_step_and_the_first_to_join_is_the_first_of_the_rec
     let none = Vec::new;
     process.send(&FromProcess::Ready { token, ends: none(), objects: Vec::new(), children: Vec::new() });
     assert_eq!(process.receive(), Some(ToProcess::Stop { token }));
-    process.send(&FromProcess::Stopped { token, children: Vec::new() });
-    assert_eq!(process.receive(), Some(ToProcess::Capture { token, elsewhere: Vec::new() }));
-    let captured = FromProcess::Captured { token, ends: none(), sharable: Vec::new(), objects: Vec::new() };
+    process.send(&FromProcess::Stopped { token, children: Vec::new(), late: None });
+    assert_eq!(
+        process.receive(),
+        Some(ToProcess::Capture { token, elsewhere: Vec::new(), present: Vec::new() })
+    );
+    let captured = FromProcess::Captured {
+        token,
+        ends: none(),
+        sharable: Vec::new(),
+        objects: Vec::new(),
+        uncopied: Vec::new(),
+    };
     process.send(&captured);
     assert_eq!(process.receive(), Some(ToProcess::Resume { token }));
     process.dump(token);
@@ -149,7 +158,7 @@ fn an_end_whose_other_end_nobody_has_is_refused_before_anything_is_stopped() {
     let checkpoint = coordinator.start_json(&["checkpoint"]);
     let (token, _) = process.expect_checkpoint();
     let refusal = Refusal { what: "fd 5".into(), reason: "leads outside".into(), remedy: "close it".into() };
-    let ends = vec![End { has: 1, wants: 2, refusal: Some(refusal), socket: false }];
+    let ends = vec![End { has: 1, wants: 2, refusal: Some(refusal), socket: false, terminal: None }];
     process.send(&FromProcess::Ready { token, ends, objects: Vec::new(), children: Vec::new() });
     assert_eq!(process.receive(), Some(ToProcess::Abandoned { token }));
     let (code, report) = finish(checkpoint);

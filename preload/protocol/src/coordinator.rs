@@ -26,7 +26,7 @@ pub enum Role {
         argv: Vec<String>,
         /// The checkpoint that it was restarted from.
         restarted_from: Option<String>,
-        /// It stood stopped by a signal, and stops itself when it is told to [`ToProcess::Go`].
+        /// It stood stopped then, and stops as soon as it is welcome: it is not there before.
         stops: bool,
     },
     Client,
@@ -87,6 +87,8 @@ pub struct End {
     pub refusal: Option<Refusal>,
     /// It is a socket's: the other may stay outside where the user says so ([`Outside`]).
     pub socket: bool,
+    /// The other end is a terminal, by st_dev and st_rdev: it may be open nowhere. It is refused when a process outside has it.
+    pub terminal: Option<(u64, u64)>,
 }
 
 /// What is done about sockets whose other ends are outside the computation.
@@ -128,6 +130,8 @@ pub enum FromProcess {
         token: u64,
         /// The pids of its children that have not ended.
         children: Vec<u32>,
+        /// What a process that has not been ready would have told ([`FromProcess::Ready`]).
+        late: Option<(Vec<End>, Vec<u64>)>,
     },
     /// All is copied; it waits for [`ToProcess::Resume`].
     Captured {
@@ -136,6 +140,9 @@ pub enum FromProcess {
         sharable: Vec<Sharable>,
         /// The objects that it has copied.
         objects: Vec<u64>,
+        /// Pseudo-terminals that it has not copied, because it had not told of them or nobody seemed to have their other
+        /// sides: its own ends.
+        uncopied: Vec<(u64, u64)>,
     },
     /// The answer to [`ToProcess::Part`].
     Parting,
@@ -189,6 +196,8 @@ pub enum ToProcess {
         token: u64,
         /// Objects that another process copies, in ascending order.
         elsewhere: Vec<u64>,
+        /// Other ends of its connections that somebody has, in ascending order.
+        present: Vec<u64>,
     },
     /// All is copied: let the threads go on, unless they are to be held.
     Resume {

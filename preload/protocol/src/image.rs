@@ -9,7 +9,7 @@ use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 
 /// The version of this record, checked before anything else of it is read.
-pub const IMAGE_VERSION: u32 = 5;
+pub const IMAGE_VERSION: u32 = 9;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessImage {
@@ -261,14 +261,39 @@ pub enum DescriptionKind {
         path: String,
         rdev: u64,
     },
-    /// A terminal: attached to the one of `stasis restart`.
+    /// A terminal: the other side of a [`DescriptionKind::Pseudoterminal`] of the computation, or else attached to the one
+    /// of `stasis restart`.
     Terminal {
         path: String,
+        /// Names the pseudo-terminal; 0: it is none.
+        pty: u64,
+        /// The master side was closed: nothing can be read or written any more.
+        hung_up: bool,
         /// It was the controlling terminal.
         controlling: bool,
         /// struct termios, as TCGETS gave it.
         termios: Vec<u8>,
         winsize: Vec<u8>,
+    },
+    /// The master side of a pseudo-terminal.
+    Pseudoterminal {
+        /// Names it: both sides say the same.
+        pty: u64,
+        /// The number in the name of the other side, `/dev/pts/N`.
+        index: u32,
+        /// st_dev of that file.
+        file_system: u64,
+        /// The other side: its modes (struct termios) and its size (struct winsize), and whether it may be opened (TIOCSPTLCK).
+        termios: Vec<u8>,
+        winsize: Vec<u8>,
+        locked: bool,
+        /// TIOCPKT.
+        packet: bool,
+        /// The other side: user, group and permissions of its file.
+        owner: (u32, u32, u32),
+        slave: Slave,
+        /// What waits in it, of the process that copied it.
+        queues: Option<TerminalQueues>,
     },
     /// One end of a pipe or FIFO. Where no process of the checkpoint has the other and it was not closed, it is outside: what
     /// `stasis restart` has at this number takes its place.
@@ -392,6 +417,33 @@ pub enum DescriptionKind {
     },
 }
 
+/// Whether the other side of a master is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Slave {
+    /// It was never open: who reads from the master waits.
+    Unopened,
+    Open,
+    /// Nobody has it any more: who reads from the master gets an error.
+    Closed,
+}
+
+/// What waits in a pseudo-terminal.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalQueues {
+    /// Lines that can be read; an empty one is an end of file.
+    pub lines: Vec<Vec<u8>>,
+    /// The unfinished line, or what can be read from a terminal without lines.
+    pub rest: Vec<u8>,
+    /// What the master has not read.
+    pub output: Vec<u8>,
+    /// What the master will be told of the other side (packet mode).
+    pub status: u8,
+    /// How output was stopped: 1 by a character, 2 by a call; 0: it was not.
+    pub stopped: u8,
+    /// TIOCEXCL.
+    pub exclusive: bool,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Datagram {
     /// struct sockaddr of the sender; empty when it had no name.
@@ -488,8 +540,14 @@ pub struct Settings {
     pub oom_score_adj: i32,
     /// The process stood stopped by a signal.
     pub stopped: bool,
-    /// Whether it was its session's leader, and whether its group was the terminal's foreground one.
+    /// Whether its group was its controlling terminal's foreground one.
     pub foreground: bool,
+    /// The device number of its controlling terminal; 0: it had none.
+    pub terminal: u64,
+    /// The terminal's foreground group; -1: none.
+    pub foreground_group: i32,
+    /// The leader of its session has ended: nobody else can be in that session but who was born into it.
+    pub session_ended: bool,
 }
 
 /// Where the restored memory takes over.

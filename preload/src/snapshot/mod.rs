@@ -16,6 +16,7 @@ use stasis_protocol::{
     image::{IMAGE_VERSION, ProcessImage, Resume, Zombie},
 };
 
+pub use descriptors::Share;
 pub use objects::{Objects, Source};
 pub use process::{Children, children, credentials, is_command};
 
@@ -46,6 +47,8 @@ pub struct Snapshot {
     pub rooms: Vec<descriptors::Room>,
     /// The keys of what several processes may have, and one copies.
     pub keys: Vec<u64>,
+    /// Of them, those that nobody copies as far as is known.
+    pub uncopied: Vec<u64>,
 }
 
 /// What a look at the running process has shown.
@@ -62,13 +65,14 @@ pub fn check() -> Result<Checked, Vec<Refusal>> {
     let mut refusals = Vec::new();
     process::check(&mut refusals);
     let mut objects = Objects::default();
-    let (ends, mut keys) = match descriptors::capture(&mut objects, descriptors::Moment::Running, &[]) {
-        Ok(captured) => (captured.ends, captured.queues),
-        Err(more) => {
-            refusals.extend(more);
-            Default::default()
-        }
-    };
+    let (ends, mut keys) =
+        match descriptors::capture(&mut objects, descriptors::Moment::Running, Share::default()) {
+            Ok(captured) => (captured.ends, captured.queues),
+            Err(more) => {
+                refusals.extend(more);
+                Default::default()
+            }
+        };
     let mappings = mappings::capture(&mut objects).unwrap_or_else(|more| {
         refusals.extend(more);
         Vec::new()
@@ -89,12 +93,12 @@ pub fn take(
     stopped: bool,
     hold: bool,
     zombies: Vec<Zombie>,
-    elsewhere: &[u64],
+    share: Share<'_>,
 ) -> Result<Snapshot, Vec<Refusal>> {
     let pid = stasis_sys::process::getpid();
     set_subject(quiet.tids.first().copied().unwrap_or(pid));
     let mut objects = Objects::default();
-    let captured = match descriptors::capture(&mut objects, descriptors::Moment::Stopped, elsewhere) {
+    let captured = match descriptors::capture(&mut objects, descriptors::Moment::Stopped, share) {
         Ok(captured) => captured,
         Err(refusals) => {
             objects.close();
@@ -108,7 +112,8 @@ pub fn take(
             return Err(refusals);
         }
     };
-    let looked = system_v::look(&mut objects).and_then(|keys| Ok((keys, system_v::capture(elsewhere)?)));
+    let looked =
+        system_v::look(&mut objects).and_then(|keys| Ok((keys, system_v::capture(share.elsewhere)?)));
     let (system_v_keys, system_v) = match looked {
         Ok(found) => found,
         Err(refusal) => {
@@ -147,7 +152,7 @@ pub fn take(
     };
     let mut keys = captured.queues;
     keys.extend(system_v_keys);
-    let copied = objects.each().filter(|(_, _, [name, _])| elsewhere.binary_search(name).is_err());
+    let copied = objects.each().filter(|(_, _, [name, _])| share.elsewhere.binary_search(name).is_err());
     keys.extend(copied.flat_map(|(_, _, names)| names));
     Ok(Snapshot {
         image,
@@ -156,6 +161,7 @@ pub fn take(
         ends: captured.ends,
         sharable: captured.sharable,
         keys,
+        uncopied: captured.uncopied,
         rooms: captured.rooms,
     })
 }

@@ -164,7 +164,7 @@ pub fn capture(stopped: bool, mappings: &[Found]) -> Process {
         },
         credentials: credentials(&status),
         limits: limits(),
-        settings: settings(field(5), field(8), stopped),
+        settings: settings([field(5), field(6), field(7), field(8)], stopped),
     }
 }
 
@@ -235,7 +235,14 @@ fn limits() -> Vec<Limit> {
         .collect()
 }
 
-fn settings(pgid: u64, foreground: u64, stopped: bool) -> Settings {
+/// Whether a process, whose id is in use, has ended; it may wait to be waited for.
+fn has_ended(pid: u64) -> bool {
+    let status = procfs::read(path!("/proc/{pid}/status").as_c_str()).unwrap_or_default();
+    procfs::field(&status, "State:").is_none_or(|state| state.starts_with(b"Z") || state.starts_with(b"X"))
+}
+
+/// Of the process' group, session, terminal and its foreground group, as proc_pid_stat(5) tells them: signed ints.
+fn settings([pgid, session, terminal, foreground]: [u64; 4], stopped: bool) -> Settings {
     let number = |path| procfs::read(path).ok();
     let mut subreaper = 0i32;
     let _ = process::prctl(libc::PR_GET_CHILD_SUBREAPER, [&raw mut subreaper as usize, 0, 0, 0]);
@@ -250,6 +257,9 @@ fn settings(pgid: u64, foreground: u64, stopped: bool) -> Settings {
             .and_then(|text| procfs::signed(text.trim_ascii()))
             .unwrap_or(0) as i32,
         stopped,
-        foreground: pgid == foreground,
+        foreground: terminal != 0 && pgid == foreground,
+        terminal: u64::from(terminal as u32),
+        foreground_group: foreground as i32,
+        session_ended: session != 0 && has_ended(session),
     }
 }

@@ -18,6 +18,7 @@ pub mod queue;
 pub mod socket;
 pub mod sync;
 pub mod system_v;
+pub mod terminal;
 pub mod userfaultfd;
 
 pub use arch::{cpuid, raw, rdfsbase, xcr0, xsave_size};

@@ -22,6 +22,7 @@ use super::{
     kernel::{self, done},
     message_queues::{self, Queues},
     numbers::Numbers,
+    ptys::{self, Ptys},
     sockets,
 };
 
@@ -90,6 +91,8 @@ pub struct Relations {
     pairs: BTreeMap<u64, Vec<Place>>,
     /// For pairs of which one end waits to be accepted: where, and its turn.
     waiting: BTreeMap<u64, (Place, usize)>,
+    /// The pseudo-terminals whose master sides the computation has.
+    ptys: BTreeSet<u64>,
 }
 
 impl Relations {
@@ -101,6 +104,7 @@ impl Relations {
             outside: BTreeSet::new(),
             pairs: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            ptys: ptys::keys(images),
         };
         for group in shared {
             relations
@@ -117,6 +121,7 @@ impl Relations {
                 relations.share(vec![place], images);
             }
         }
+        relations.share_terminals(images);
         relations.share_addressed(images);
         relations.find_ends(images);
         relations
@@ -140,6 +145,29 @@ impl Relations {
             self.group_of.insert(*place, self.groups.len());
         }
         self.groups.push(places);
+    }
+
+    /// Both sides of a pseudo-terminal are made where it is.
+    fn share_terminals(&mut self, images: &[&ProcessImage]) {
+        for (process, image) in images.iter().enumerate() {
+            for (index, description) in image.descriptions.iter().enumerate() {
+                let is_one = matches!(description.kind, DescriptionKind::Pseudoterminal { .. })
+                    || self.is_within(&description.kind);
+                if is_one && !self.group_of.contains_key(&(process, index)) {
+                    self.share(vec![(process, index)], images);
+                }
+            }
+        }
+    }
+
+    /// Whether it is the slave side of a pseudo-terminal that the computation has, or of one that nobody has any more.
+    pub fn is_within(&self, kind: &DescriptionKind) -> bool {
+        match kind {
+            DescriptionKind::Terminal { pty, hung_up, .. } => {
+                *pty != 0 && (*hung_up || self.ptys.contains(pty))
+            }
+            _ => false,
+        }
     }
 
     /// Sockets that need each other's addresses are made in an order, which no process could keep for the others.
@@ -287,6 +315,7 @@ pub struct Common<'a> {
     pub objects: Objects,
     pub passed: &'a Passed,
     pub policy: &'a Policy,
+    pub ptys: Ptys,
     /// What is made once, by group; `None` where the policy is to go without.
     made: Vec<Option<OwnedFd>>,
     /// Made later, where the processes are.
@@ -302,7 +331,16 @@ impl<'a> Common<'a> {
         policy: &'a Policy,
     ) -> Self {
         let relations = Relations::find(&images, shared);
-        Self { images, relations, objects, passed, policy, made: Vec::new(), queues: OnceCell::new() }
+        Self {
+            images,
+            relations,
+            objects,
+            passed,
+            policy,
+            ptys: Ptys::default(),
+            made: Vec::new(),
+            queues: OnceCell::new(),
+        }
     }
 
     /// Makes what is made once.
@@ -310,6 +348,7 @@ impl<'a> Common<'a> {
     /// # Errors
     /// A refusal that names a process and its descriptor.
     pub fn make(&mut self) -> Result<(), Refusal> {
+        self.ptys = Ptys::create(&self.images)?;
         let mut maker = Maker::new(self, 0, Numbers::default());
         let mut made: Vec<Option<OwnedFd>> = self.relations.groups.iter().map(|_| None).collect();
         for at in self.relations.order(&self.images) {
@@ -333,6 +372,7 @@ impl<'a> Common<'a> {
             eprintln!("stasis: {warning}");
         }
         self.made = made;
+        self.ptys.finish(&self.images);
         Ok(())
     }
 

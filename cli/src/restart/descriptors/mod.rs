@@ -25,6 +25,7 @@ pub mod message_queues;
 mod numbers;
 mod objects;
 mod pipes;
+mod ptys;
 mod put_back;
 mod sockets;
 mod tcp;
@@ -34,7 +35,7 @@ mod tests;
 mod unread;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd},
 };
@@ -97,6 +98,7 @@ fn name(image: &ProcessImage, index: usize) -> String {
         Some(DescriptionKind::CharacterDevice { path, .. } | DescriptionKind::Terminal { path, .. }) => {
             path.clone()
         }
+        Some(DescriptionKind::Pseudoterminal { index, .. }) => format!("master side of /dev/pts/{index}"),
         Some(DescriptionKind::Pipe { fifo, .. }) => fifo.clone().unwrap_or_else(|| "pipe".into()),
         Some(DescriptionKind::Inherited { what, .. }) => what.clone(),
         Some(DescriptionKind::Event { .. }) => "eventfd".into(),
@@ -150,6 +152,17 @@ struct Maker<'a> {
     installed: Installed,
 }
 
+/// The numbers of the pseudo-terminals whose master sides a computation has.
+pub fn pty_numbers(images: &[&ProcessImage]) -> BTreeSet<u32> {
+    let kinds = images.iter().flat_map(|image| &image.descriptions).map(|description| &description.kind);
+    kinds
+        .filter_map(|kind| match kind {
+            DescriptionKind::Pseudoterminal { index, .. } => Some(*index),
+            _ => None,
+        })
+        .collect()
+}
+
 /// Gives this process the descriptors of an image, and no others but `reserved`: numbers that the image does not
 /// use. All are open across exec; what the program had close-on-exec is made so by a late call.
 ///
@@ -166,7 +179,9 @@ pub fn install(common: &Common<'_>, process: usize, reserved: &[RawFd]) -> Resul
     let mut instead: BTreeMap<RawFd, RawFd> = BTreeMap::new();
     for (index, description) in image.descriptions.iter().enumerate() {
         let fd = maker.have(index, description)?;
-        if let (DescriptionKind::Terminal { .. }, Some(fd)) = (&description.kind, &fd) {
+        if let (DescriptionKind::Terminal { .. }, Some(fd)) = (&description.kind, &fd)
+            && !common.relations.is_within(&description.kind)
+        {
             instead.extend(terminals::stand_ins(&mut maker, index, fd));
         }
         made.push(fd.map(IntoRawFd::into_raw_fd));
@@ -199,7 +214,9 @@ pub fn install(common: &Common<'_>, process: usize, reserved: &[RawFd]) -> Resul
         }
         let Some(fd) = numbers_of(image, index).next() else { continue };
         locks::take_records(image, index, description, fd)?;
-        terminals::tell_size(image, description, fd, &mut installed);
+        if !common.relations.is_within(&description.kind) {
+            terminals::tell_size(image, description, fd, &mut installed);
+        }
         // What belongs to a description that several processes share is given to it once.
         if common.ready((process, index)).is_some_and(|(_, is_first)| !is_first) {
             continue;
@@ -283,7 +300,13 @@ impl<'a> Maker<'a> {
                 None => return Ok(None),
             },
             DescriptionKind::Object { object, .. } => files::open_object(self, index, description, *object)?,
+            DescriptionKind::Terminal { pty, path, .. }
+                if self.common.relations.is_within(&description.kind) =>
+            {
+                ptys::open_slave_side(self, index, description, *pty, path)?
+            }
             DescriptionKind::Terminal { .. } => terminals::open(self, index, description)?,
+            DescriptionKind::Pseudoterminal { pty, .. } => ptys::open_master_side(self, index, *pty)?,
             DescriptionKind::Inherited { fd, .. } => self.inherit(index, *fd)?,
             DescriptionKind::Pipe { .. } => match pipes::open(self, index, description)? {
                 Some(fd) => fd,

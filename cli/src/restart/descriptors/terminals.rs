@@ -21,7 +21,10 @@ pub fn open(maker: &mut Maker<'_>, index: usize, description: &Description) -> R
     let flags = description.flags as i32 & (libc::O_ACCMODE | kernel::SETTABLE) | libc::O_NOCTTY;
     // The description that a shell gave to 0, 1 and 2 is one that it shares; so it is again.
     let passed = maker.common.passed;
-    let standard = || numbers_of(image, index).filter(|fd| *fd <= 2).filter_map(|fd| passed.copy(fd));
+    let places = maker.common.relations.places((maker.process, index));
+    let numbers =
+        || places.iter().flat_map(|&(process, index)| numbers_of(maker.common.images[process], index));
+    let standard = || numbers().filter(|fd| *fd <= 2).filter_map(|fd| passed.copy(fd));
     let shared = || standard().find(is_terminal);
     let controlling = || kernel::open("/dev/tty", flags).ok();
     let another = || {

@@ -11,11 +11,13 @@ fn zombie(pid: i32, pgid: i32, sid: i32) -> Zombie {
 }
 
 fn members<'a>(all: &[(Ids, &'a [Zombie])]) -> Vec<Member<'a>> {
-    all.iter().map(|&(ids, zombies)| Member { ids, zombies, subreaper: false }).collect()
+    all.iter()
+        .map(|&(ids, zombies)| Member { ids, zombies, subreaper: false, session_ended: false })
+        .collect()
 }
 
 fn tree(all: &[(Ids, &[Zombie])]) -> Tree {
-    Tree::new(&members(all), false).unwrap()
+    Tree::new(&members(all), false, &BTreeSet::new()).unwrap()
 }
 
 impl Tree {
@@ -50,7 +52,7 @@ fn a_job_of_a_shell_has_its_group_and_the_restarts_session() {
 fn detached_all_of_the_outer_session_is_the_first_processes() {
     let all =
         [(ids(100, SHELL, 9, SHELL), &[][..]), (ids(101, 100, 9, SHELL), &[]), (ids(102, 1, 9, SHELL), &[])];
-    let tree = Tree::new(&members(&all), true).unwrap();
+    let tree = Tree::new(&members(&all), true, &BTreeSet::new()).unwrap();
     assert!(tree.node(100).leads_session && tree.node(100).leads_group);
     for id in [100, 101, 102] {
         assert_eq!((tree.node(id).session, tree.node(id).group), (Some(100), Some(100)));
@@ -150,9 +152,9 @@ fn a_subreaper_is_given_what_it_adopted() {
         (ids(102, 100, 101, 101), &[]),
     ];
     let mut members = members(&all);
-    assert!(Tree::new(&members, false).is_err(), "nobody could have adopted it");
+    assert!(Tree::new(&members, false, &BTreeSet::new()).is_err(), "nobody could have adopted it");
     members[0].subreaper = true;
-    let tree = Tree::new(&members, false).unwrap();
+    let tree = Tree::new(&members, false, &BTreeSet::new()).unwrap();
     assert_eq!(tree.named(&tree.node(101).strays), [102]);
     assert_eq!(tree.node(102).parent, Some(0));
 }
@@ -183,6 +185,24 @@ fn what_contradicts_itself_is_refused() {
         ],
         vec![(ids(100, SHELL, 9, 100), &[])],
     ] {
-        assert!(Tree::new(&members(&all), false).is_err(), "{all:?}");
+        assert!(Tree::new(&members(&all), false, &BTreeSet::new()).is_err(), "{all:?}");
+    }
+}
+
+#[test]
+fn a_session_whose_leader_has_ended_is_not_the_restarts() {
+    let daemon = Member { ids: ids(100, 1, 98, 99), zombies: &[], subreaper: false, session_ended: true };
+    let tree = Tree::new(&[daemon], false, &BTreeSet::new()).unwrap();
+    assert_eq!((tree.node(100).session, tree.node(100).group), (Some(99), Some(98)));
+    assert_eq!((tree.node(99).kind, tree.named(&tree.top)), (Kind::Ghost, vec![99]));
+}
+
+#[test]
+fn a_session_may_be_joined_to_the_restarts_though_a_process_led_it() {
+    let all = [(ids(100, SHELL, 100, 100), &[][..]), (ids(101, 100, 101, 100), &[])];
+    let tree = Tree::new(&members(&all), false, &BTreeSet::from([100])).unwrap();
+    for id in [100, 101] {
+        assert_eq!((tree.node(id).session, tree.node(id).group), (None, Some(id)));
+        assert!(tree.node(id).leads_group && !tree.node(id).leads_session);
     }
 }

@@ -1,13 +1,13 @@
 //! Ends of connections whose other ends other processes may have: of the same computation, or outside it.
 
-use alloc::vec::Vec;
+use alloc::{format, vec::Vec};
 
 use stasis_protocol::{
     coordinator::{End, Refusal},
-    image::{Description, DescriptionKind, Descriptor},
+    image::{Description, DescriptionKind, Descriptor, Slave},
 };
 
-use super::{Open, refusal, sockets, tcp};
+use super::{Open, pty, refusal, sockets, tcp};
 
 /// The ends that this process has. `opens` and `descriptors` go together.
 pub fn find(opens: &[Open], descriptions: &[Description], descriptors: &[Descriptor]) -> Vec<End> {
@@ -24,9 +24,9 @@ pub fn find(opens: &[Open], descriptions: &[Description], descriptors: &[Descrip
         // A FIFO that is open for reading and writing is both of its ends.
         if open.access() == libc::O_RDWR
             && matches!(description.kind, DescriptionKind::Pipe { .. })
-            && let Some(End { has, wants, refusal, socket }) = found.clone()
+            && let Some(end) = found.clone()
         {
-            ends.push(End { has: wants, wants: has, refusal, socket });
+            ends.push(End { has: end.wants, wants: end.has, ..end });
         }
         ends.extend(found);
         if let DescriptionKind::Socket { waiting, local, domain, .. } = &description.kind
@@ -63,6 +63,7 @@ fn end(open: &Open, description: &Description) -> Option<End> {
                 "launch the program at the other end in the same computation",
             ),
             socket: false,
+            terminal: None,
         }),
         DescriptionKind::SocketPair { pair, other_closed: false, domain, local, peer, .. } => {
             let side = match *domain {
@@ -79,8 +80,32 @@ fn end(open: &Open, description: &Description) -> Option<End> {
                      --external-sockets=close",
                 ),
                 socket: true,
+                terminal: None,
             })
         }
+        DescriptionKind::Terminal { pty: 1.., hung_up: true, .. } => None,
+        DescriptionKind::Terminal { pty: pty @ 1.., .. } => Some(End {
+            has: named(*pty, false),
+            wants: named(*pty, true),
+            refusal: None,
+            socket: false,
+            terminal: None,
+        }),
+        DescriptionKind::Pseudoterminal { slave: Slave::Closed, .. } => None,
+        DescriptionKind::Pseudoterminal { pty, index, file_system, .. } => Some(End {
+            has: named(*pty, true),
+            wants: named(*pty, false),
+            refusal: Some(refusal(
+                open.fd,
+                &open.link,
+                format!(
+                    "the other side of this pseudo-terminal, /dev/pts/{index}, is open outside the checkpoint"
+                ),
+                "launch who has it open in the same computation, or let the program close it",
+            )),
+            socket: false,
+            terminal: Some((*file_system, libc::makedev(pty::SLAVES, *index))),
+        }),
         _ => None,
     }
 }

@@ -4,8 +4,8 @@
 //! The checkpoint thread has a descriptor table of its own. Closing a duplicate there releases no
 //! POSIX lock of the program: those belong to the table that took them (fcntl(2); `fl_owner` in
 //! fs/locks.c). Nothing is read from a queue that could not be read again: pipes are copied by tee(2),
-//! sockets by MSG_PEEK, POSIX messages are put back at once, and what can only be consumed (inotify events, descriptors on their way
-//! through a socket) is refused.
+//! sockets by MSG_PEEK, POSIX messages are put back at once, and what can only be consumed (inotify events, descriptors on
+//! their way through a socket) is refused; but what waits in a pseudo-terminal is taken and put back.
 
 mod address;
 mod anonymous;
@@ -18,6 +18,7 @@ mod inotify;
 mod message_queues;
 mod netlink;
 mod pipes;
+mod pty;
 mod sharing;
 mod sock_diag;
 mod sockets;
@@ -108,8 +109,18 @@ struct Table<'a> {
     opens: &'a [Open],
     /// Receive buffers that were made larger.
     rooms: RefCell<Vec<Room>>,
-    /// Sockets whose queues another process copies, and its objects; in ascending order.
-    elsewhere: &'a [u64],
+    share: Share<'a>,
+}
+
+/// Which part of what several processes have this one copies. All lists are in ascending order.
+#[derive(Clone, Copy, Default)]
+pub struct Share<'a> {
+    /// What another process copies.
+    pub elsewhere: &'a [u64],
+    /// What this one has told of; `None`: there is no other process.
+    pub told: Option<&'a [u64]>,
+    /// Other ends of its connections that somebody has.
+    pub present: &'a [u64],
 }
 
 /// A duplicate in the checkpoint thread's own table.
@@ -144,7 +155,14 @@ impl Table<'_> {
     /// Whether this process is to copy what waits in a socket. Two that do it at once would disturb each other: the offset
     /// to peek at (SO_PEEK_OFF) is the socket's.
     fn copies_queue(&self, open: &Open) -> bool {
-        self.stopped() && self.elsewhere.binary_search(&queue_key(open)).is_err()
+        self.stopped() && self.share.elsewhere.binary_search(&queue_key(open)).is_err()
+    }
+
+    /// The same for a pseudo-terminal. What nobody has told of is left alone: two might do it at once.
+    fn copies(&self, pty: u64) -> bool {
+        self.stopped()
+            && self.share.elsewhere.binary_search(&pty).is_err()
+            && self.share.told.is_none_or(|told| told.binary_search(&pty).is_ok())
     }
 }
 
@@ -158,8 +176,15 @@ pub struct Captured {
     pub sharable: Vec<Sharable>,
     /// To be dropped when the program has run for a while.
     pub rooms: Vec<Room>,
-    /// The keys of sockets whose queues are to be copied once for all processes.
+    /// The keys of sockets and pseudo-terminals whose queues are to be copied once for all processes.
     pub queues: Vec<u64>,
+    /// Of them, those that nobody copies as far as is known.
+    pub uncopied: Vec<u64>,
+}
+
+/// How the slave side of a pseudo-terminal is named among ends of connections.
+pub fn slave_end(pty: u64) -> u64 {
+    ends::named(pty, false)
 }
 
 /// Names the queue of a socket, or of POSIX messages, among what processes of a computation have together.
@@ -172,7 +197,7 @@ fn queue_key(open: &Open) -> u64 {
 ///
 /// # Errors
 /// A refusal for each descriptor that cannot be saved.
-pub fn capture(objects: &mut Objects, moment: Moment, elsewhere: &[u64]) -> Result<Captured, Vec<Refusal>> {
+pub fn capture(objects: &mut Objects, moment: Moment, share: Share<'_>) -> Result<Captured, Vec<Refusal>> {
     let tid = subject();
     let (opens, mut refusals) = look_at_all(tid, moment);
     let representatives = sharing::representatives(tid, &opens);
@@ -183,7 +208,7 @@ pub fn capture(objects: &mut Objects, moment: Moment, elsewhere: &[u64]) -> Resu
             return Err(refusals);
         }
     };
-    let table = Table { tid, pidfd: pidfd.0, moment, opens: &opens, elsewhere, rooms: RefCell::default() };
+    let table = Table { tid, pidfd: pidfd.0, moment, opens: &opens, share, rooms: RefCell::default() };
     if table.stopped() {
         tcp::push_all(&table);
     }
@@ -206,7 +231,11 @@ pub fn capture(objects: &mut Objects, moment: Moment, elsewhere: &[u64]) -> Resu
             numbers[representative]
         };
         numbers.push(number);
-        descriptors.push(Descriptor { fd: open.fd, description: number, close_on_exec: open.close_on_exec });
+        descriptors.push(Descriptor {
+            fd: open.fd,
+            description: number,
+            close_on_exec: terminals::closes_on_exec(&table, open),
+        });
     }
     if !refusals.is_empty() {
         return Err(refusals);
@@ -219,15 +248,24 @@ pub fn capture(objects: &mut Objects, moment: Moment, elsewhere: &[u64]) -> Resu
         .map(|(_, (open, _))| Sharable { fd: open.fd, key: sharing::key(open) })
         .collect();
     let sockets = opens.iter().filter(|open| open.stat.st_mode & libc::S_IFMT == libc::S_IFSOCK);
-    let messages = descriptions.iter().filter_map(|description: &Description| match description.kind {
-        DescriptionKind::MessageQueue { queue, .. } => Some(queue),
-        _ => None,
-    });
-    let mut queues: Vec<u64> = sockets.map(queue_key).chain(messages).collect();
+    let mut queues: Vec<u64> = sockets.map(queue_key).collect();
+    let mut uncopied = Vec::new();
+    for description in &descriptions {
+        match &description.kind {
+            DescriptionKind::MessageQueue { queue, .. } => queues.push(*queue),
+            DescriptionKind::Pseudoterminal { pty, queues: copied, .. } => {
+                queues.push(*pty);
+                if copied.is_none() && share.elsewhere.binary_search(pty).is_err() {
+                    uncopied.push(*pty);
+                }
+            }
+            _ => {}
+        }
+    }
     queues.sort_unstable();
     queues.dedup();
     let rooms = table.rooms.take();
-    Ok(Captured { descriptions, descriptors, ends, sharable, queues, rooms })
+    Ok(Captured { descriptions, descriptors, ends, sharable, queues, uncopied, rooms })
 }
 
 /// Lets the end of this process reset its TCP connections instead of ending them: whoever is at the other end learns at
@@ -241,7 +279,7 @@ pub fn reset_at_end() {
         pidfd: pidfd.0,
         moment: Moment::Stopped,
         opens: &opens,
-        elsewhere: &[],
+        share: Share::default(),
         rooms: RefCell::default(),
     });
 }

@@ -123,6 +123,7 @@ pub fn waiting_ends(clients: &[u64]) -> Vec<End> {
         wants: ends::named(client, true),
         refusal: None,
         socket: true,
+        terminal: None,
     };
     clients.iter().map(end).collect()
 }

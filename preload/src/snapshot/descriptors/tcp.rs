@@ -210,6 +210,7 @@ pub fn waiting_ends(open: &Open, keys: &[u64], local: &[u8]) -> Vec<End> {
                 wants: ends::named(pair, !side),
                 refusal: Some(refusal()),
                 socket: true,
+                terminal: None,
             }
         })
         .collect()
