@@ -24,6 +24,9 @@ use crate::{process, store};
 /// What a step that moves data may take on top, for each byte of the process: a disk of 32 MiB a second.
 const NANOS_PER_BYTE: u64 = 30;
 
+/// What any step may take on top for each process of the computation: they share processors, and the store.
+const TURN: Duration = Duration::from_millis(50);
+
 /// How long a process may take to end itself once it was told to, before it is killed.
 const END_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -226,7 +229,8 @@ pub fn gone(subject: &Subject, phase: Option<Phase>) -> Refusal {
 
 /// How long a process may stay in a phase.
 pub fn allowance(computation: &Computation, phase: Phase, real_pid: u32) -> Duration {
-    let base = computation.settings.deadline;
+    let processes = computation.with_members(|members| members.len()) as u32;
+    let base = computation.settings.deadline + TURN * processes;
     match phase {
         Phase::Running | Phase::Checking | Phase::Ready | Phase::Quiescing => base,
         Phase::Snapshotting | Phase::Storing | Phase::Held => {

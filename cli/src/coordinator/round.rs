@@ -168,10 +168,12 @@ impl<'a> Round<'a> {
             } else {
                 member.send_beside(&message, lent)
             };
-            (Some(subject(self.computation, member)), sent)
+            (Some(subject(member)), sent)
         });
         // One that is not there any more has ended, or comes back under another program.
-        let Some(subject) = subject else { return Ok(()) };
+        let Some(mut subject) = subject else { return Ok(()) };
+        // One that tells no phases may be moving data all the time.
+        subject.until += allowance(self.computation, Phase::Storing, subject.real_pid);
         let name = subject.name.clone();
         self.newborn.settle(subject.real_pid);
         self.subjects.insert(id, subject);
@@ -472,7 +474,7 @@ impl<'a> Round<'a> {
     }
 }
 
-fn subject(computation: &Computation, member: &Member) -> Subject {
+fn subject(member: &Member) -> Subject {
     Subject {
         pid: member.pid,
         real_pid: member.real_pid,
@@ -482,8 +484,7 @@ fn subject(computation: &Computation, member: &Member) -> Subject {
         rank: member.rank,
         step: Step::Asked,
         phase: None,
-        // One that tells no phases may be moving data all the time.
-        until: Instant::now() + allowance(computation, Phase::Storing, member.real_pid),
+        until: Instant::now(),
         ends: None,
         objects: Vec::new(),
         elsewhere: Vec::new(),
