@@ -19,6 +19,11 @@ pub fn state(pid: u32) -> Option<char> {
     state_in(&format!("/proc/{pid}/stat"))
 }
 
+/// Whether a process is about to end: it has let go of its memory, and so of its program, but not yet become a zombie.
+pub fn is_ending(pid: u32) -> bool {
+    std::fs::read_link(format!("/proc/{pid}/exe")).is_err()
+}
+
 /// Whether a signal stopped the process. Its state letter is its first thread's, which may have ended
 /// before the others.
 pub fn is_stopped(pid: u32) -> bool {

@@ -1,11 +1,11 @@
-// Checksummed messages of all sizes around a ring of MPI processes, and a sum over all of them, in twenty steps.
+// Checksummed messages of all sizes around a ring of MPI processes, and a sum over all of them, in forty steps.
 // compiler: mpicc
 #include <mpi.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { LONGEST = 200000, ROUNDS = 150 };
+enum { LONGEST = 200000, ROUNDS = 100 };
 
 static uint32_t next(uint32_t *state) {
     *state = *state * 1664525 + 1013904223;
@@ -41,7 +41,7 @@ int main(int count, char **arguments) {
     unsigned char *out = malloc(LONGEST), *in = malloc(LONGEST);
     uint32_t state = rank + 1, others = (rank + ranks - 1) % ranks + 1;
     long wrong = 0, bytes = 0;
-    for (int step = 0; step < 20; step++) {
+    for (int step = 0; step < 40; step++) {
         for (int round = 0; round < ROUNDS; round++) {
             int size = next(&state) % (round % 10 ? 3000 : LONGEST), expected = next(&others) % (round % 10 ? 3000 : LONGEST);
             for (int i = 0; i < size; i++)

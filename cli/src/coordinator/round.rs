@@ -480,7 +480,7 @@ impl<'a> Round<'a> {
         if self.passed >= Step::Stopped && subject.step != Step::Dumped {
             let refusal = gone(subject, subject.phase);
             // It was killed, which the others may take for what has happened before the next round.
-            return Err(if subject.pidfd.has_ended() {
+            return Err(if subject.pidfd.has_ended() || process::is_ending(subject.real_pid) {
                 Failure::Again(refusal)
             } else {
                 one(refusal).into()
