@@ -138,6 +138,11 @@ impl SharedPage {
         }
     }
 
+    /// The program's side: whether the next tick is awaited.
+    pub fn is_tick_awaited(&self) -> bool {
+        self.words().await_tick.load(Ordering::Acquire) != 0
+    }
+
     /// The program's side: how many pages it is asked to write to.
     pub fn pages_to_dirty(&self) -> u32 {
         self.words().dirty.load(Ordering::Acquire)

@@ -49,6 +49,7 @@ mod snapshot;
 mod start;
 mod state;
 mod stop;
+mod system_v;
 mod threads;
 mod tracker;
 mod watches;

@@ -19,7 +19,7 @@ use crate::{
     link::{self, coordinator::Coordinator},
     procfs,
     snapshot::kernel_state::{self, KernelState, PosixTimer},
-    state, stop,
+    state, stop, system_v,
     threads::{self, Slot},
 };
 
@@ -93,6 +93,8 @@ pub extern "C" fn checkpoint_thread() -> ! {
     checkpoint::restored_from(info.manifest, info.objects);
     link::coordinator::set_address(info.coordinator.split(|&byte| byte == 0).next().unwrap_or_default());
     births::open_again();
+    // Before any process runs: others wait for this one to greet.
+    system_v::note_again(&kernel_state.system_v, &kernel_state.undo);
     let socket = info.coordinator_fd;
     let coordinator = if socket >= 0 {
         let [pager, userfaultfd, table] = lazy::descriptors(&info);

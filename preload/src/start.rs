@@ -18,7 +18,7 @@ use stasis_sys::{
 
 use crate::{
     arch, arena, births, checkpoint, contagion, credentials, dormant, fork, interrupted, lazy, link,
-    snapshot, state, stop, threads, wrappers,
+    snapshot, state, stop, system_v, threads, wrappers,
 };
 
 #[used]
@@ -125,6 +125,8 @@ pub unsafe fn begin_in_child() {
     // SAFETY: the checkpoint thread, whose allocations these were, is not in this process.
     unsafe { arena::reset() };
     checkpoint::forget_inherited();
+    system_v::forget_own_undo();
+    wrappers::notify::forget();
     lazy::forget();
     state::forget_inherited();
     dormant::begin();

@@ -4,15 +4,14 @@
 use std::{
     fs::{self, File},
     io::{PipeReader, Read, pipe},
-    os::unix::{fs::chown, process::ExitStatusExt},
-    path::PathBuf,
+    os::unix::process::ExitStatusExt,
     time::{Duration, Instant},
 };
 
 use nix::sys::signal::Signal;
 use stasis_tests::{
-    DEADLINE, Lab, Outcome, Running, compile, lab::binary, process::ProcessHandle, requirement::is_root,
-    running::Files, skip,
+    DEADLINE, Lab, Nobody, Running, compile, process::ProcessHandle, requirement::is_root, running::Files,
+    skip,
 };
 
 /// `tests/programs/counter.c`: 300 steps of 10 ms; the last lines tell whether any of 4 MiB was lost.
@@ -222,78 +221,6 @@ fn the_program_outlives_a_restart_command_that_is_killed() {
     assert!(program.wait_ended(DEADLINE));
 }
 
-/// What uid 65534 runs, and where: the binaries of this build may lie where only root looks.
-struct Nobody {
-    lab: Lab,
-    binaries: PathBuf,
-}
-
-impl Nobody {
-    const ID: u32 = 65534;
-
-    fn new() -> Self {
-        let lab = Lab::new();
-        let binaries = lab.work().join("bin");
-        fs::create_dir(&binaries).unwrap();
-        for name in ["stasis", "stasis-store", "stasis-restorer", "libstasis.so"] {
-            fs::copy(binary(name), binaries.join(name)).unwrap();
-        }
-        fs::copy(compile::program("counter"), binaries.join("counter")).unwrap();
-        let work = lab.work();
-        let place = work.parent().unwrap();
-        for directory in [place, &work, &place.join("run")] {
-            chown(directory, Some(Self::ID), Some(Self::ID)).unwrap();
-        }
-        Self { lab, binaries }
-    }
-
-    fn command(&self, program: &str, arguments: &[&str]) -> Vec<String> {
-        let id = Self::ID.to_string();
-        let program = self.binaries.join(program);
-        ["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups", program.to_str().unwrap()]
-            .iter()
-            .chain(arguments)
-            .map(ToString::to_string)
-            .collect()
-    }
-
-    /// Runs `stasis ARGUMENTS` to its end.
-    #[track_caller]
-    fn run(&self, arguments: &[&str]) -> Outcome {
-        let words = self.command("stasis", arguments);
-        Outcome::of(self.lab.command(&words[0]).args(&words[1..]), &self.lab.work(), DEADLINE)
-    }
-
-    /// Starts `stasis ARGUMENTS` with standard output and error that are pipes, the ends of which come back: a file
-    /// that the test makes is root's, and could not be opened again at a restart.
-    #[track_caller]
-    fn start(&self, arguments: &[&str]) -> (Running, [PipeReader; 2]) {
-        let (output, stdout) = pipe().unwrap();
-        let (errors, stderr) = pipe().unwrap();
-        let prepared = self.lab.native(self.command("stasis", arguments));
-        (prepared.stdout(stdout).stderr(stderr).start(), [output, errors])
-    }
-
-    /// Waits until the program has joined: its pids. The coordinator is this user's, and answers nobody else.
-    #[track_caller]
-    fn pids(&self, running: &Running) -> (u64, u64) {
-        let begun = Instant::now();
-        loop {
-            let outcome = self.run(&["status", "--json"]);
-            if let Some(pids) = serde_json::from_str(&outcome.stdout).ok().as_ref().and_then(of_status) {
-                return pids;
-            }
-            assert!(!running.has_ended() && begun.elapsed() < DEADLINE, "{outcome}\n{}", running.stderr());
-        }
-    }
-
-    #[track_caller]
-    fn checkpoint_kill(&self, running: Running) {
-        self.run(&["checkpoint", "--kill"]).expect_success();
-        assert_eq!(running.wait_exit().signal(), Some(libc::SIGKILL));
-    }
-}
-
 /// A line of /proc/PID/status.
 #[track_caller]
 fn status_field(pid: u32, name: &str) -> Vec<String> {
@@ -307,7 +234,7 @@ fn a_user_without_privileges_launches_checkpoints_and_restarts() {
     if !is_root() {
         return skip("only root becomes another user");
     }
-    let nobody = Nobody::new();
+    let nobody = Nobody::new(&["counter"]);
     let lab = &nobody.lab;
     let expected = undisturbed(lab);
     let counter = nobody.binaries.join("counter");

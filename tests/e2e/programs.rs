@@ -93,10 +93,22 @@ mod memory {
         growing_downwards: "growsdown";
         mapped_files: "private_file";
         shared_anonymous: "shared_memory";
+        shared_between_processes: "posix_shm";
+        a_file_mapped_by_two_processes: "mapped_file";
         memfd: "memfd";
         generated_code: "codegen";
         remapped: "mremap";
         huge_pages: "huge_pages";
+    }
+}
+
+mod system_v {
+    use super::*;
+    workloads! {
+        shared_memory: "sysv_shm";
+        semaphores: "sysv_sem";
+        message_queues: "sysv_msg";
+        that_count: "queue_counts";
     }
 }
 
@@ -147,6 +159,7 @@ mod descriptors {
         all_closed_as_a_range: "close_all" ["range"];
         high_numbers: "high_fds";
         socket_pairs: "socket_pairs";
+        message_queues: "posix_mq";
         bound_and_listening_sockets: "listeners";
     }
 }
@@ -183,6 +196,11 @@ mod refused {
     }
 
     #[test]
+    fn a_message_queue_that_notifies() {
+        Workload { program: "mq_notified", arguments: &[] }.is_refused(&["message", "notified", "fd "]);
+    }
+
+    #[test]
     fn events_of_inotify_that_were_not_read() {
         Workload { program: "inotify", arguments: &[] }.is_refused(&["inotify", "fd "]);
     }
@@ -199,7 +217,7 @@ mod refused {
 
     #[test]
     fn each_would_notice_natively_what_it_loses() {
-        for program in ["pidfd", "cwd_deleted", "signal_block_raw"] {
+        for program in ["pidfd", "mq_notified", "cwd_deleted", "signal_block_raw"] {
             Workload { program, arguments: &[] }.notices_what_is_lost();
         }
     }

@@ -6,9 +6,11 @@ use std::{
     fs::{self, File},
     io::Write,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
-use stasis_tests::{Lab, Running, compile, find_program, lab, skip};
+use stasis_tests::{DEADLINE, Lab, Nobody, Running, compile, find_program, lab, requirement::is_root, skip};
 
 /// How often each is killed.
 const KILLS: u32 = 3;
@@ -246,4 +248,82 @@ fn a_simulation_with_a_gigabyte_of_state() {
         ..Work::in_steps(command)
     }
     .survives_three_kills();
+}
+
+#[test]
+fn redis_with_its_benchmark() {
+    if ["redis-server", "redis-benchmark", "redis-cli"].iter().any(|name| find_program(name).is_none()) {
+        return skip("redis-server is not installed");
+    }
+    let Some(command) = command("bash", &[script("redis.sh").to_str().unwrap()]) else { return };
+    Work::in_steps(command).survives_three_kills();
+}
+
+/// As a user without privileges: the server refuses root.
+#[test]
+fn postgresql_in_the_middle_of_transactions() {
+    if find_program("postgres").is_none() && !Path::new("/usr/lib/postgresql").exists() {
+        return skip("postgresql is not installed");
+    }
+    if !is_root() {
+        return skip("only root becomes another user");
+    }
+    // In a place of its own each time: the log ends when the server has.
+    let bank = |kills: u32| {
+        let nobody = Nobody::new(&[]);
+        let work = nobody.lab.work();
+        let log = || fs::read_to_string(work.join("log.txt")).unwrap_or_default();
+        let bank = nobody.binaries.join("bank.sh");
+        fs::copy(script("bank.sh"), &bank).unwrap();
+        let (mut running, pipes) = nobody.start(&["launch", "--", "bash", bank.to_str().unwrap()]);
+        let mut outputs = Vec::from(pipes);
+        for kill in 1..=kills {
+            let (begun, step) = (Instant::now(), format!("step {}\n", 5 * kill - 1));
+            while !log().contains(&step) {
+                assert!(!running.has_ended() && begun.elapsed() < DEADLINE, "no {step}{}", log());
+                thread::sleep(Duration::from_millis(20));
+            }
+            nobody.checkpoint_kill(running);
+            if kill == 1 {
+                // It is restarted in an IPC namespace, and nobody else would remove what it has left in this one.
+                let state = fs::read_to_string(work.join("data/postmaster.pid")).unwrap();
+                let id = state.lines().nth(6).and_then(|keys| keys.split_whitespace().last()?.parse().ok());
+                // SAFETY: numbers only.
+                unsafe { libc::shmctl(id.unwrap(), libc::IPC_RMID, std::ptr::null_mut()) };
+            }
+            let pipes;
+            (running, pipes) = nobody.start(&["restart"]);
+            outputs.extend(pipes);
+            nobody.pids(&running);
+        }
+        running.wait_exit();
+        log()
+    };
+    let undisturbed = bank(0);
+    assert!(undisturbed.ends_with("sound\nended 0\n"), "{undisturbed}");
+    assert_eq!(bank(KILLS), undisturbed);
+}
+
+/// `mpirun` with four processes that send each other checksummed messages.
+#[track_caller]
+fn open_mpi(transport: &[&str]) {
+    if find_program("mpirun").is_none() || find_program("mpicc").is_none() {
+        return skip("openmpi-bin and libopenmpi-dev are not installed");
+    }
+    // Pipes to its processes instead of pseudo-terminals. By env(1), so that both runs have it.
+    let preload = format!("LD_PRELOAD={}", compile::shared_library("no_openpty").display());
+    let own = [&preload, "mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "4"];
+    let Some(mut command) = command("env", &[&own[..], transport].concat()) else { return };
+    command.push(compile::program("mpi_ring").into());
+    Work::in_steps(command).survives_three_kills();
+}
+
+#[test]
+fn open_mpi_over_shared_memory() {
+    open_mpi(&["--mca", "btl", "self,vader"]);
+}
+
+#[test]
+fn open_mpi_over_tcp() {
+    open_mpi(&["--mca", "btl", "self,tcp", "--mca", "btl_tcp_if_include", "lo"]);
 }

@@ -1,5 +1,6 @@
-// FIFOs: opened for reading, writing and both inside the process, with bytes in them; a further open finds them.
+// FIFOs: opened for reading, writing and both inside the process, with bytes in them; a further open finds them. One without a writer.
 #include "verify.h"
+#include <poll.h>
 #include <sys/stat.h>
 
 int main(void) {
@@ -7,7 +8,9 @@ int main(void) {
     REQUIRE(mkfifo("fifo", 0600) == 0 && mkfifo("both", 0600) == 0);
     int reader = open("fifo", O_RDONLY | O_NONBLOCK), writer = open("fifo", O_WRONLY);
     int both = open("both", O_RDWR);
-    REQUIRE(reader >= 0 && writer >= 0 && both >= 0);
+    REQUIRE(mkfifo("unopened", 0600) == 0);
+    int unopened = open("unopened", O_RDONLY | O_NONBLOCK);
+    REQUIRE(reader >= 0 && writer >= 0 && both >= 0 && unopened >= 0);
     REQUIRE(write(writer, "in the fifo", 11) == 11 && write(both, "in both", 7) == 7);
 
     until_go();
@@ -21,5 +24,12 @@ int main(void) {
     int late = open("fifo", O_WRONLY | O_NONBLOCK);
     CHECK(late >= 0 && write(late, "late", 4) == 4, "who opens the FIFO anew finds no reader");
     CHECK(read(reader, got, 64) == 4 && !memcmp(got, "late", 4), "the FIFO in the file system is another one");
+    struct pollfd poll_unopened = {unopened, POLLIN, 0};
+    if (loses("unopened"))
+        close(open("unopened", O_WRONLY | O_NONBLOCK));
+    CHECK(poll(&poll_unopened, 1, 0) == 0, "a FIFO that nobody has opened for writing has ended: %x", poll_unopened.revents);
+    int first = open("unopened", O_WRONLY | O_NONBLOCK);
+    CHECK(first >= 0 && write(first, "first", 5) == 5, "who opens the FIFO for writing finds no reader");
+    CHECK(read(unopened, got, 64) == 5 && !memcmp(got, "first", 5), "the FIFO held `%s`", got);
     return verdict();
 }

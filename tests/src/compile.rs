@@ -43,8 +43,11 @@ fn build(name: &str, suffix: &str, flags: &[&str]) -> PathBuf {
     // `// link: -lrt -laio`: what a program needs beside libc is said in the program.
     let link = text.lines().filter_map(|line| line.strip_prefix("// link:")).flat_map(str::split_whitespace);
 
-    let gcc = find_program("gcc").expect("gcc is installed (`cargo xtask test` installs it)");
-    let mut command = Command::new(gcc);
+    // `// compiler: mpicc`: another than gcc.
+    let compiler = text.lines().find_map(|line| line.strip_prefix("// compiler:")).map_or("gcc", str::trim);
+    let compiler = find_program(compiler)
+        .unwrap_or_else(|| panic!("{compiler} is installed (`cargo xtask test` installs it)"));
+    let mut command = Command::new(compiler);
     command.args(["-std=gnu11", "-O2", "-g", "-Wall", "-pthread", "-I"]).arg(sources()).arg(&source);
     command.args(flags).args(link);
 

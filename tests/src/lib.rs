@@ -25,6 +25,7 @@ pub mod kernel;
 pub mod lab;
 pub mod launch;
 pub mod mount;
+pub mod nobody;
 pub mod outcome;
 pub mod process;
 pub mod pseudoterminal;
@@ -36,6 +37,7 @@ pub mod workload;
 
 pub use lab::Lab;
 pub use launch::Launch;
+pub use nobody::Nobody;
 pub use outcome::Outcome;
 pub use requirement::{find_library, find_program, skip};
 pub use running::Running;

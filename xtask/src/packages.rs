@@ -2,11 +2,14 @@
 
 use std::{
     env,
+    fs::{self, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
     path::PathBuf,
     process::{Command, Stdio},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::run::run;
 
@@ -54,6 +57,10 @@ const PACKAGES: &[Package] = &[
     program("xz-utils", For::Test, "tests with a real program", "xz"),
     program("gzip", For::Test, "tests with a real program", "gzip"),
     program("bc", For::Test, "tests with a real program", "bc"),
+    program("redis-server", For::Test, "tests with a real program", "redis-server"),
+    program("postgresql", For::Test, "tests with a real program", "psql"),
+    program("openmpi-bin", For::Test, "tests with a real program", "mpirun"),
+    program("libopenmpi-dev", For::Test, "tests with a real program: its compiler", "mpicc"),
     program("util-linux", For::Test, "setpriv: a program of another user", "setpriv"),
     program("libcap2-bin", For::Test, "setcap: a program with file capabilities", "setcap"),
     program("busybox-static", For::Test, "the tracer: a program without a library", "busybox"),
@@ -95,7 +102,37 @@ pub fn ensure(purpose: For) -> Result<()> {
         bail!("to be typed first: sudo apt-get update && {install}");
     }
     run(&mut apt_get(&["update", "-q"]))?;
+    let _quiet = NoServices::begin()?;
     run(apt_get(&["install", "-q", "-y", "--no-install-recommends"]).args(&names))
+}
+
+/// While it lives no package that is installed starts its service (invoke-rc.d(8)): tests start servers of their own.
+struct NoServices {
+    /// The policy was made for this; whatever was there before says what it says.
+    own: bool,
+}
+
+impl NoServices {
+    const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+    fn begin() -> Result<Self> {
+        let made = OpenOptions::new().write(true).create_new(true).mode(0o755).open(Self::POLICY);
+        let mut policy = match made {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(Self { own: false }),
+            made => made.context(Self::POLICY)?,
+        };
+        let own = Self { own: true };
+        policy.write_all(b"#!/bin/sh\nexit 101\n").context(Self::POLICY)?;
+        Ok(own)
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.own {
+            let _ = fs::remove_file(Self::POLICY);
+        }
+    }
 }
 
 /// For a machine that is not Debian: names what is missing, as far as it can be seen.

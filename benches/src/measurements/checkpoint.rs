@@ -73,7 +73,8 @@ pub fn measure(setting: &Setting<'_>, mib: usize) -> anyhow::Result<Vec<Line>> {
     Ok(lines)
 }
 
-fn milliseconds(duration: Duration) -> f64 {
+/// A time in milliseconds.
+pub fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }
 
@@ -194,7 +195,7 @@ fn checkpoint(
 }
 
 /// Has the program end, and waits for it.
-fn end(page: &SharedPage, started: Started) -> anyhow::Result<()> {
+pub fn end(page: &SharedPage, started: Started) -> anyhow::Result<()> {
     let begun = Instant::now();
     page.stop();
     let status = started.wait()?;

@@ -4,6 +4,7 @@ mod calls;
 mod checkpoint;
 mod compute;
 mod lazy;
+mod processes;
 mod start;
 mod store;
 
@@ -37,6 +38,10 @@ pub struct Setting<'a> {
 const SIZES: &[usize] = &[1, 64, 512, 2048];
 const QUICK_SIZES: &[usize] = &[1, 16];
 
+/// Of processes.
+const COUNTS: &[usize] = &[1, 10, 32, 100, 500];
+const QUICK_COUNTS: &[usize] = &[4];
+
 /// All measurements, in the order in which they are taken.
 pub fn all(quick: bool) -> Vec<Measurement> {
     let measurement = |name: String, take: Box<Take>| Measurement { name, take };
@@ -57,6 +62,10 @@ pub fn all(quick: bool) -> Vec<Measurement> {
     let (clones, mib) = if quick { (2, 64) } else { (8, 1024) };
     let name = format!("clones-{clones}");
     all.push(measurement(name, Box::new(move |setting| lazy::clones(setting, clones, mib))));
+    for &count in if quick { QUICK_COUNTS } else { COUNTS } {
+        let name = format!("processes-{count}");
+        all.push(measurement(name, Box::new(move |setting| processes::measure(setting, count))));
+    }
     all.push(measurement("store-bytes".into(), Box::new(store::bytes)));
     all.push(measurement("store-memory".into(), Box::new(store::memory)));
     all

@@ -26,8 +26,11 @@ pub enum Call {
     /// poll(2) with a time-out of a second on a pipe with data
     PollFinite,
     ReadWrite,
+    /// A byte there and back through a socket pair, between two processes
+    SocketPingPong,
     ForkExit,
     ForkExec,
+    Spawn,
 }
 
 impl Call {
@@ -41,8 +44,10 @@ impl Call {
         Self::PollZero,
         Self::PollFinite,
         Self::ReadWrite,
+        Self::SocketPingPong,
         Self::ForkExit,
         Self::ForkExec,
+        Self::Spawn,
     ];
 
     /// As `--only` and the command line know it.
@@ -62,6 +67,8 @@ impl Call {
             Self::PollZero => "poll, time-out 0",
             Self::PollFinite => "poll, time-out 1 s, ready",
             Self::ReadWrite => "write + read of a byte through a pipe",
+            Self::SocketPingPong => "byte there and back between two processes",
+            Self::Spawn => "posix_spawn of true + wait",
             Self::ForkExit => "fork + exit + wait",
             Self::ForkExec => "fork + exec of true + wait",
         }
@@ -166,6 +173,24 @@ fn prepare(call: Call) -> anyhow::Result<Turn> {
                 check(unsafe { libc::read(read.as_raw_fd(), byte.as_mut_ptr().cast(), 1) } as i64)
             })
         }
+        Call::SocketPingPong => ping_pong()?,
+        Call::Spawn => Box::new(|| {
+            let path = c"/bin/true";
+            let argv = [path.as_ptr().cast_mut(), ptr::null_mut()];
+            let mut pid = 0;
+            // SAFETY: argv is a NULL-terminated array of strings; writes one integer.
+            let error = unsafe {
+                libc::posix_spawn(
+                    &raw mut pid,
+                    path.as_ptr(),
+                    ptr::null(),
+                    ptr::null(),
+                    argv.as_ptr(),
+                    environ,
+                )
+            };
+            if error == 0 { wait(pid) } else { Err(io::Error::from_raw_os_error(error)) }
+        }),
         Call::ForkExit => Box::new(|| {
             // SAFETY: the child ends at once, and this process has one thread.
             match unsafe { libc::fork() } {
@@ -204,6 +229,38 @@ fn poll(content: &'static [u8], timeout: i32) -> anyhow::Result<Turn> {
         let result = unsafe { libc::poll(&raw mut polled, 1, timeout) };
         check(result)?;
         if result == ready { Ok(()) } else { Err(io::Error::other("poll(2) found something else")) }
+    }))
+}
+
+unsafe extern "C" {
+    static environ: *const *mut libc::c_char;
+}
+
+/// A child answers each byte until this process ends.
+fn ping_pong() -> anyhow::Result<Turn> {
+    let (here, there) = std::os::unix::net::UnixStream::pair().context("socketpair(2)")?;
+    // SAFETY: the child makes system calls only, and this process has one thread.
+    match unsafe { libc::fork() } {
+        0 => {
+            drop(here);
+            let mut byte = [0u8];
+            // SAFETY: one byte, which is there.
+            while unsafe {
+                libc::read(there.as_raw_fd(), byte.as_mut_ptr().cast(), 1) == 1
+                    && libc::write(there.as_raw_fd(), byte.as_ptr().cast(), 1) == 1
+            } {}
+            // SAFETY: runs nothing of this process.
+            unsafe { libc::_exit(0) }
+        }
+        pid => check(pid).context("fork(2)")?,
+    }
+    drop(there);
+    Ok(Box::new(move || {
+        let mut byte = [0u8];
+        // SAFETY: one byte, which is there.
+        check(unsafe { libc::write(here.as_raw_fd(), byte.as_ptr().cast(), 1) } as i64)?;
+        // SAFETY: as above.
+        check(unsafe { libc::read(here.as_raw_fd(), byte.as_mut_ptr().cast(), 1) } as i64)
     }))
 }
 

@@ -5,6 +5,7 @@
 
 mod calls;
 mod compute;
+mod family;
 mod memory;
 
 pub use calls::Call;
@@ -34,6 +35,14 @@ pub enum Workload {
         #[arg(long)]
         millis: u64,
     },
+    /// Be a process and its children, which tick
+    Family {
+        #[arg(long)]
+        count: usize,
+        /// The file of the shared page
+        #[arg(long)]
+        page: PathBuf,
+    },
     /// Compute a fixed number of steps; prints how many nanoseconds that took
     Compute {
         #[arg(long)]
@@ -47,6 +56,7 @@ pub fn run(workload: &Workload) -> anyhow::Result<()> {
     match workload {
         Workload::Memory { mib, seed, page } => memory::run(*mib, *seed, page),
         Workload::Call { call, millis } => calls::run(*call, *millis),
+        Workload::Family { count, page } => family::run(*count, page),
         Workload::Compute { steps } => {
             compute::run(*steps);
             Ok(())

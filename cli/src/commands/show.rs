@@ -106,6 +106,8 @@ pub fn object(id: u32, objects: &[Object]) -> String {
         Some(ObjectKind::SharedMemory) => format!("shared memory {id}"),
         Some(ObjectKind::Memfd { name, .. }) => format!("memfd:{name}"),
         Some(ObjectKind::DeletedFile { path }) => format!("{path} (deleted)"),
+        Some(ObjectKind::Segment { of, .. }) => format!("System V shared memory {}", of.id),
+        Some(ObjectKind::File { file, .. }) => format!("{} (saved)", file.path),
         None => format!("object {id}, which is missing"),
     }
 }
@@ -140,6 +142,7 @@ fn kind(kind: &DescriptionKind) -> &'static str {
         DescriptionKind::Object { memfd: false, .. } => "deleted file",
         DescriptionKind::SocketPair { .. } => "socketpair",
         DescriptionKind::Socket { .. } => "socket",
+        DescriptionKind::MessageQueue { .. } => "message queue",
         DescriptionKind::Path { .. } => "path",
     }
 }
@@ -175,6 +178,7 @@ fn what(description: &Description, image: &ProcessImage) -> String {
             let unread = received.iter().map(Vec::len).sum::<usize>() as u64;
             format!("{pair}, {} unread", bytes(unread))
         }
+        DescriptionKind::MessageQueue { name, .. } => name.clone(),
         DescriptionKind::Socket { domain, socket_type, backlog, .. } => {
             format!(
                 "domain {domain}, type {socket_type}{}",

@@ -10,19 +10,22 @@ use stasis_protocol::{
 use tokio::{
     sync::OwnedMutexGuard,
     task::spawn_blocking,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use super::{
     computation::{Computation, MemberId, random},
     log,
-    round::{Failure, Gathered, ProcessDump, Question, Round, Subject},
+    round::{Failure, Gathered, ProcessDump, Question, Round, Subject, Suspects},
     stopped,
 };
 use crate::{process, store};
 
 /// What a step that moves data may take on top, for each byte of the process: a disk of 32 MiB a second.
 const NANOS_PER_BYTE: u64 = 30;
+
+/// What any step may take on top for each process of the computation: they share processors, and the store.
+const TURN: Duration = Duration::from_millis(50);
 
 /// How long a process may take to end itself once it was told to, before it is killed.
 const END_DEADLINE: Duration = Duration::from_secs(5);
@@ -56,22 +59,37 @@ pub async fn take(computation: Rc<Computation>, order: Order, _turn: OwnedMutexG
 
 async fn attempt(computation: &Rc<Computation>, order: Order) -> Outcome {
     /// For processes that come and go all the time.
-    const MOST_ROUNDS: u32 = 5;
+    const MOST_ROUNDS: u32 = 6;
+    /// How long a program is left to itself at first that was met between two steps.
+    const PAUSE: Duration = Duration::from_millis(5);
     await_newborn(computation).await;
+    let (mut suspects, mut pause) = (None, PAUSE);
     for _ in 1..MOST_ROUNDS {
-        match round(computation, &order).await {
+        match round(computation, &order, &mut suspects).await {
             Err(Failure::Again(refusal)) => log::line(format_args!("once more: {refusal}")),
+            Err(Failure::Passing(refusals)) => {
+                for refusal in refusals {
+                    log::line(format_args!("once more: {refusal}"));
+                }
+                // It is the program that must do something, and it tells nobody.
+                sleep(pause).await;
+                pause *= 2;
+            }
             Err(Failure::Refused(refusals)) => return Err(refusals),
             Ok(taken) => return Ok(taken),
         }
     }
-    round(computation, &order).await.map_err(|failure| match failure {
+    round(computation, &order, &mut suspects).await.map_err(|failure| match failure {
         Failure::Again(refusal) => one(refusal),
-        Failure::Refused(refusals) => refusals,
+        Failure::Refused(refusals) | Failure::Passing(refusals) => refusals,
     })
 }
 
-async fn round(computation: &Rc<Computation>, order: &Order) -> Result<Taken, Failure> {
+async fn round(
+    computation: &Rc<Computation>,
+    order: &Order,
+    suspects: &mut Option<Suspects>,
+) -> Result<Taken, Failure> {
     let members = members(computation).map_err(one)?;
     let directory = computation.settings.store.clone();
     let opened = blocking(move || store::connect_or_start(&directory)).await;
@@ -95,7 +113,7 @@ async fn round(computation: &Rc<Computation>, order: &Order) -> Result<Taken, Fa
     let (mut store, lent) =
         lend(store, token, &members).await.map_err(|reason| one(store_refusal(computation, reason)))?;
 
-    let mut round = Round::open(computation, question);
+    let mut round = Round::open(computation, question, suspects);
     // A child whose parent has ended is nobody's whom the only member knows.
     let alone = members.len() == 1 && computation.births().is_empty();
     let gathered = match ask(&mut round, &members, alone, lent) {
@@ -211,7 +229,8 @@ pub fn gone(subject: &Subject, phase: Option<Phase>) -> Refusal {
 
 /// How long a process may stay in a phase.
 pub fn allowance(computation: &Computation, phase: Phase, real_pid: u32) -> Duration {
-    let base = computation.settings.deadline;
+    let processes = computation.with_members(|members| members.len()) as u32;
+    let base = computation.settings.deadline + TURN * processes;
     match phase {
         Phase::Running | Phase::Checking | Phase::Ready | Phase::Quiescing => base,
         Phase::Snapshotting | Phase::Storing | Phase::Held => {

@@ -76,6 +76,8 @@ pub struct Gathered {
 /// Why a round did not end well.
 pub enum Failure {
     Refused(Vec<Refusal>),
+    /// The program is between two steps, and would have to do the next one.
+    Passing(Vec<Refusal>),
     /// Somebody came too late: another round may succeed.
     Again(Refusal),
 }
@@ -96,6 +98,9 @@ pub struct Question {
     pub without: Vec<u32>,
 }
 
+/// Ends of connections by their names and those of the other ends.
+pub type Suspects = BTreeMap<(u64, u64), Option<Refusal>>;
+
 pub struct Round<'a> {
     computation: &'a Computation,
     question: Question,
@@ -107,13 +112,19 @@ pub struct Round<'a> {
     events: mpsc::Receiver<(MemberId, Event)>,
     shared: Vec<Vec<SharedDescriptor>>,
     outside: Vec<Refusal>,
+    /// What seemed to lead outside in the round before, and then in this one.
+    suspects: &'a mut Option<Suspects>,
     /// The last process that has ended.
     ended: Option<Refusal>,
 }
 
 impl<'a> Round<'a> {
     /// Opens a round; what processes say of it is listened to from now on.
-    pub fn open(computation: &'a Computation, question: Question) -> Self {
+    pub fn open(
+        computation: &'a Computation,
+        question: Question,
+        suspects: &'a mut Option<Suspects>,
+    ) -> Self {
         let (sender, events) = computation.open_round(question.token);
         Self {
             computation,
@@ -125,6 +136,7 @@ impl<'a> Round<'a> {
             events,
             shared: Vec::new(),
             outside: Vec::new(),
+            suspects,
             ended: None,
         }
     }
@@ -156,10 +168,12 @@ impl<'a> Round<'a> {
             } else {
                 member.send_beside(&message, lent)
             };
-            (Some(subject(self.computation, member)), sent)
+            (Some(subject(member)), sent)
         });
         // One that is not there any more has ended, or comes back under another program.
-        let Some(subject) = subject else { return Ok(()) };
+        let Some(mut subject) = subject else { return Ok(()) };
+        // One that tells no phases may be moving data all the time.
+        subject.until += allowance(self.computation, Phase::Storing, subject.real_pid);
         let name = subject.name.clone();
         self.newborn.settle(subject.real_pid);
         self.subjects.insert(id, subject);
@@ -244,6 +258,9 @@ impl<'a> Round<'a> {
                 let refusal = refusal(&subject.name, "refused without a reason", "see its own output");
                 return Err(one(refusal).into());
             }
+            FromProcess::Refused { refusals, .. } if refusals.iter().all(Refusal::passes) => {
+                return Err(Failure::Passing(refusals));
+            }
             FromProcess::Refused { refusals, .. } => return Err(refusals.into()),
             FromProcess::Parting => {}
             FromProcess::Dumped { manifest, stats, pause_us, tracker, .. } => {
@@ -286,7 +303,7 @@ impl<'a> Round<'a> {
                 return Ok(());
             }
             match next {
-                Step::Ready => self.check_ends()?,
+                Step::Ready => self.foresee_ends()?,
                 Step::Stopped => self.share_out(),
                 Step::Captured => {
                     self.check_ends()?;
@@ -337,6 +354,26 @@ impl<'a> Round<'a> {
                 let refusal = refusal(&subject.name, reason, "end it, or checkpoint again");
                 Err(one(refusal).into())
             }
+        }
+    }
+
+    /// While they run: connections come and go between one's look and another's. What seems to lead outside twice does; what
+    /// still changes is looked at again when all stand still.
+    fn foresee_ends(&mut self) -> Result<(), Failure> {
+        let ends = self.subjects.values().flat_map(|subject| subject.ends.iter().flatten());
+        let found: Suspects = together::alone(ends, self.question.outside)
+            .map(|end| ((end.has, end.wants), end.refusal.clone()))
+            .collect();
+        let known = self.suspects.replace(found.clone());
+        let first = found.values().flatten().next().cloned();
+        match (known, first) {
+            (None, Some(refusal)) => Err(Failure::Again(refusal)),
+            (Some(known), Some(_)) => {
+                let still = found.into_iter().filter(|(end, _)| known.contains_key(end));
+                let refusals: Vec<Refusal> = still.filter_map(|(_, refusal)| refusal).collect();
+                if refusals.is_empty() { Ok(()) } else { Err(refusals.into()) }
+            }
+            (_, None) => Ok(()),
         }
     }
 
@@ -437,7 +474,7 @@ impl<'a> Round<'a> {
     }
 }
 
-fn subject(computation: &Computation, member: &Member) -> Subject {
+fn subject(member: &Member) -> Subject {
     Subject {
         pid: member.pid,
         real_pid: member.real_pid,
@@ -447,8 +484,7 @@ fn subject(computation: &Computation, member: &Member) -> Subject {
         rank: member.rank,
         step: Step::Asked,
         phase: None,
-        // One that tells no phases may be moving data all the time.
-        until: Instant::now() + allowance(computation, Phase::Storing, member.real_pid),
+        until: Instant::now(),
         ends: None,
         objects: Vec::new(),
         elsewhere: Vec::new(),

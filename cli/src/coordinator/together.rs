@@ -11,6 +11,18 @@ use stasis_protocol::{
     store::SharedDescriptor,
 };
 
+/// The ends whose other ends nobody has and that may not stay outside by this rule.
+pub fn alone<'a>(
+    ends: impl Iterator<Item = &'a End> + Clone,
+    rule: Outside,
+) -> impl Iterator<Item = &'a End> {
+    let present: BTreeSet<u64> = ends.clone().map(|end| end.has).collect();
+    ends.filter(move |end| {
+        let may = end.refusal.is_none() || end.socket && rule == Outside::Reset;
+        !may && !present.contains(&end.wants)
+    })
+}
+
 /// The ends whose other ends nobody has and that may not stay outside; and those that may by this rule.
 pub fn outside<'a>(
     ends: impl Iterator<Item = &'a End> + Clone,

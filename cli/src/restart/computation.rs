@@ -1,7 +1,5 @@
 //! All processes of a checkpoint: read, and checked before anything is made.
 
-use std::collections::BTreeSet;
-
 use anyhow::bail;
 use stasis_protocol::{
     coordinator::Refusal,
@@ -76,19 +74,18 @@ impl Computation {
     /// Everything that speaks against restarting it here and now.
     pub fn check(&self, policy: &descriptors::Policy, detach: bool) -> anyhow::Result<Tree> {
         let mut refusals = Vec::new();
-        let written: BTreeSet<&str> =
-            self.processes.iter().flat_map(|process| descriptors::written(&process.image)).collect();
+        let files = descriptors::Files::of(self.processes.iter().map(|process| &process.image));
         let mut machines: Vec<&Machine> = Vec::new();
         for image in self.images() {
             let first = refusals.len();
-            layout::check(image, &mut refusals);
+            layout::check(image, &files, &mut refusals);
             if !machines.contains(&&image.machine) {
                 machines.push(&image.machine);
                 machine::check(&image.machine, &mut refusals);
             }
             credentials::check(image, &mut refusals);
             settings::check(image, &mut refusals);
-            refusals.extend(descriptors::check(image, &written, policy));
+            refusals.extend(descriptors::check(image, &files, policy));
             let repeated = |refusal: &Refusal| refusals[..first].contains(refusal);
             let new: Vec<Refusal> =
                 refusals[first..].iter().filter(|refusal| !repeated(refusal)).cloned().collect();

@@ -15,14 +15,14 @@ use std::{
 use stasis_protocol::{
     PAGE_SIZE,
     coordinator::Refusal,
-    image::{self, Backing, FileIdentity, ProcessImage, flag},
+    image::{self, Backing, FileIdentity, ObjectKind, ProcessImage, flag},
     plan::{Fill, KernelMapping, Mapping},
     store::{Extent, MEMORY, kind},
 };
 use stasis_store::client::PageNames;
 
 use super::{
-    descriptors::Places,
+    descriptors::{Files, Places},
     plan::{Plan, attempt, call, pointing},
     refusal,
 };
@@ -38,7 +38,7 @@ const AREA_TO: u64 = 0x5000_0000_0000;
 const ADDRESS_END: u64 = (1 << 47) - 4096;
 
 /// Checks the address space: an image is hostile input.
-pub fn check(image: &ProcessImage, refusals: &mut Vec<Refusal>) {
+pub fn check(image: &ProcessImage, files: &Files<'_>, refusals: &mut Vec<Refusal>) {
     let page = PAGE_SIZE as u64;
     let mut end = page;
     for mapping in &image.mappings {
@@ -57,7 +57,9 @@ pub fn check(image: &ProcessImage, refusals: &mut Vec<Refusal>) {
             return;
         }
         end = mapping.end;
-        if let Backing::File(file) = &mapping.backing {
+        if let Backing::File(file) = &mapping.backing
+            && !files.puts_back(&file.path)
+        {
             check_file(file, mapping, refusals);
         }
     }
@@ -161,6 +163,10 @@ pub fn plan(
                 continue;
             }
             Backing::Anonymous => flags |= libc::MAP_ANONYMOUS,
+            Backing::Object(id) if segment(image, *id).is_some() => {
+                attach(image, mapping, plan);
+                continue;
+            }
             Backing::Object(id) => {
                 let object = objects(*id).ok_or_else(|| anyhow::anyhow!("the image names no object {id}"))?;
                 fd = places.place(object)?;
@@ -223,6 +229,52 @@ pub fn plan(
         plan.huge = huge(image, pages, lazy);
     }
     fills(pages, &modified, lazy, places, plan)
+}
+
+/// The System V segment that an object is: its id and its length in memory.
+fn segment(image: &ProcessImage, object: u32) -> Option<(i32, u64)> {
+    image.objects.iter().find(|one| one.id == object).and_then(|object| match &object.kind {
+        ObjectKind::Segment { of, .. } => Some((of.id, object.size.next_multiple_of(PAGE_SIZE as u64))),
+        _ => None,
+    })
+}
+
+/// The calls that attach a segment, by the first mapping of it, and give each mapping its protection. Where parts were
+/// unmapped, they are unmapped again.
+fn attach(image: &ProcessImage, mapping: &image::Mapping, plan: &mut Plan) {
+    let Backing::Object(object) = mapping.backing else { return };
+    let Some((id, len)) = segment(image, object) else { return };
+    let base = mapping.start.wrapping_sub(mapping.offset);
+    let pieces: Vec<&image::Mapping> = image
+        .mappings
+        .iter()
+        .filter(|piece| piece.backing == mapping.backing && piece.start.wrapping_sub(piece.offset) == base)
+        .collect();
+    let has = |bit: i32| pieces.iter().any(|piece| piece.protection & bit as u32 != 0);
+    let mut whole = libc::PROT_READ as u32;
+    let mut flags = libc::SHM_RDONLY;
+    if has(libc::PROT_WRITE) {
+        (whole, flags) = (whole | libc::PROT_WRITE as u32, 0);
+    }
+    if has(libc::PROT_EXEC) {
+        (whole, flags) = (whole | libc::PROT_EXEC as u32, flags | libc::SHM_EXEC);
+    }
+    if pieces.first().is_some_and(|first| first.start == mapping.start) {
+        plan.calls.push(call(libc::SYS_shmat, &[id as u64, base, flags as u64]));
+        let ends = pieces.iter().map(|piece| piece.end).chain([base + len]);
+        let mut at = base;
+        for (start, end) in pieces.iter().map(|piece| piece.start).chain([base + len]).zip(ends) {
+            if at < start {
+                plan.calls.push(call(libc::SYS_munmap, &[at, start - at]));
+            }
+            at = end;
+        }
+    }
+    if mapping.protection != whole {
+        let args = [mapping.start, mapping.end - mapping.start, mapping.protection.into()];
+        plan.calls.push(call(libc::SYS_mprotect, &args));
+    }
+    advise(mapping, plan);
 }
 
 /// The calls that give a mapping its advice, guards, name and lock.

@@ -9,7 +9,7 @@
 //! - `machine`, `credentials`, `layout`, `settings`, `descriptors`: what is checked, and what goes into the plan
 //! - `lazy`: which memory is left to a pager, and starting it
 //! - `clones`: one checkpoint several times; `staging`: the memory that they share; `takeover`: becoming the restorer with it
-//! - `objects`: content of memory and files that exist in the checkpoint only
+//! - `objects`, `system_v`: content of memory, files and queues that exist in the checkpoint only
 //! - `tree`: who makes whom; `assembly`, `board`: they are made, and wait for each other
 //! - `spawn`: the children that become the processes of the computation; `session`: where init belongs
 //! - `place`, `namespace`: where their ids can be had: here, or in a pid namespace of their own
@@ -35,6 +35,7 @@ mod settings;
 mod spawn;
 mod staging;
 mod supervise;
+mod system_v;
 mod takeover;
 mod tree;
 

@@ -42,6 +42,8 @@ pub struct Request {
     /// With a user namespace, in which an unprivileged user may choose ids: the caller's user and group, the only
     /// ones there.
     pub user: Option<(u32, u32)>,
+    /// With an IPC namespace.
+    pub ipc: bool,
     /// Where init belongs: with the program, so that who signals a group or session meets both or none.
     pub session: Session,
 }
@@ -119,6 +121,9 @@ pub fn enter(request: &Request, make: impl FnOnce(RawFd)) -> anyhow::Result<Init
     let mut flags = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
     if request.user.is_some() {
         flags |= libc::CLONE_NEWUSER;
+    }
+    if request.ipc {
+        flags |= libc::CLONE_NEWIPC;
     }
     let made = clone3(flags as u64, None)
         .with_context(|| if request.user.is_some() { "a user namespace" } else { "a pid namespace" })?;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use stasis_protocol::{PAGE_SIZE, store::kind};
+use stasis_protocol::{PAGE_SIZE, image::Object, store::kind};
 use stasis_store::hash::{BATCH, Page, PageHasher};
 
 use super::{computation::Saved, descriptors::Objects};
@@ -24,38 +24,50 @@ pub fn fill(processes: &[Saved], objects: &Objects) -> anyhow::Result<()> {
 
 /// Of an object that several processes have, one has the pages.
 fn fill_from(process: usize, saved: &Saved, objects: &Objects) -> anyhow::Result<()> {
-    if saved.image.objects.is_empty() {
-        return Ok(());
+    for object in &saved.image.objects {
+        let Some(fd) = objects.to_fill(process, object.id) else { continue };
+        let file = File::from(fd.as_fd().try_clone_to_owned()?);
+        each(saved, object, |at, bytes| {
+            file.write_all_at(bytes, at).context("a file or memory of the program")
+        })?;
     }
+    Ok(())
+}
+
+/// Gives the pages that a process has of an object, as far as the object reaches: their offset and content.
+///
+/// # Errors
+/// Names the pack and page that cannot be read or is damaged.
+pub fn each(
+    saved: &Saved,
+    object: &Object,
+    mut take: impl FnMut(u64, &[u8]) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let (pages, hasher) = (&saved.pages, PageHasher::new(&saved.key));
     let page = PAGE_SIZE as u64;
-    for object in &saved.image.objects {
-        let Some(fd) = objects.get(process, object.id) else { continue };
-        let file = File::from(fd.as_fd().try_clone_to_owned()?);
-        for (extent, first_hash) in pages.of(object.id).filter(|(extent, _)| extent.kind != kind::ZERO) {
-            let path = pages.pack(extent.pack);
-            let pack = File::open(&path).with_context(|| format!("the pack {}", path.display()))?;
-            for batch in (0..extent.pages).step_by(BATCH) {
-                let count = (BATCH as u64).min(extent.pages - batch) as usize;
-                let mut bytes = vec![0u8; count * PAGE_SIZE];
-                let offset = extent.offset + batch * page;
-                pack.read_exact_at(&mut bytes, offset)
-                    .with_context(|| format!("the pack {}, offset {offset}", path.display()))?;
-                let content: Vec<&Page> = bytes.as_chunks().0.iter().collect();
-                let mut names = vec![[0u8; 32]; count];
-                hasher.name_pages(&content, &mut names);
-                let first = first_hash + batch as usize;
-                if pages.hashes.get(first..first + count) != Some(names.as_slice()) {
-                    bail!(
-                        "the pack {} is damaged near offset {offset}: run `stasis verify`, and restart from another \
-                         checkpoint",
-                        path.display()
-                    );
-                }
-                let at = (extent.first_page + batch) * page;
-                let len = (object.size.saturating_sub(at)).min(bytes.len() as u64) as usize;
-                file.write_all_at(&bytes[..len], at).context("a file or memory of the program")?;
+    for (extent, first_hash) in pages.of(object.id).filter(|(extent, _)| extent.kind != kind::ZERO) {
+        let path = pages.pack(extent.pack);
+        let pack = File::open(&path).with_context(|| format!("the pack {}", path.display()))?;
+        for batch in (0..extent.pages).step_by(BATCH) {
+            let count = (BATCH as u64).min(extent.pages - batch) as usize;
+            let mut bytes = vec![0u8; count * PAGE_SIZE];
+            let offset = extent.offset + batch * page;
+            pack.read_exact_at(&mut bytes, offset)
+                .with_context(|| format!("the pack {}, offset {offset}", path.display()))?;
+            let content: Vec<&Page> = bytes.as_chunks().0.iter().collect();
+            let mut names = vec![[0u8; 32]; count];
+            hasher.name_pages(&content, &mut names);
+            let first = first_hash + batch as usize;
+            if pages.hashes.get(first..first + count) != Some(names.as_slice()) {
+                bail!(
+                    "the pack {} is damaged near offset {offset}: run `stasis verify`, and restart from another \
+                     checkpoint",
+                    path.display()
+                );
             }
+            let at = (extent.first_page + batch) * page;
+            let len = (object.size.saturating_sub(at)).min(bytes.len() as u64) as usize;
+            take(at, &bytes[..len])?;
         }
     }
     Ok(())

@@ -16,6 +16,7 @@ use anyhow::Context as _;
 use nix::sys::signal::{SigmaskHow, sigprocmask};
 use stasis_protocol::{
     PAGE_SIZE,
+    coordinator::Refusal,
     image::{Credentials, ProcessImage},
     plan::{RestartInfo, Thread},
 };
@@ -29,11 +30,12 @@ use super::{
     layout, lazy, namespace, objects,
     place::{self, Place},
     plan::{Plan, call},
+    report,
     running::{self, Child},
     session::Session,
     settings,
     staging::Staging,
-    takeover,
+    system_v, takeover,
     tree::Tree,
 };
 use crate::{address::Address, failure::Failure};
@@ -85,6 +87,7 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
     let refused = |refusal| Failure::Refused(vec![refusal]);
     let objects = Objects::create(&images).map_err(refused)?;
     objects::fill(&computation.processes, &objects)?;
+    objects.date(&images);
     objects.seal(&images).map_err(refused)?;
     let shared = &computation.record.draft.shared;
     let mut common = Common::new(images, shared, objects, request.passed, request.policy);
@@ -111,9 +114,15 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
             Err(error) => error,
         },
     };
+    let system_v = system_v::Objects::of(&computation.processes);
+    // Whoever keeps segments that nobody has attached yet does so until this is closed.
+    let (until, kept) = io::pipe().context("no pipe")?;
+    let until = OwnedFd::from(until);
     let init = match place {
         Place::Here => {
             assembly::become_subreaper();
+            system_v.make(&until).map_err(unmade)?;
+            common.make_queues(false).map_err(unopened)?;
             assembly.start(None);
             None
         }
@@ -122,9 +131,20 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
                 pid: request.tree.nodes[request.tree.root].id,
                 last_tid: place::ids(request).max().unwrap_or(0),
                 user,
+                ipc: !system_v.is_empty() || descriptors::message_queues::are_in(&common.images),
                 session: Session::of(common.images[0], request.detach),
             };
-            let entered = namespace::enter(&asked, |channel| assembly.start(Some(channel)));
+            let make = || {
+                system_v.make(&until).map_err(|unmade| unmade.error)?;
+                common.make_queues(true).map_err(|(refusal, _)| Failure::Refused(vec![refusal]).into())
+            };
+            let entered = namespace::enter(&asked, |channel| match make() {
+                Ok(()) => assembly.start(Some(channel)),
+                Err(error) => {
+                    report::tell(theirs.as_raw_fd(), 0, &error, false);
+                    board.give_up();
+                }
+            });
             Some(entered.map_err(|error| Unspawned::Ids(format!("{error:#}")))?)
         }
     };
@@ -132,7 +152,23 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
     drop(common);
     drop(pagers);
     drop(theirs);
-    running::await_all(request, File::from(OwnedFd::from(report)), init, &board)
+    let child = running::await_all(request, File::from(OwnedFd::from(report)), init, &board);
+    drop(kept);
+    child
+}
+
+fn unopened((refusal, ids): (Refusal, bool)) -> Unspawned {
+    match ids {
+        true => Unspawned::Ids(format!("{}: {}", refusal.what, refusal.reason)),
+        false => Unspawned::Other(Failure::Refused(vec![refusal]).into()),
+    }
+}
+
+fn unmade(unmade: system_v::Unmade) -> Unspawned {
+    match unmade {
+        system_v::Unmade { error, ids: true } => Unspawned::Ids(format!("{error:#}")),
+        system_v::Unmade { error, ids: false } => Unspawned::Other(error),
+    }
 }
 
 /// What a process is made from.

@@ -41,6 +41,16 @@ pub struct Refusal {
     pub remedy: String,
 }
 
+impl Refusal {
+    /// How a remedy begins where the program itself will put an end to the reason: it was met between two of its steps.
+    const PASSES: &str = "take the checkpoint when ";
+
+    /// Whether the reason goes by while the program runs.
+    pub fn passes(&self) -> bool {
+        self.remedy.starts_with(Self::PASSES)
+    }
+}
+
 impl core::fmt::Display for Refusal {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(f, "{}: {}; {}", self.what, self.reason, self.remedy)

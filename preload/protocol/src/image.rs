@@ -9,7 +9,7 @@ use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 
 /// The version of this record, checked before anything else of it is read.
-pub const IMAGE_VERSION: u32 = 4;
+pub const IMAGE_VERSION: u32 = 5;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessImage {
@@ -25,6 +25,10 @@ pub struct ProcessImage {
     pub mappings: Vec<Mapping>,
     /// Files, memory and queues whose content is in this checkpoint.
     pub objects: Vec<Object>,
+    /// System V semaphores and message queues of the computation, each in one of its processes.
+    pub system_v: Vec<SystemVContent>,
+    /// What the end of this process would add to semaphores (semop(2), SEM_UNDO).
+    pub undo: Vec<SemaphoreUndo>,
     pub descriptions: Vec<Description>,
     pub descriptors: Vec<Descriptor>,
     pub threads: Vec<Thread>,
@@ -171,6 +175,58 @@ pub enum ObjectKind {
     },
     /// A deleted file (or O_TMPFILE), by the path it had.
     DeletedFile { path: String },
+    /// A file with a name, of which shared memory is made: its content is put back.
+    File {
+        file: FileIdentity,
+        /// It lies in memory (tmpfs): nobody expects it to outlive its users.
+        memory: bool,
+    },
+    /// A System V shared memory segment.
+    Segment {
+        of: SystemV,
+        /// It was to go away when nobody has it attached any more (shmctl(2), IPC_RMID).
+        removed: bool,
+    },
+}
+
+/// What System V objects have in common (sysvipc(7)).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SystemV {
+    pub id: i32,
+    pub key: i32,
+    pub uid: u32,
+    pub gid: u32,
+    /// Who made it.
+    pub creator_uid: u32,
+    pub creator_gid: u32,
+    /// Permissions, and SHM_LOCKED.
+    pub mode: u32,
+    /// The time of the last change, in seconds.
+    pub changed: i64,
+}
+
+/// A System V object and what is in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SystemVContent {
+    Semaphores {
+        of: SystemV,
+        values: Vec<u16>,
+    },
+    Messages {
+        of: SystemV,
+        /// How many bytes may wait (msg_qbytes).
+        most: u64,
+        /// Type and text; the first to be received first.
+        messages: Vec<(i64, Vec<u8>)>,
+    },
+}
+
+/// An adjustment of a semaphore that the kernel makes when a process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SemaphoreUndo {
+    pub id: i32,
+    pub number: u16,
+    pub adjustment: i32,
 }
 
 /// An open file description (open(2)): descriptors that were duplicated share one.
@@ -222,6 +278,8 @@ pub enum DescriptionKind {
         write: bool,
         /// Nobody had the other end any more.
         other_closed: bool,
+        /// Of a FIFO that is open for reading: nobody has opened it for writing yet. It has not ended for that.
+        unopened: bool,
         /// F_GETPIPE_SZ.
         capacity: u32,
         /// What sits in the pipe, of the first description of it in each process; oldest byte first.
@@ -313,6 +371,20 @@ pub enum DescriptionKind {
         /// Datagrams that have not been read.
         received: Vec<Datagram>,
         options: Vec<SocketOption>,
+    },
+    /// A POSIX message queue.
+    MessageQueue {
+        /// Names the queue: all who have it say the same.
+        queue: u64,
+        name: String,
+        /// It has no name any more (mq_unlink(3)).
+        unlinked: bool,
+        mode: u32,
+        /// How many messages may wait, and how long each may be in bytes.
+        most: u64,
+        size: u64,
+        /// Priority and text, the first to be received first; of one process that has it.
+        messages: Vec<(u32, Vec<u8>)>,
     },
     /// A location only, not open for reading or writing (O_PATH).
     Path {

@@ -239,8 +239,8 @@ impl<'a> Dump<'a> {
         }
         self.room.forget(MEMORY, gap, SPACE_END);
         self.settle_debts(snapshot)?;
-        for (object, sources) in snapshot.objects.each() {
-            if elsewhere.binary_search(&object.key).is_ok() {
+        for (object, sources, [name, _]) in snapshot.objects.each() {
+            if elsewhere.binary_search(&name).is_ok() {
                 self.room.forget(object.id, 0, SPACE_END);
             } else {
                 self.object(object.id, sources)?;

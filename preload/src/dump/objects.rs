@@ -1,10 +1,10 @@
 //! Copying what is shared: files that are deleted, memfds, shared memory. Others can write to it in ways that no tracker
 //! sees, so all of it is taken while threads stand still, and compared by hash.
 
-use alloc::vec::Vec;
+use alloc::{format, vec::Vec};
 
 use stasis_protocol::{PAGE_SIZE, coordinator::Refusal, store::Space};
-use stasis_sys::{file, file::Fd};
+use stasis_sys::{file, file::Fd, system_v};
 
 use super::{Dump, PAGE, SPACE_END, refusal};
 use crate::{pagemap, snapshot::Source};
@@ -20,10 +20,23 @@ impl Dump<'_> {
                     self.mapped(id, address, len, offset)?;
                     gap.max(offset + len)
                 }
+                Source::Segment(segment) => self.segment(id, segment)?,
             };
         }
         self.room.forget(id, gap, SPACE_END);
         Ok(())
+    }
+
+    /// Copies a System V segment that this process has not mapped as a whole; where it ends.
+    fn segment(&mut self, id: Space, segment: i32) -> Result<u64, Vec<Refusal>> {
+        let failed = |error| refusal(&format!("System V shared memory {segment}"), error);
+        let size = system_v::shm_stat(segment).map_err(failed)?.shm_segsz as u64;
+        let len = size.next_multiple_of(PAGE);
+        let address = system_v::attach(segment).map_err(failed)?;
+        let copied = self.mapped(id, address as u64, len, 0);
+        // SAFETY: attached a moment ago, and unknown to the program.
+        unsafe { system_v::detach(address) }.map_err(failed)?;
+        copied.map(|()| len)
     }
 
     fn mapped(&mut self, id: Space, address: u64, len: u64, offset: u64) -> Result<(), Vec<Refusal>> {

@@ -8,9 +8,10 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering::Relaxed;
 
 use serde::{Deserialize, Serialize};
+use stasis_protocol::image::SemaphoreUndo;
 use stasis_sys::process::{self, KernelSigaction, Siginfo};
 
-use crate::{procfs, quiesce::Quiet, stop, threads};
+use crate::{procfs, quiesce::Quiet, stop, system_v, threads};
 
 /// A siginfo_t.
 type SiginfoBytes = Vec<u8>;
@@ -28,6 +29,10 @@ pub struct KernelState {
     pub pending: Vec<SiginfoBytes>,
     /// Signals pending for one thread.
     pub thread_pending: Vec<(i32, SiginfoBytes)>,
+    /// The System V objects that the computation uses: kind and id.
+    pub system_v: Vec<(u32, i32)>,
+    /// What the process' end would undo of semaphores.
+    pub undo: Vec<SemaphoreUndo>,
     /// CLOCK_MONOTONIC when all threads had stopped, in nanoseconds.
     pub monotonic_ns: u64,
 }
@@ -70,6 +75,8 @@ pub fn capture(quiet: &Quiet, hold: bool) -> Vec<u8> {
     let leader = procfs::read(path!("/proc/self/status").as_c_str()).unwrap_or_default();
     let pending_of_timers = |key| procfs::field(&leader, key).and_then(procfs::hex).unwrap_or(0) & of_timers;
     state.timers_due = pending_of_timers("SigPnd:") | pending_of_timers("ShdPnd:");
+    state.system_v = system_v::noted().into_iter().map(|(kind, id)| (kind as u32, id)).collect();
+    state.undo = system_v::own_undo();
     (state.pending, state.thread_pending) = pending(quiet, of_timers);
     stasis_protocol::wire::encode(&state).unwrap_or_default()
 }

@@ -6,12 +6,13 @@ use alloc::{
     vec,
     vec::Vec,
 };
+use core::ffi::CStr;
 
 use stasis_protocol::{
     coordinator::Refusal,
-    image::{Backing, Mapping, ObjectKind, flag},
+    image::{Backing, FileIdentity, Mapping, ObjectKind, flag},
 };
-use stasis_sys::process;
+use stasis_sys::{file, process};
 
 use super::{Objects, Snapshot, Source};
 use crate::{
@@ -239,7 +240,15 @@ fn describe(
         return found(mapping(Backing::Anonymous, name), Content::Populated);
     }
     if path.starts_with("/SYSV") {
-        return refuse("System V shared memory is not supported yet", "use POSIX shared memory, or mmap");
+        // A segment's inode is its id (ipc/shm.c, newseg).
+        let mapped = (line.offset == 0).then_some((line.start, line.end - line.start));
+        return match objects.segment(line.inode as i32, mapped) {
+            Some(id) => found(mapping(Backing::Object(id), None), Content::None),
+            None => refuse(
+                "it is System V shared memory that the program may not read, or of another IPC namespace",
+                "let the program detach it, or give its user the permission to read (shmctl(2), IPC_SET)",
+            ),
+        };
     }
     if path.starts_with("/dev/zero")
         || path.starts_with("/memfd:")
@@ -270,6 +279,11 @@ fn describe(
             if kind != libc::S_IFREG {
                 return refuse("a device is mapped", "let the program unmap it before the checkpoint");
             }
+            if line.shared
+                && let Some(id) = memory_file(line, &path, &identity, objects)
+            {
+                return found(mapping(Backing::Object(id), None), Content::None);
+            }
             let content = if line.shared { Content::None } else { Content::Modified };
             found(mapping(Backing::File(identity), None), content)
         }
@@ -290,6 +304,28 @@ fn describe(
     }
 }
 
+/// Files on a disk are copied up to this size, in bytes: all threads stand still meanwhile.
+const LARGEST_ON_DISK: u64 = 64 << 20;
+
+/// The object of a file with a name that is mapped shared, where it is memory that only happens to have a name: it lies
+/// in memory, or the program writes to it by the mapping. `None`: it is a file like others.
+fn memory_file(line: &Line<'_>, path: &str, identity: &FileIdentity, objects: &mut Objects) -> Option<u32> {
+    let name = procfs::c_path(identity.path.as_bytes());
+    let name = CStr::from_bytes_until_nul(&name).ok()?;
+    // Of no effect on the file: nothing is read before all stand still.
+    let fd =
+        file::open(name, libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NOFOLLOW | libc::O_NOCTTY, 0).ok()?;
+    let memory = file::is_in_memory(fd).unwrap_or(false);
+    let writes = line.protection & libc::PROT_WRITE as u32 != 0;
+    if !memory && (!writes || identity.size > LARGEST_ON_DISK) {
+        let _ = file::close(fd);
+        return None;
+    }
+    Some(objects.id(path, line.inode, Source::Descriptor(fd), || {
+        (ObjectKind::File { file: identity.clone(), memory }, identity.size, identity.mode & 0o7777)
+    }))
+}
+
 fn hugetlb(start: u64, end: u64, path: &str) -> Refusal {
     Refusal {
         what: format!("pid {}, mapping {start:x}-{end:x} ({path})", process::getpid()),
@@ -300,12 +336,12 @@ fn hugetlb(start: u64, end: u64, path: &str) -> Refusal {
 
 /// Files that were looked at: libraries are mapped in four pieces each.
 #[derive(Default)]
-struct FileCache(Vec<(u64, stasis_protocol::image::FileIdentity)>);
+struct FileCache(Vec<(u64, FileIdentity)>);
 
 impl FileCache {
     /// The file at `path`, if it is the one that is mapped. Devices are not compared: those in maps
     /// and in stat(2) differ on btrfs and overlayfs.
-    fn identity(&mut self, path: &str, inode: u64) -> Option<stasis_protocol::image::FileIdentity> {
+    fn identity(&mut self, path: &str, inode: u64) -> Option<FileIdentity> {
         if let Some((_, identity)) =
             self.0.iter().find(|(known, found)| *known == inode && found.path == path)
         {

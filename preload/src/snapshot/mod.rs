@@ -5,6 +5,7 @@ pub mod kernel_state;
 pub mod mappings;
 mod objects;
 mod process;
+mod system_v;
 mod threads;
 
 use alloc::vec::Vec;
@@ -72,7 +73,11 @@ pub fn check() -> Result<Checked, Vec<Refusal>> {
         refusals.extend(more);
         Vec::new()
     });
-    keys.extend(objects.records().iter().map(|object| object.key));
+    match system_v::look(&mut objects) {
+        Ok(more) => keys.extend(more),
+        Err(refusal) => refusals.push(refusal),
+    }
+    keys.extend(objects.each().map(|(_, _, [name, _])| name));
     objects.close();
     if refusals.is_empty() { Ok(Checked { mappings, ends, objects: keys }) } else { Err(refusals) }
 }
@@ -103,6 +108,14 @@ pub fn take(
             return Err(refusals);
         }
     };
+    let looked = system_v::look(&mut objects).and_then(|keys| Ok((keys, system_v::capture(elsewhere)?)));
+    let (system_v_keys, system_v) = match looked {
+        Ok(found) => found,
+        Err(refusal) => {
+            objects.close();
+            return Err([refusal].into());
+        }
+    };
     let process = process::capture(stopped, &mappings);
     let image = ProcessImage {
         version: IMAGE_VERSION,
@@ -115,6 +128,8 @@ pub fn take(
         layout: process.layout,
         mappings: mappings.iter().map(|found| found.mapping.clone()).collect(),
         objects: objects.records(),
+        system_v,
+        undo: crate::system_v::own_undo(),
         descriptions: captured.descriptions,
         descriptors: captured.descriptors,
         threads: threads::capture(quiet),
@@ -131,7 +146,9 @@ pub fn take(
         handover: kernel_state::capture(quiet, hold),
     };
     let mut keys = captured.queues;
-    keys.extend(image.objects.iter().map(|object| object.key));
+    keys.extend(system_v_keys);
+    let copied = objects.each().filter(|(_, _, [name, _])| elsewhere.binary_search(name).is_err());
+    keys.extend(copied.flat_map(|(_, _, names)| names));
     Ok(Snapshot {
         image,
         objects,

@@ -3,8 +3,13 @@
 
 use alloc::vec::Vec;
 
-use stasis_protocol::image::{Object, ObjectKind};
+use stasis_protocol::{
+    births::Kind,
+    image::{Object, ObjectKind},
+};
 use stasis_sys::file::{self, Fd};
+
+use super::system_v;
 
 /// Where an object's content can be read.
 #[derive(Clone, Copy)]
@@ -13,6 +18,8 @@ pub enum Source {
     Descriptor(Fd),
     /// A mapping of it in this process: address, length, and the offset that it begins at.
     Mapped { address: u64, len: u64, offset: u64 },
+    /// A System V segment, attached for as long as it is read.
+    Segment(i32),
 }
 
 struct Found {
@@ -22,9 +29,25 @@ struct Found {
     inode: u64,
     object: Object,
     sources: Vec<Source>,
+    /// The parts of it that are mapped, by offset and length.
+    mapped: Vec<(u64, u64)>,
 }
 
 impl Found {
+    /// By what name it is copied once for all processes that have it, and by which others it may be known to them: of an
+    /// object that is only mapped, each process may have another part.
+    fn names(&self) -> [u64; 2] {
+        let key = self.object.key;
+        if matches!(self.object.kind, ObjectKind::Segment { .. }) || self.mapped.is_empty() {
+            return [key, key];
+        }
+        let name = self.mapped.iter().fold(key, |name, (offset, len)| {
+            (name ^ len.rotate_left(17) ^ offset.rotate_left(43)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        });
+        let all = self.mapped.iter().any(|&(offset, len)| offset == 0 && len >= self.object.size);
+        if self.is_open() && !all { [key, name] } else { [name, key] }
+    }
+
     /// Whether all of the content can be read through a descriptor.
     fn is_open(&self) -> bool {
         self.sources.iter().any(|source| matches!(source, Source::Descriptor(_)))
@@ -45,24 +68,56 @@ impl Objects {
         source: Source,
         describe: impl FnOnce() -> (ObjectKind, u64, u32),
     ) -> u32 {
+        let mapped = match source {
+            Source::Mapped { len, offset, .. } => Some((offset, len)),
+            Source::Descriptor(_) | Source::Segment(_) => None,
+        };
         let path = path.bytes().fold(0xcbf2_9ce4_8422_2325, |sum: u64, byte| {
             (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
         });
         if let Some(found) = self.0.iter_mut().find(|found| found.inode == inode && found.path == path) {
+            found.mapped.extend(mapped);
             match source {
                 Source::Descriptor(fd) => {
                     let _ = file::close(fd);
                 }
                 Source::Mapped { .. } if found.is_open() => {}
-                Source::Mapped { .. } => found.sources.push(source),
+                Source::Mapped { .. } | Source::Segment(_) => found.sources.push(source),
             }
             return found.object.id;
         }
         let id = self.0.len() as u32 + 1;
         let (kind, size, mode) = describe();
         let object = Object { id, kind, size, mode, key: path ^ inode.rotate_left(32) };
-        self.0.push(Found { path, inode, object, sources: [source].into() });
+        self.0.push(Found {
+            path,
+            inode,
+            object,
+            sources: [source].into(),
+            mapped: mapped.into_iter().collect(),
+        });
         id
+    }
+
+    /// The id of the object of a System V segment; `None` where this process may not know it. `mapped`: where all of it is
+    /// mapped.
+    pub fn segment(&mut self, id: i32, mapped: Option<(u64, u64)>) -> Option<u32> {
+        let key = system_v::key(Kind::Segment, id);
+        let index = match self.0.iter().position(|found| found.object.key == key) {
+            Some(index) => index,
+            None => {
+                let object = Object { id: self.0.len() as u32 + 1, ..system_v::segment(id).ok()? };
+                let sources = [Source::Segment(id)].into();
+                self.0.push(Found { path: 0, inode: 0, object, sources, mapped: Vec::new() });
+                self.0.len() - 1
+            }
+        };
+        let found = &mut self.0[index];
+        // Who attaches it is told to others (shmctl(2), shm_lpid).
+        if let Some((address, len)) = mapped.filter(|(_, len)| *len >= found.object.size) {
+            found.sources = [Source::Mapped { address, len, offset: 0 }].into();
+        }
+        Some(found.object.id)
     }
 
     /// Makes an object at least as long as a mapping of it shows (its size is known only from that).
@@ -81,9 +136,10 @@ impl Objects {
         self.0.len() as u32
     }
 
-    /// Each object with its sources.
-    pub fn each(&self) -> impl Iterator<Item = (&Object, &[Source])> {
-        self.0.iter().map(|found| (&found.object, found.sources.as_slice()))
+    /// Each object with its sources, and the names of what this process can read of it: the first is that by which it is copied
+    /// once for all processes that have it.
+    pub fn each(&self) -> impl Iterator<Item = (&Object, &[Source], [u64; 2])> {
+        self.0.iter().map(|found| (&found.object, found.sources.as_slice(), found.names()))
     }
 
     /// Closes the descriptors that were opened for reading.

@@ -3,7 +3,7 @@
 //! Only where the kernel cannot tell the stop handler what it must know: when a call with a time-out
 //! began ([`timed`], [`sleep`], [`sockets`], [`generic`]), and where a set of signals would hide the
 //! stop signal ([`masks`]). And where the library's own thread must do what glibc does in its threads
-//! ([`identity`]). And where a program is replaced ([`exec`]) or ends ([`exit`]). [`table`] has the reasons, call by call. The hot functions (malloc, open,
+//! ([`identity`]). And where it is not told what a program uses ([`system_v`], [`notify`]). And where a program is replaced ([`exec`]) or ends ([`exit`]). [`table`] has the reasons, call by call. The hot functions (malloc, open,
 //! stat, getpid, clock_gettime...) are not among them.
 //!
 //! A wrapper is a jump to [`arch::wrapped_call`] with two functions: one makes the system call's
@@ -20,9 +20,11 @@ mod generic;
 mod identity;
 mod masks;
 pub mod next;
+pub mod notify;
 mod raw;
 mod sleep;
 mod sockets;
+mod system_v;
 pub mod table;
 mod threads;
 mod timed;
@@ -148,6 +150,8 @@ pub unsafe fn init() {
     unsafe { sockets::init() };
     // SAFETY: as above.
     unsafe { identity::init() };
+    // SAFETY: as above.
+    unsafe { notify::init() };
     // SAFETY: as above.
     unsafe { exec::init() };
 }

@@ -1,10 +1,10 @@
-//! syscall(2) by the numbers of calls that make, replace or end a process: as the functions of those names do it.
+//! syscall(2) by the numbers of calls that make, replace or end a process, or ask for a System V object: as the functions of those names do it.
 
-use super::{exec, exit, returned};
+use super::{exec, exit, returned, system_v};
 use crate::{births::Birth, fork, lazy, start};
 
 /// Numbers that [`by_number`] is to be given.
-pub const NUMBERS: [i64; 7] = [
+pub const NUMBERS: [i64; 10] = [
     libc::SYS_fork,
     libc::SYS_vfork,
     libc::SYS_clone,
@@ -12,6 +12,9 @@ pub const NUMBERS: [i64; 7] = [
     libc::SYS_execve,
     libc::SYS_execveat,
     libc::SYS_exit_group,
+    libc::SYS_shmget,
+    libc::SYS_semget,
+    libc::SYS_msgget,
 ];
 
 /// Makes a system call of [`NUMBERS`].
@@ -40,6 +43,8 @@ pub unsafe extern "C" fn by_number(
         libc::SYS_execve => execve() as isize,
         libc::SYS_execveat => execveat() as isize,
         libc::SYS_exit_group => exit::now(a as i32),
+        // SAFETY: as above.
+        libc::SYS_shmget | libc::SYS_semget | libc::SYS_msgget => unsafe { system_v::get(nr, [a, b, c]) },
         // The child of a vfork(2) would return to a caller whose frame its parent has left: nobody can call it by this way.
         libc::SYS_vfork => returned(make(|| raw(libc::SYS_fork))),
         libc::SYS_clone if shares_memory(a as u64) => returned(raw(nr)),

@@ -2,7 +2,7 @@
 
 use core::mem::MaybeUninit;
 
-use super::{fill, fill_cancellable, finish, given, masks, note_deadline, now, returned, wrap};
+use super::{fill_cancellable, finish, given, masks, note_deadline, now, returned, wrap};
 use crate::interrupted::call::Call;
 
 /// The kernel's sigset_t, in bytes.
@@ -138,20 +138,6 @@ unsafe extern "C" fn prepare_epoll_pwait2(call: &mut MaybeUninit<Call>) {
 wrap!(
     /// epoll_pwait2(2).
     epoll_pwait2, prepare_epoll_pwait2, finish
-);
-
-extern "C" fn prepare_semtimedop(call: &mut MaybeUninit<Call>) {
-    let [set, operations, count, timeout, ..] = given(call);
-    // Not a cancellation point.
-    let call = fill(call, libc::SYS_semtimedop, [set, operations, count, timeout, 0, 0]);
-    if timeout != 0 {
-        call.started = now();
-    }
-}
-
-wrap!(
-    /// semtimedop(2).
-    semtimedop, prepare_semtimedop, finish
 );
 
 unsafe extern "C" fn prepare_sigtimedwait(call: &mut MaybeUninit<Call>) {

@@ -71,6 +71,16 @@ pub fn write(fd: Fd, bytes: &[u8]) -> Result<usize> {
     unsafe { call(libc::SYS_write, [fd as usize, bytes.as_ptr() as usize, bytes.len(), 0, 0, 0]) }
 }
 
+/// Whether a file lies in memory: on tmpfs or ramfs (statfs(2)).
+pub fn is_in_memory(fd: Fd) -> Result<bool> {
+    const RAMFS_MAGIC: u64 = 0x8584_58f6;
+    // SAFETY: struct statfs is plain data.
+    let mut statfs: libc::statfs = unsafe { core::mem::zeroed() };
+    // SAFETY: writes one struct statfs.
+    unsafe { call(libc::SYS_fstatfs, [fd as usize, &raw mut statfs as usize, 0, 0, 0, 0]) }?;
+    Ok([libc::TMPFS_MAGIC as u64, RAMFS_MAGIC].contains(&(statfs.f_type as u64)))
+}
+
 pub fn readlink(path: &CStr, buffer: &mut [u8]) -> Result<usize> {
     // SAFETY: reads a string, writes at most the buffer's length.
     unsafe {

@@ -14,8 +14,10 @@ pub mod file;
 pub mod memory;
 pub mod pagemap;
 pub mod process;
+pub mod queue;
 pub mod socket;
 pub mod sync;
+pub mod system_v;
 pub mod userfaultfd;
 
 pub use arch::{cpuid, raw, rdfsbase, xcr0, xsave_size};

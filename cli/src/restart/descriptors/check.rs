@@ -9,10 +9,10 @@ use std::{
 
 use stasis_protocol::{
     coordinator::Refusal,
-    image::{Description, DescriptionKind, FileIdentity, ProcessImage},
+    image::{Description, DescriptionKind, FileIdentity, ObjectKind, ProcessImage},
 };
 
-use super::{Policy, kernel::owned, refuse, sockets, tcp};
+use super::{Policy, kernel::owned, put_back, refuse, sockets, tcp};
 use crate::args::{ChangedFile, MissingFile};
 
 pub const PUT_IT_BACK: &str = "put it back, or restart with --on-missing-file=skip or =null";
@@ -33,22 +33,55 @@ pub fn is_verified(path: &str) -> bool {
     !path.starts_with("/proc/") && !path.starts_with("/sys/")
 }
 
-/// The files that an image writes to: what was written to them after the checkpoint is cut off.
-pub fn written(image: &ProcessImage) -> impl Iterator<Item = &str> {
-    image.descriptions.iter().filter_map(|description| match &description.kind {
-        DescriptionKind::Regular { file, .. } if writes(description) => Some(file.path.as_str()),
-        _ => None,
-    })
+/// Files that any process of a computation has a part in.
+#[derive(Default)]
+pub struct Files<'a> {
+    /// What was written to them after the checkpoint is cut off.
+    written: BTreeSet<&'a str>,
+    /// Their content is in the checkpoint.
+    put_back: BTreeSet<&'a str>,
 }
 
-/// Every reason why the descriptors of an image cannot be made again here and now. Nothing is changed. `written`: the
-/// files that any process of the computation writes to.
-pub fn check(image: &ProcessImage, written: &BTreeSet<&str>, policy: &Policy) -> Vec<Refusal> {
+impl<'a> Files<'a> {
+    pub fn of(images: impl Iterator<Item = &'a ProcessImage>) -> Self {
+        let mut files = Self::default();
+        for image in images {
+            files.written.extend(image.descriptions.iter().filter_map(
+                |description| match &description.kind {
+                    DescriptionKind::Regular { file, .. } if writes(description) => Some(file.path.as_str()),
+                    _ => None,
+                },
+            ));
+            files.put_back.extend(image.objects.iter().filter_map(|object| match &object.kind {
+                ObjectKind::File { file, .. } => Some(file.path.as_str()),
+                _ => None,
+            }));
+        }
+        files
+    }
+
+    /// Whether a file will be what it was whatever it is now.
+    pub fn puts_back(&self, path: &str) -> bool {
+        self.put_back.contains(path)
+    }
+}
+
+/// Every reason why the descriptors of an image cannot be made again here and now. Nothing is changed.
+pub fn check(image: &ProcessImage, files: &Files<'_>, policy: &Policy) -> Vec<Refusal> {
     let mut refusals = consistent(image);
+    for object in &image.objects {
+        if let ObjectKind::File { file, memory } = &object.kind
+            && let Err((reason, remedy)) = put_back::check(file, *memory, policy.changed)
+        {
+            let what = format!("pid {}, {}", image.ids.pid, file.path);
+            refusals.push(crate::restart::refusal(what, reason, remedy));
+        }
+    }
     for (index, description) in image.descriptions.iter().enumerate() {
         let checked = match &description.kind {
+            DescriptionKind::Regular { file, .. } if files.puts_back(&file.path) => Ok(()),
             DescriptionKind::Regular { file, .. } => {
-                let written = written.contains(file.path.as_str());
+                let written = files.written.contains(file.path.as_str());
                 present(image, policy, &file.path)
                     .and_then(|found| found.map_or(Ok(()), |found| regular(file, &found, written, policy)))
             }

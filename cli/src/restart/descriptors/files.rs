@@ -30,6 +30,16 @@ pub fn open(
         DescriptionKind::CharacterDevice { path, .. } => (None, path.clone()),
         _ => return Ok(None),
     };
+    // A copy may have taken the place of one that somebody else uses.
+    if let (DescriptionKind::Regular { .. }, Some(content)) =
+        (&description.kind, maker.common.objects.at(&path))
+    {
+        let fd = kernel::reopen(content, flags)
+            .map_err(|error| failed(image, index, "it cannot be opened", &error))?;
+        kernel::seek(&fd, description.offset)
+            .map_err(|error| failed(image, index, "its offset cannot be set", &error))?;
+        return Ok(Some(fd));
+    }
     let is_link = file.is_some_and(|file| file.mode & libc::S_IFMT == libc::S_IFLNK);
     let opened = kernel::open(&path, if is_link { flags | libc::O_NOFOLLOW } else { flags } | libc::O_NOCTTY);
     let fd = match opened {

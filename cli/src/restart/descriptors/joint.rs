@@ -3,6 +3,7 @@
 //! made once, by `stasis restart`, and inherited; all else is made by the process that has it.
 
 use std::{
+    cell::OnceCell,
     collections::{BTreeMap, BTreeSet},
     os::fd::{AsRawFd, OwnedFd, RawFd},
     path::Path,
@@ -19,6 +20,7 @@ use super::{
     datagrams::{self, Receiver},
     failed,
     kernel::{self, done},
+    message_queues::{self, Queues},
     numbers::Numbers,
     sockets,
 };
@@ -287,6 +289,8 @@ pub struct Common<'a> {
     pub policy: &'a Policy,
     /// What is made once, by group; `None` where the policy is to go without.
     made: Vec<Option<OwnedFd>>,
+    /// Made later, where the processes are.
+    queues: OnceCell<Queues>,
 }
 
 impl<'a> Common<'a> {
@@ -298,7 +302,7 @@ impl<'a> Common<'a> {
         policy: &'a Policy,
     ) -> Self {
         let relations = Relations::find(&images, shared);
-        Self { images, relations, objects, passed, policy, made: Vec::new() }
+        Self { images, relations, objects, passed, policy, made: Vec::new(), queues: OnceCell::new() }
     }
 
     /// Makes what is made once.
@@ -315,6 +319,9 @@ impl<'a> Common<'a> {
             maker.process = process;
             maker.image = image;
             let description = &image.descriptions[index];
+            if matches!(description.kind, DescriptionKind::MessageQueue { .. }) {
+                continue;
+            }
             let there = Elsewhere::enter(image, &description.kind)
                 .map_err(|error| failed(image, index, "its directory cannot be entered", &error))?;
             made[at] = maker.make(index, description)?;
@@ -327,6 +334,35 @@ impl<'a> Common<'a> {
         }
         self.made = made;
         Ok(())
+    }
+
+    /// Makes the message queues; `own`: in an IPC namespace in which nobody else is.
+    ///
+    /// # Errors
+    /// A refusal that names the queue; whether it may be to be had in another place.
+    pub fn make_queues(&self, own: bool) -> Result<(), (Refusal, bool)> {
+        let queues = message_queues::make(self, own)?;
+        let _ = self.queues.set(queues);
+        Ok(())
+    }
+
+    /// The descriptions of message queues that are made once: their groups, and whom they are made for.
+    pub fn queue_groups(&self) -> impl Iterator<Item = (usize, Place)> {
+        let firsts = self.relations.groups.iter().enumerate();
+        firsts.filter_map(|(group, places)| {
+            let place = *places.first()?;
+            let is_queue = matches!(self.description(place).kind, DescriptionKind::MessageQueue { .. });
+            is_queue.then_some((group, place))
+        })
+    }
+
+    /// A description of a message queue.
+    ///
+    /// # Errors
+    /// A refusal that names it.
+    pub fn open_queue(&self, image: &ProcessImage, index: usize) -> Result<Option<OwnedFd>, Refusal> {
+        let Some(queues) = self.queues.get() else { return Ok(None) };
+        queues.open(image, index).map_err(|(refusal, _)| refusal)
     }
 
     /// Gives datagram sockets what they had not read, and then connects them: a connected one takes nothing from others.
@@ -391,7 +427,8 @@ impl<'a> Common<'a> {
     /// A description that was made once: what takes its place, and whether it was made for this place.
     pub fn ready(&self, place: Place) -> Option<(Option<&OwnedFd>, bool)> {
         let group = *self.relations.group_of.get(&place)?;
-        Some((self.made.get(group)?.as_ref(), self.relations.first(place) == place))
+        let queue = self.queues.get().and_then(|queues| queues.shared.get(&group));
+        Some((queue.or(self.made.get(group)?.as_ref()), self.relations.first(place) == place))
     }
 
     pub fn description(&self, (process, index): Place) -> &'a Description {

@@ -10,6 +10,7 @@
 //! - a file open for writing is cut back to the size that it had: output written after the checkpoint is
 //!   written again by the restarted program. One that is shorter now, or another file of that name, is refused;
 //! - a file open for reading only must have the size and time of modification that it had;
+//! - shared memory that has a name is put back with its content ([`put_back`]);
 //! - `--on-changed-file=accept` takes files as they are; `--on-missing-file` says what stands in for one that is
 //!   gone.
 
@@ -20,9 +21,11 @@ mod files;
 mod joint;
 mod kernel;
 mod locks;
+pub mod message_queues;
 mod numbers;
 mod objects;
 mod pipes;
+mod put_back;
 mod sockets;
 mod tcp;
 mod terminals;
@@ -48,7 +51,7 @@ use crate::args::{ChangedFile, MissingFile};
 
 pub use self::numbers::close_others;
 pub use self::{
-    check::{check, written},
+    check::{Files, check},
     joint::{Common, Passed},
     numbers::{Places, raise_limit},
     objects::Objects,
@@ -107,6 +110,7 @@ fn name(image: &ProcessImage, index: usize) -> String {
         }
         Some(DescriptionKind::SocketPair { .. }) => "socket pair".into(),
         Some(DescriptionKind::Socket { local, .. }) => sockets::display(local),
+        Some(DescriptionKind::MessageQueue { name, .. }) => format!("message queue {name}"),
         None => "?".into(),
     };
     match fd {
@@ -301,6 +305,10 @@ impl<'a> Maker<'a> {
                 }
                 anonymous::make_inotify(self.image, index, watches)?
             }
+            DescriptionKind::MessageQueue { .. } => match self.common.open_queue(self.image, index)? {
+                Some(fd) => fd,
+                None => return Ok(None),
+            },
             DescriptionKind::SocketPair { .. } => sockets::open_pair(self, index)?,
             DescriptionKind::Socket { .. } => sockets::open(self, index)?,
         };

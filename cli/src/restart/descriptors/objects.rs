@@ -1,8 +1,8 @@
-//! Objects: memfds, shared memory and deleted files, made empty, to be filled with the content that the
-//! checkpoint holds.
+//! Objects: memfds, shared memory, deleted files and files that are put back, made empty, to be filled with the content
+//! that the checkpoint holds.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::CString,
     io,
     os::fd::{AsRawFd, OwnedFd},
@@ -13,7 +13,10 @@ use stasis_protocol::{
     image::{Object, ObjectKind, ProcessImage},
 };
 
-use super::kernel::{self, done, owned};
+use super::{
+    kernel::{self, done, owned},
+    put_back::{self, Place},
+};
 use crate::restart::refusal;
 
 /// How an object is named in messages.
@@ -26,6 +29,8 @@ fn describe(object: &Object) -> String {
         ObjectKind::SharedMemory => "shared memory".into(),
         ObjectKind::Memfd { name, .. } => format!("memfd {name}"),
         ObjectKind::DeletedFile { path } => format!("{path}, deleted"),
+        ObjectKind::File { file, .. } => file.path.clone(),
+        ObjectKind::Segment { of, .. } => format!("System V shared memory {}", of.id),
     }
 }
 
@@ -43,6 +48,10 @@ pub struct Objects {
     made: Vec<OwnedFd>,
     /// Which of `made` the object of a process is, by its place in the checkpoint and the object's id.
     numbers: BTreeMap<(usize, u32), usize>,
+    /// Which of `made` is the file of a path.
+    paths: BTreeMap<String, usize>,
+    /// Which of `made` keep what they have.
+    kept: BTreeSet<usize>,
 }
 
 impl Objects {
@@ -54,7 +63,10 @@ impl Objects {
         let mut keys: BTreeMap<u64, Vec<(usize, &Object)>> = BTreeMap::new();
         for (process, image) in images.iter().enumerate() {
             for object in &image.objects {
-                keys.entry(object.key).or_default().push((process, object));
+                // Those have no descriptor.
+                if !matches!(object.kind, ObjectKind::Segment { .. }) {
+                    keys.entry(object.key).or_default().push((process, object));
+                }
             }
         }
         let mut objects = Self::default();
@@ -63,15 +75,25 @@ impl Objects {
             let image = images[process];
             // Who has but a part of it mapped may not know how long it is.
             let size = having.iter().map(|(_, object)| object.size).max().unwrap_or(0);
-            let fd =
-                create(first, size).map_err(|error| refused(image, first, "it cannot be made", &error))?;
+            let cannot = |error| refused(image, first, "it cannot be made", &error);
+            let Place { fd, keep, warning } = create(first, size).map_err(cannot)?;
+            let number = objects.made.len();
+            if let Some(warning) = warning {
+                eprintln!("stasis: {warning}");
+            }
+            if keep {
+                objects.kept.insert(number);
+            }
+            if let ObjectKind::File { file, .. } = &first.kind {
+                objects.paths.insert(file.path.clone(), number);
+            }
             // The owner is not in the image: it is taken to be who the program makes files as. Only the privileged can
             // say so, and for others it is so already.
             let (uid, gid) = (image.credentials.uid[3], image.credentials.gid[3]);
             // SAFETY: no memory is touched.
             let _ = unsafe { libc::fchown(fd.as_raw_fd(), uid, gid) };
             for (process, object) in having {
-                objects.numbers.insert((process, object.id), objects.made.len());
+                objects.numbers.insert((process, object.id), number);
             }
             objects.made.push(fd);
         }
@@ -80,6 +102,30 @@ impl Objects {
 
     pub fn get(&self, process: usize, id: u32) -> Option<&OwnedFd> {
         self.numbers.get(&(process, id)).and_then(|&number| self.made.get(number))
+    }
+
+    /// The same, unless it is to keep what it has.
+    pub fn to_fill(&self, process: usize, id: u32) -> Option<&OwnedFd> {
+        let number = self.numbers.get(&(process, id)).filter(|number| !self.kept.contains(number))?;
+        self.made.get(*number)
+    }
+
+    /// What is to be opened by a path.
+    pub fn at(&self, path: &str) -> Option<&OwnedFd> {
+        self.paths.get(path).and_then(|&number| self.made.get(number))
+    }
+
+    /// Says that all are filled.
+    pub fn date(&self, images: &[&ProcessImage]) {
+        for (process, image) in images.iter().enumerate() {
+            for object in &image.objects {
+                if let (ObjectKind::File { file, .. }, Some(fd)) =
+                    (&object.kind, self.to_fill(process, object.id))
+                {
+                    put_back::date(fd, file);
+                }
+            }
+        }
     }
 
     /// Seals the memfds that were sealed (F_ADD_SEALS). To be called when they are filled; one sealed against future
@@ -107,24 +153,29 @@ impl Objects {
     }
 }
 
-fn create(object: &Object, size: u64) -> io::Result<OwnedFd> {
+fn create(object: &Object, size: u64) -> io::Result<Place> {
+    let size = i64::try_from(size).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
     let fd = match &object.kind {
+        ObjectKind::File { file, memory } => return put_back::open(file, *memory, size, object.mode),
+        ObjectKind::Segment { .. } => return Err(io::ErrorKind::Unsupported.into()),
         ObjectKind::SharedMemory => memfd("stasis-shared", 0)?,
         ObjectKind::Memfd { hugetlb: true, .. } => return Err(io::ErrorKind::Unsupported.into()),
         ObjectKind::Memfd { name, .. } => memfd(name, libc::MFD_ALLOW_SEALING)?,
-        ObjectKind::DeletedFile { path } => {
-            let directory = path.rsplit_once('/').map_or(".", |(directory, _)| directory);
-            // In memory where there is no such directory any more, or a file system without O_TMPFILE.
-            kernel::open(if directory.is_empty() { "/" } else { directory }, libc::O_TMPFILE | libc::O_RDWR)
-                .or_else(|_| memfd("stasis-deleted", 0))?
-        }
+        ObjectKind::DeletedFile { path } => nameless(path)?,
     };
     // SAFETY: no memory is touched.
     done(unsafe { libc::fchmod(fd.as_raw_fd(), object.mode & 0o7777) })?;
-    let size = i64::try_from(size).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
     // SAFETY: no memory is touched.
     done(unsafe { libc::ftruncate(fd.as_raw_fd(), size) })?;
-    Ok(fd)
+    Ok(Place { fd, keep: false, warning: None })
+}
+
+/// A file without a name where one of this path would be; in memory where there is no such directory any more, or a file
+/// system without O_TMPFILE.
+pub fn nameless(path: &str) -> io::Result<OwnedFd> {
+    let directory = path.rsplit_once('/').map_or(".", |(directory, _)| directory);
+    kernel::open(if directory.is_empty() { "/" } else { directory }, libc::O_TMPFILE | libc::O_RDWR)
+        .or_else(|_| memfd("stasis-deleted", 0))
 }
 
 fn memfd(name: &str, flags: u32) -> io::Result<OwnedFd> {

@@ -30,20 +30,29 @@ pub fn open(
     index: usize,
     description: &Description,
 ) -> Result<Option<OwnedFd>, Refusal> {
-    let DescriptionKind::Pipe { pipe, capacity, fifo, .. } = &description.kind else { return Ok(None) };
+    let DescriptionKind::Pipe { pipe, capacity, fifo, unopened, .. } = &description.kind else {
+        return Ok(None);
+    };
     let image = maker.image;
+    let missing = || match maker.common.policy.missing {
+        MissingFile::Refuse => Err(refuse(image, index, "it is gone", check::PUT_IT_BACK)),
+        MissingFile::Skip => Ok(None),
+        MissingFile::Null => kernel::open("/dev/null", libc::O_RDWR)
+            .map(Some)
+            .map_err(|error| failed(image, index, "/dev/null cannot be opened", &error)),
+    };
+    if let (true, Some(fifo)) = (*unopened, fifo) {
+        // A writer, were it for a moment, would have the program find an end.
+        return match kernel::open(fifo, libc::O_RDONLY | libc::O_NONBLOCK) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => missing(),
+            Err(error) => Err(failed(image, index, "it cannot be opened", &error)),
+        };
+    }
     if !maker.pipes.contains_key(pipe) {
         let mut ends = match make(fifo.as_deref(), *capacity) {
             Ok(ends) => ends,
-            Err(error) if error.kind() == io::ErrorKind::NotFound && fifo.is_some() => {
-                return match maker.common.policy.missing {
-                    MissingFile::Refuse => Err(refuse(image, index, "it is gone", check::PUT_IT_BACK)),
-                    MissingFile::Skip => Ok(None),
-                    MissingFile::Null => kernel::open("/dev/null", libc::O_RDWR)
-                        .map(Some)
-                        .map_err(|error| failed(image, index, "/dev/null cannot be opened", &error)),
-                };
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound && fifo.is_some() => return missing(),
             Err(error) => return Err(failed(image, index, "it cannot be made again", &error)),
         };
         fill(&ends, &maker.common.images, *pipe)

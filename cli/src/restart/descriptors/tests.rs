@@ -94,6 +94,8 @@ fn image(open: Vec<(Description, Vec<RawFd>)>) -> ProcessImage {
         },
         mappings: vec![],
         objects: vec![],
+        system_v: vec![],
+        undo: vec![],
         descriptions,
         descriptors,
         threads: vec![],
@@ -118,7 +120,7 @@ fn image(open: Vec<(Description, Vec<RawFd>)>) -> ProcessImage {
 }
 
 fn checked(image: &ProcessImage, policy: &Policy) -> Vec<Refusal> {
-    check(image, &written(image).collect(), policy)
+    check(image, &Files::of([image].into_iter()), policy)
 }
 
 /// Installs an image in a child, has it look at itself, and fails with what it says.
@@ -258,6 +260,7 @@ fn pipe(flags: i32, write: bool, content: &[u8], packets: &[u32]) -> Description
         pipe: 9,
         write,
         other_closed: true,
+        unopened: false,
         capacity: 1 << 17,
         content: content.into(),
         packets: packets.into(),

@@ -4,7 +4,7 @@
 //! The checkpoint thread has a descriptor table of its own. Closing a duplicate there releases no
 //! POSIX lock of the program: those belong to the table that took them (fcntl(2); `fl_owner` in
 //! fs/locks.c). Nothing is read from a queue that could not be read again: pipes are copied by tee(2),
-//! sockets by MSG_PEEK, and what can only be consumed (inotify events, descriptors on their way
+//! sockets by MSG_PEEK, POSIX messages are put back at once, and what can only be consumed (inotify events, descriptors on their way
 //! through a socket) is refused.
 
 mod address;
@@ -15,6 +15,7 @@ mod epoll;
 mod files;
 mod inet_diag;
 mod inotify;
+mod message_queues;
 mod netlink;
 mod pipes;
 mod sharing;
@@ -161,7 +162,7 @@ pub struct Captured {
     pub queues: Vec<u64>,
 }
 
-/// Names a socket's queue among what processes of a computation have together.
+/// Names the queue of a socket, or of POSIX messages, among what processes of a computation have together.
 fn queue_key(open: &Open) -> u64 {
     const QUEUE: u64 = 0x5158_5555_4555_4551;
     open.stat.st_ino.rotate_left(32) ^ QUEUE
@@ -218,7 +219,11 @@ pub fn capture(objects: &mut Objects, moment: Moment, elsewhere: &[u64]) -> Resu
         .map(|(_, (open, _))| Sharable { fd: open.fd, key: sharing::key(open) })
         .collect();
     let sockets = opens.iter().filter(|open| open.stat.st_mode & libc::S_IFMT == libc::S_IFSOCK);
-    let mut queues: Vec<u64> = sockets.map(queue_key).collect();
+    let messages = descriptions.iter().filter_map(|description: &Description| match description.kind {
+        DescriptionKind::MessageQueue { queue, .. } => Some(queue),
+        _ => None,
+    });
+    let mut queues: Vec<u64> = sockets.map(queue_key).chain(messages).collect();
     queues.sort_unstable();
     queues.dedup();
     let rooms = table.rooms.take();
@@ -361,6 +366,7 @@ fn kind(table: &Table<'_>, open: &Open, objects: &mut Objects) -> Result<Descrip
         };
     }
     match open.stat.st_mode & libc::S_IFMT {
+        libc::S_IFREG if message_queues::is_one(table, open) => message_queues::capture(table, open),
         libc::S_IFREG => files::regular(table, open, objects),
         libc::S_IFDIR => files::directory(open),
         libc::S_IFCHR => terminals::character_device(table, open),

@@ -13,6 +13,7 @@ use super::{Duplicate, Open, Table, refusal};
 const F_GETPIPE_SZ: i32 = 1032;
 const F_SETPIPE_SZ: i32 = 1031;
 const FIONREAD: u64 = 0x541b;
+const SPLICE_F_NONBLOCK: u32 = 2;
 
 pub fn capture(table: &Table<'_>, open: &Open) -> Result<DescriptionKind, Refusal> {
     let is_this = |other: &&Open| {
@@ -31,6 +32,7 @@ pub fn capture(table: &Table<'_>, open: &Open) -> Result<DescriptionKind, Refusa
     let both_are_here = here(libc::O_RDONLY) && here(libc::O_WRONLY);
     let other_closed = !both_are_here && other_end_is_closed(open, &duplicate)?;
     let fifo = open.link.starts_with('/').then(|| open.link.clone());
+    let unopened = fifo.is_some() && !both_are_here && !other_closed && nobody_writes(open, &duplicate)?;
     if let Some(path) = &fifo
         && open.stat.st_nlink == 0
     {
@@ -47,7 +49,8 @@ pub fn capture(table: &Table<'_>, open: &Open) -> Result<DescriptionKind, Refusa
     Ok(DescriptionKind::Pipe {
         pipe: open.stat.st_ino ^ open.stat.st_dev.rotate_left(32),
         write: open.access() != libc::O_RDONLY,
-        other_closed,
+        other_closed: other_closed || unopened,
+        unopened,
         capacity: capacity as u32,
         content,
         packets,
@@ -64,6 +67,18 @@ fn other_end_is_closed(open: &Open, duplicate: &Duplicate) -> Result<bool, Refus
         libc::O_WRONLY => ready & libc::POLLERR != 0,
         _ => true,
     })
+}
+
+/// Whether a FIFO is open for reading only: poll(2) tells of writers that have gone, not that there was never one. For
+/// tee(2) an empty pipe without writers ends at once.
+fn nobody_writes(open: &Open, duplicate: &Duplicate) -> Result<bool, Refusal> {
+    if open.access() != libc::O_RDONLY {
+        return Ok(false);
+    }
+    let (out, into) = file::pipe(libc::O_CLOEXEC | libc::O_NONBLOCK)
+        .map_err(|error| open.failed("no pipe can be made to look at it", error))?;
+    let (_out, into) = (Duplicate(out), Duplicate(into));
+    Ok(file::tee(duplicate.0, into.0, 1, SPLICE_F_NONBLOCK) == Ok(0))
 }
 
 /// What sits in the pipe, copied by tee(2) into a pipe of our own; and the lengths of its packets, if it holds
@@ -83,7 +98,6 @@ fn content(open: &Open, pipe: &Duplicate, capacity: usize) -> Result<(Vec<u8>, V
     // tee(2) copies slots, of which ours must have as many. EPERM above pipe-max-size for the unprivileged: then
     // the copy may come out short, which is seen below.
     let _ = file::fcntl(into.0, F_SETPIPE_SZ, capacity);
-    const SPLICE_F_NONBLOCK: u32 = 2;
     let copied = file::tee(pipe.0, into.0, len, SPLICE_F_NONBLOCK)
         .map_err(|error| open.failed("what is in it cannot be copied", error))?;
     let mut content = vec![0; copied];

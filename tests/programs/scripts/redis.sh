@@ -1,0 +1,15 @@
+# A Redis server, and beside it clients that add to a counter 10 at a time over TCP; each step asks how far that is.
+port=$((20000 + $$ % 10000))
+redis-server --port $port --bind 127.0.0.1 --save "" --appendonly no --daemonize no >server.log &
+server=$!
+until redis-cli -p $port ping >/dev/null 2>&1; do sleep 0.05; done
+for step in $(seq 0 19); do
+    redis-benchmark -p $port -c 10 -n 1500 -P 3 incr counter >/dev/null
+    redis-cli -p $port rpush steps $step >/dev/null
+    redis-cli -p $port get counter
+    echo "step $step"
+done
+redis-cli -p $port lrange steps 0 -1 | tr '\n' ' '
+redis-cli -p $port shutdown nosave
+wait $server
+echo "ended $?"
