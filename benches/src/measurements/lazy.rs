@@ -211,10 +211,14 @@ pub fn arrival(setting: &Setting<'_>, mib: usize) -> anyhow::Result<Vec<Line>> {
             line("the same again, of eager", Unit::Ratio, &second_read.ratio(&eager_read)),
             Goal::AtMost(TENTH_OF_EAGER),
         ),
-        line("pages waited for, first time", Unit::Times, &first_faults),
-        line("pages waited for, again", Unit::Times, &second_faults),
+        line("pages that the program waits for", Unit::Times, &first_faults),
+        line("pages that the program waits for, again", Unit::Times, &second_faults),
         goal(
-            line("again to first", Unit::Ratio, &second_faults.ratio(&first_faults)),
+            line(
+                "the program waits again, of the first time",
+                Unit::Ratio,
+                &second_faults.ratio(&first_faults),
+            ),
             Goal::AtMost(FAULTS_AGAIN),
         ),
     ])
