@@ -4,8 +4,8 @@
 //! A shared mapping of a file outlives the program and is the same after its restart, whatever tool
 //! restarts it; and CLOCK_MONOTONIC is one clock for both.
 //!
-//! The file lies in /dev/shm: tmpfs sets a file's modification time at the first store through a mapping only,
-//! and not again after each write-back, so that it can be put back; a restart refuses files that were changed.
+//! The file lies on a disk: one in memory that somebody else uses would be another one for a program that Stasis has
+//! restarted.
 
 use std::{
     fs::File,
@@ -21,6 +21,8 @@ use std::{
 use anyhow::{Context as _, bail};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use tempfile::TempPath;
+
+use crate::place;
 
 const PAGE: NonZero<usize> = NonZero::new(4096).unwrap();
 
@@ -72,7 +74,8 @@ impl SharedPage {
     /// # Errors
     /// When either fails.
     pub fn create() -> anyhow::Result<Self> {
-        let made = tempfile::Builder::new().prefix("stasis-bench-").tempfile_in("/dev/shm")?;
+        let directory = place::binary_directory()?;
+        let made = tempfile::Builder::new().prefix("stasis-bench-").tempfile_in(directory)?;
         made.as_file().set_len(PAGE.get() as u64)?;
         let (file, path) = made.into_parts();
         Self::map(file, Some(path))
