@@ -145,33 +145,10 @@ macro_rules! restartable {
     };
 }
 
-/// It waits for something outside the process (a POSIX queue, the kernel's aio context, a terminal).
+/// It waits for something outside the process (the kernel's aio context).
 #[macro_export]
 macro_rules! not_restartable {
     ($program:literal, $call:literal) => {};
-}
-
-/// The call waits for something that cannot be saved: the checkpoint is refused by name, and the call is right.
-#[track_caller]
-fn refused_during(program: &'static str, call: &'static str, words: &[&str]) {
-    let workload = Workload { program, arguments: &[] };
-    on_time(|| {
-        let lab = Lab::new();
-        let running = workload.launch_with(&lab, &[call]);
-        running.wait_ready();
-        running.go();
-        // Into the middle of the call.
-        thread::sleep(Duration::from_millis(500));
-        lab.try_checkpoint(&["--kill"]).expect_refusal(words);
-        end(running)
-    });
-}
-
-mod refused {
-    #[test]
-    fn reading_from_a_terminal_that_the_program_made_itself() {
-        super::refused_during("blocking_read", "read-tty", &["fd", "ptmx"]);
-    }
 }
 
 mod sleeps_and_signals {
@@ -229,6 +206,7 @@ mod reads_and_writes {
         write_pipe_in_parts: "write-pipe-in-parts", interruptible, restartable;
         splice: "splice", interruptible, restartable;
         open_fifo: "open-fifo", interruptible, restartable;
+        read_terminal: "read-tty", interruptible, restartable;
         read_eventfd: "read-eventfd", interruptible, restartable;
         write_eventfd: "write-eventfd", interruptible, restartable;
         read_timerfd: "read-timerfd", interruptible, restartable;
@@ -272,9 +250,9 @@ mod queues_and_semaphores {
         semtimedop: "semtimedop", interruptible, restartable;
         msgrcv: "msgrcv", interruptible, restartable;
         msgsnd: "msgsnd", interruptible, restartable;
-        mq_receive: "mq_receive", interruptible, not_restartable;
-        mq_timedreceive: "mq_timedreceive", interruptible, not_restartable;
-        mq_timedsend: "mq_timedsend", interruptible, not_restartable;
+        mq_receive: "mq_receive", interruptible, restartable;
+        mq_timedreceive: "mq_timedreceive", interruptible, restartable;
+        mq_timedsend: "mq_timedsend", interruptible, restartable;
     }
 }
 
