@@ -105,7 +105,7 @@ pub struct Question {
 }
 
 /// Ends of connections by their names and those of the other ends.
-pub type Suspects = BTreeMap<(u64, u64), Option<Refusal>>;
+pub type Suspects = BTreeMap<(u64, u64), Refusal>;
 
 pub struct Round<'a> {
     computation: &'a Computation,
@@ -376,15 +376,15 @@ impl<'a> Round<'a> {
     fn foresee_ends(&mut self) -> Result<(), Failure> {
         let ends = self.subjects.values().flat_map(|subject| subject.ends.iter().flatten());
         let found: Suspects = together::alone(ends, self.question.outside)
-            .map(|end| ((end.has, end.wants), end.refusal.clone()))
+            .map(|(end, refusal)| ((end.has, end.wants), refusal))
             .collect();
         let known = self.suspects.replace(found.clone());
-        let first = found.values().flatten().next().cloned();
+        let first = found.values().next().cloned();
         match (known, first) {
             (None, Some(refusal)) => Err(Failure::Again(refusal)),
             (Some(known), Some(_)) => {
                 let still = found.into_iter().filter(|(end, _)| known.contains_key(end));
-                let refusals: Vec<Refusal> = still.filter_map(|(_, refusal)| refusal).collect();
+                let refusals: Vec<Refusal> = still.map(|(_, refusal)| refusal).collect();
                 if refusals.is_empty() { Ok(()) } else { Err(refusals.into()) }
             }
             (_, None) => Ok(()),

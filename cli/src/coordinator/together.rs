@@ -13,16 +13,12 @@ use stasis_protocol::{
     store::SharedDescriptor,
 };
 
-/// The ends whose other ends nobody has and that may not stay outside by this rule.
+/// The ends whose other ends nobody has and that may not stay outside by this rule, and why.
 pub fn alone<'a>(
     ends: impl Iterator<Item = &'a End> + Clone,
     rule: Outside,
-) -> impl Iterator<Item = &'a End> {
-    let present: BTreeSet<u64> = ends.clone().map(|end| end.has).collect();
-    ends.filter(move |end| {
-        let may = end.refusal.is_none() || end.socket && rule == Outside::Reset;
-        !may && !present.contains(&end.wants)
-    })
+) -> impl Iterator<Item = (&'a End, Refusal)> {
+    absent(ends).filter(move |end| !may_be_reset(end, rule)).filter_map(|end| Some((end, refusal(end)?)))
 }
 
 /// The ends whose other ends nobody has and that may not stay outside; and those that may by this rule.
@@ -30,20 +26,29 @@ pub fn outside<'a>(
     ends: impl Iterator<Item = &'a End> + Clone,
     rule: Outside,
 ) -> (Vec<Refusal>, Vec<Refusal>) {
+    let reset = absent(ends.clone()).filter(|end| may_be_reset(end, rule));
+    (
+        alone(ends, rule).map(|(_, refusal)| refusal).collect(),
+        reset.filter_map(|end| end.refusal.clone()).collect(),
+    )
+}
+
+/// Those whose other ends nobody has.
+fn absent<'a>(ends: impl Iterator<Item = &'a End> + Clone) -> impl Iterator<Item = &'a End> {
     let present: BTreeSet<u64> = ends.clone().map(|end| end.has).collect();
-    let alone = ends.filter(|end| !present.contains(&end.wants) && end.refusal.is_some());
-    let (reset, refused): (Vec<&End>, Vec<&End>) =
-        alone.partition(|end| end.socket && rule == Outside::Reset);
-    let reset = reset.into_iter().filter_map(|end| end.refusal.clone()).collect();
-    let refused = refused.into_iter().filter_map(|end| match end.terminal {
-        None => end.refusal.clone(),
-        Some(terminal) => {
-            let pid = opener(terminal)?;
-            let refusal = end.refusal.clone()?;
-            Some(Refusal { reason: format!("{}, by pid {pid}", refusal.reason), ..refusal })
-        }
-    });
-    (refused.collect(), reset)
+    ends.filter(move |end| !present.contains(&end.wants))
+}
+
+fn may_be_reset(end: &End, rule: Outside) -> bool {
+    end.socket && rule == Outside::Reset
+}
+
+/// Why an end whose other end nobody has may not stay outside. A terminal may be open nowhere.
+fn refusal(end: &End) -> Option<Refusal> {
+    let refusal = end.refusal.clone()?;
+    let Some(terminal) = end.terminal else { return Some(refusal) };
+    let pid = opener(terminal)?;
+    Some(Refusal { reason: format!("{}, by pid {pid}", refusal.reason), ..refusal })
 }
 
 /// A process that has a terminal open, as far as this user may see.
