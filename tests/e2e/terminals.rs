@@ -16,9 +16,11 @@ const KILLS: u32 = 3;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A job that says when it runs, and when it is continued: typed as it is, it does not say so.
-const JOB: &str = r#"python3 -c 'import signal; say = lambda what, number: print("%s%d" % (what, number), flush=True)
+/// What comes between two waits is not lost on it: a byte in a pipe tells.
+const JOB: &str = r#"python3 -c 'import os, signal; say = lambda what, number: print("%s%d" % (what, number), flush=True)
+told, tell = os.pipe(); os.set_blocking(tell, False); signal.set_wakeup_fd(tell); signal.signal(signal.SIGINT, signal.SIG_DFL)
 signal.signal(signal.SIGCONT, lambda *_: say("cont", 7)); say("run", 2)
-while True: signal.pause()'"#;
+while True: os.read(told, 1)'"#;
 
 /// Appends numbers to a file until it is ended.
 const COUNTER: &str = "i=0; while sleep 0.05; do i=$((i+1)); echo $i >> count; done &";

@@ -16,10 +16,10 @@ impl Summary {
     /// cargo-nextest: `Summary [  1.2s] 9 tests run: 8 passed (1 slow), 1 timed out, 2 skipped`; cargo test, once
     /// for each binary: `test result: ok. 8 passed; 1 failed; 2 ignored; 0 measured; ...`.
     pub fn add_line(&mut self, line: &str) -> bool {
-        let line = line.trim_start();
+        // Indented, it is what cargo-nextest shows of a test that has failed.
         let counts = if let Some(rest) = line.strip_prefix("test result: ") {
             rest.split_once(". ").map(|(_, counts)| counts)
-        } else if line.starts_with("Summary [") {
+        } else if line.trim_start().starts_with("Summary [") {
             line.split_once(" run: ").map(|(_, counts)| counts)
         } else {
             None
@@ -85,6 +85,13 @@ mod tests {
         let mut summary = Summary::default();
         let found = lines.iter().filter(|line| summary.add_line(line)).count();
         (summary, found)
+    }
+
+    #[test]
+    fn what_nextest_shows_of_a_failed_test_is_not_counted_again() {
+        let shown = "    test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 9 filtered out";
+        let line = "     Summary [  12.3s] 2 tests run: 1 passed, 1 failed, 0 skipped";
+        assert_eq!(read(&[shown, line]), (Summary { passed: 1, failed: 1, skipped: 0 }, 1));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 # Steps of a script that makes pipelines, jobs in the background and subshells all the time, and checks what they give.
 step=0
 while [ $step -lt 20 ]; do
-    (for i in $(seq 1 40); do echo $i; done; sleep 0.05) | while read -r n; do echo $((n * n)); done | sort -n > squares &
+    (for i in $(seq 1 40); do echo $i; done; sleep 0.2) | while read -r n; do echo $((n * n)); done | sort -n > squares &
     job=$!
     sum=$(seq 1 $((step + 10)) | awk '{ s += $1 } END { print s }')
     (exit $step)

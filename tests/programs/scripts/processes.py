@@ -22,6 +22,8 @@ if __name__ == "__main__":
         assert [n for n, _ in got] == [step * 100 + n for n in range(30)], got
         print(sum(square for _, square in got))
         print("step", step, flush=True)
+        # Not at its end before it was killed as often as it is to be.
+        time.sleep(0.2)
     for worker in workers:
         numbers.put(None)
     for worker in workers:
