@@ -7,7 +7,8 @@ use stasis_sys::{file, process, sync};
 
 use crate::{procfs, state, stop, threads};
 
-/// A thread that has not stopped by then is named and the checkpoint given up, in nanoseconds.
+/// When no thread has come to a stop for so long, in nanoseconds, one that has not is named and the checkpoint given up:
+/// where many share a processor, the last of them comes to run late.
 const DEADLINE: u64 = 3_000_000_000;
 
 /// How long to wait for arrivals before looking whether threads have ended meanwhile.
@@ -59,8 +60,12 @@ pub fn quiesce(continued: bool) -> Result<Quiet, Refusal> {
     state::start_stopping(continued);
     let since = sync::monotonic_ns();
     let mut signalled: Vec<i32> = Vec::with_capacity(present.len());
+    let (mut last_seen, mut last_arrival) = (state::arrivals(), since);
     loop {
         let seen = state::arrivals();
+        if core::mem::replace(&mut last_seen, seen) != seen {
+            last_arrival = sync::monotonic_ns();
+        }
         for &tid in &present {
             if let Err(at) = signalled.binary_search(&tid)
                 && stop::send(pid, tid).is_ok()
@@ -99,7 +104,7 @@ pub fn quiesce(continued: bool) -> Result<Quiet, Refusal> {
             present.retain(|tid| !exited.contains(tid));
             return Ok(Quiet { tids: present, exited, since, complete: sync::monotonic_ns() });
         }
-        if sync::monotonic_ns() - since > DEADLINE
+        if sync::monotonic_ns() - last_arrival > DEADLINE
             && let Some(tid) = waiting
         {
             let refusal = explain(pid, tid);
