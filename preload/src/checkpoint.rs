@@ -440,18 +440,15 @@ impl Taking<'_> {
             dump.look_for_guards(&mappings);
             arena::prefault();
         }
-        let (mut told, mut late) = (Vec::new(), None);
+        let (mut told, mut late) = (objects.clone(), None);
+        told.sort_unstable();
         if !alone && !self.was_stopped {
             // Others may take long.
             self.stood.run_freely(&mut dump);
             self.report(Phase::Ready);
             let children = snapshot::children().alive;
-            told = objects.clone();
-            told.sort_unstable();
             self.meet(&FromProcess::Ready { token, ends, objects, children })?;
         } else if !alone {
-            told = objects.clone();
-            told.sort_unstable();
             late = Some((ends, objects));
         }
         self.report(Phase::Quiescing);

@@ -27,25 +27,26 @@ impl Drop for Name {
     }
 }
 
-/// Lets a program run on after its checkpoint, and ends it.
-fn runs_on_and_is_killed(running: Running, lab: &Lab) {
-    thread::sleep(Duration::from_millis(50));
-    lab.run(["kill"]).expect_success();
-    running.wait_exit();
+/// Twice, a program runs on after its checkpoint, is killed and restarted, which `look` looks at; then it finds what it had.
+#[track_caller]
+fn goes_back(lab: &Lab, mut running: Running, look: impl Fn()) {
+    running.wait_ready();
+    for _ in 0..2 {
+        lab.checkpoint(&[]);
+        thread::sleep(Duration::from_millis(50));
+        lab.run(["kill"]).expect_success();
+        running.wait_exit();
+        running = lab.restart(["latest"]);
+        lab.wait_joined(&running);
+        look();
+    }
+    running.expect_ok();
 }
 
 #[test]
 fn shared_memory_goes_back_to_the_checkpoint() {
     let (lab, name) = (Lab::new(), Name::new("back"));
-    let mut running = MAPPED_FILE.launch_with(&lab, &[name.path()]);
-    running.wait_ready();
-    for _ in 0..2 {
-        lab.checkpoint(&[]);
-        runs_on_and_is_killed(running, &lab);
-        running = lab.restart(["latest"]);
-        lab.wait_joined(&running);
-    }
-    running.expect_ok();
+    goes_back(&lab, MAPPED_FILE.launch_with(&lab, &[name.path()]), || {});
 }
 
 #[test]
@@ -66,15 +67,7 @@ fn shared_memory_that_is_gone_is_made_again() {
 #[test]
 fn a_file_mapped_shared_goes_back_to_the_checkpoint() {
     let lab = Lab::new();
-    let mut running = MAPPED_FILE.launch(&lab);
-    running.wait_ready();
-    for _ in 0..2 {
-        lab.checkpoint(&[]);
-        runs_on_and_is_killed(running, &lab);
-        running = lab.restart(["latest"]);
-        lab.wait_joined(&running);
-    }
-    running.expect_ok();
+    goes_back(&lab, MAPPED_FILE.launch(&lab), || {});
 }
 
 #[test]
@@ -99,17 +92,10 @@ fn beside_the_original_a_restart_has_shared_memory_of_its_own() {
 #[test]
 fn system_v_objects_and_message_queues_go_back_to_the_checkpoint() {
     let lab = Lab::new();
-    let mut running = QUEUE_COUNTS.launch(&lab);
-    running.wait_ready();
-    for _ in 0..2 {
-        lab.checkpoint(&[]);
-        runs_on_and_is_killed(running, &lab);
-        running = lab.restart(["latest"]);
-        lab.wait_joined(&running);
+    goes_back(&lab, QUEUE_COUNTS.launch(&lab), || {
         let process = &lab.json(["status"])["processes"][0];
         assert_eq!(process["pid"], process["real_pid"], "in no namespace: {process}");
-    }
-    running.expect_ok();
+    });
 }
 
 #[test]

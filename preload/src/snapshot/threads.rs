@@ -9,20 +9,6 @@ use stasis_sys::process;
 
 use crate::{quiesce::Quiet, threads};
 
-/// struct sched_attr (sched_setattr(2)), first version.
-#[repr(C)]
-#[derive(Default)]
-struct SchedAttr {
-    size: u32,
-    policy: u32,
-    flags: u64,
-    nice: i32,
-    priority: u32,
-    runtime: u64,
-    deadline: u64,
-    period: u64,
-}
-
 pub fn capture(quiet: &Quiet) -> Vec<Thread> {
     let pid = process::getpid();
     let mut threads: Vec<Thread> = quiet
@@ -55,8 +41,9 @@ fn name(slot: &threads::Slot) -> String {
 
 /// What any thread can ask about another.
 fn outside(tid: i32) -> Thread {
-    let mut attr = SchedAttr::default();
-    let size = size_of::<SchedAttr>();
+    // SAFETY: plain numbers.
+    let mut attr: libc::sched_attr = unsafe { core::mem::zeroed() };
+    let size = size_of::<libc::sched_attr>();
     // SAFETY: sched_getattr(2) fills in at most `size` bytes of the structure.
     let _ = unsafe { process::with(libc::SYS_sched_getattr, [tid as usize, 0, size, 0, 0, 0], 1, &mut attr) };
     let mut affinity = [0u8; 1024];
@@ -73,10 +60,10 @@ fn outside(tid: i32) -> Thread {
         gs_base: 0,
         clear_tid: 0,
         name: String::new(),
-        policy: attr.policy,
-        priority: attr.priority,
-        nice: attr.nice,
-        sched_flags: attr.flags,
+        policy: attr.sched_policy,
+        priority: attr.sched_priority,
+        nice: attr.sched_nice,
+        sched_flags: attr.sched_flags,
         affinity: vec::Vec::from(&affinity[..used]),
         exited: false,
     }

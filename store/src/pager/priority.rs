@@ -2,22 +2,8 @@
 
 use std::io;
 
-/// struct sched_attr (sched_setattr(2)), first version.
-#[repr(C)]
-struct Attributes {
-    size: u32,
-    policy: u32,
-    flags: u64,
-    nice: i32,
-    priority: u32,
-    /// Since Linux 6.12, under SCHED_OTHER: for how long the thread wants to run at a time, in nanoseconds. One that wants
-    /// less goes before one that runs, when it wakes.
-    runtime: u64,
-    deadline: u64,
-    period: u64,
-}
-
-/// The shortest time that may be asked for.
+/// The shortest time that may be asked for, in nanoseconds. Since Linux 6.12 a thread says under SCHED_OTHER for how long it
+/// wants to run at a time (`sched_runtime`); one that wants less goes before one that runs, when it wakes.
 const SHORT: u64 = 100_000;
 
 /// Answering a fault takes less.
@@ -37,16 +23,15 @@ pub fn bring_the_rest() {
 }
 
 fn set(policy: i32, nice: i32, runtime: u64) -> io::Result<()> {
-    let size = size_of::<Attributes>() as u32;
-    let attributes = Attributes {
-        size,
-        policy: policy as u32,
-        flags: 0,
-        nice,
-        priority: 0,
-        runtime,
-        deadline: 0,
-        period: 0,
+    let attributes = libc::sched_attr {
+        size: size_of::<libc::sched_attr>() as u32,
+        sched_policy: policy as u32,
+        sched_flags: 0,
+        sched_nice: nice,
+        sched_priority: 0,
+        sched_runtime: runtime,
+        sched_deadline: 0,
+        sched_period: 0,
     };
     // SAFETY: sched_setattr(2) reads one structure, for the calling thread.
     match unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) } {

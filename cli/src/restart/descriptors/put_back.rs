@@ -119,19 +119,7 @@ fn is_written_to(path: &str) -> io::Result<bool> {
 mod tests {
     use std::io::{Seek, Write};
 
-    use super::*;
-
-    fn identity(path: &std::path::Path) -> FileIdentity {
-        let found = path.metadata().unwrap();
-        FileIdentity {
-            path: path.to_str().unwrap().into(),
-            device: found.dev(),
-            inode: found.ino(),
-            size: found.size(),
-            mtime_ns: found.mtime() * 1_000_000_000 + found.mtime_nsec(),
-            mode: found.mode(),
-        }
-    }
+    use super::{super::tests::identity, *};
 
     #[test]
     fn what_is_gone_is_made_and_what_is_there_is_emptied() {

@@ -21,7 +21,7 @@ use super::*;
 
 const POLICY: Policy = Policy { missing: MissingFile::Refuse, changed: ChangedFile::Refuse };
 
-fn identity(path: &Path) -> FileIdentity {
+pub fn identity(path: &Path) -> FileIdentity {
     let found = path.metadata().unwrap();
     FileIdentity {
         path: path.to_str().unwrap().into(),
