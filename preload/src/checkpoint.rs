@@ -415,7 +415,7 @@ impl Taking<'_> {
         // Children are met where they say hello.
         let alone = order.alone && snapshot::children().alive.is_empty();
         self.report(Phase::Checking);
-        let Checked { mappings, ends, objects } = snapshot::check()?;
+        let Checked { program, mappings, ends, objects } = snapshot::check()?;
         // Whether ends may stay outside is the coordinator's to say.
         let alone = alone && ends.iter().all(|end| end.refusal.is_none());
         let Kept { store, tracker, base } = kept();
@@ -471,7 +471,7 @@ impl Taking<'_> {
         }
         let Given { elsewhere, present } = given;
         let share = Share { elsewhere: &elsewhere, told: (!alone).then_some(&told[..]), present: &present };
-        let mut snapshot = snapshot::take(quiet, self.was_stopped, hold, zombies, share)?;
+        let mut snapshot = snapshot::take(quiet, program, self.was_stopped, hold, zombies, share)?;
         let dumped = dump.finish(&mut snapshot, last.map_or(0, |base| base.objects), &elsewhere);
         let objects = snapshot.objects.len();
         let keys = core::mem::take(&mut snapshot.keys).into_iter();

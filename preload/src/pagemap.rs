@@ -131,15 +131,17 @@ impl Pagemap {
     ) -> Result<()> {
         let mut at = start;
         while at < end {
-            let found =
-                pagemap::scan(self.fd, ScanArgument { start: at, end, ..argument }, &mut self.regions)?;
-            for region in &self.regions[..found] {
+            // The kernel takes memory for as many as there is room for, up to 12 KiB, which costs more than a small scan.
+            let pages = (end - at).div_ceil(PAGE_SIZE as u64);
+            let regions = &mut self.regions[..REGIONS.min(pages as usize)];
+            let found = pagemap::scan(self.fd, ScanArgument { start: at, end, ..argument }, regions)?;
+            for region in &regions[..found] {
                 let state = Self::state(region.categories, which);
                 runs.push(Run { start: region.start.max(at), end: region.end, state });
             }
             // `walk_end` may lie behind what was reported when the regions did not suffice.
-            at = match self.regions[..found].last() {
-                Some(last) if found == REGIONS => last.end,
+            at = match regions[..found].last() {
+                Some(last) if found == regions.len() => last.end,
                 _ => end,
             };
         }

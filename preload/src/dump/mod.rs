@@ -60,6 +60,8 @@ pub struct Dump<'a> {
     found: Vec<Run>,
     /// Mappings that have guard regions.
     guarded: Vec<(u64, u64)>,
+    /// As of the last round.
+    density: Density,
     /// What the tracker has found already.
     ahead: Ahead,
     /// Threads stand still for this: what can be done later is.
@@ -100,6 +102,7 @@ impl<'a> Dump<'a> {
             owed: Vec::new(),
             found: Vec::new(),
             guarded: Vec::new(),
+            density: Density::of_this_process(),
             ahead: Ahead::default(),
             hurries: false,
             slices: None,
@@ -115,7 +118,8 @@ impl<'a> Dump<'a> {
             return Ok(0);
         }
         self.unwatched = 0;
-        let mut density = Density::of_this_process();
+        self.density = Density::of_this_process();
+        let mut density = self.density;
         let mut pages = 0;
         for found in mappings {
             let Some(range) = density.range(found) else { continue };
@@ -217,11 +221,11 @@ impl<'a> Dump<'a> {
         self.hurries = true;
         lazy::settle();
         if !self.tracker.works_while_running() {
-            let mut density = Density::of_this_process();
+            let mut density = self.density;
             let ranges = snapshot.mappings.iter().filter_map(|mapping| density.range(mapping));
             self.ahead = Ahead::look(self.tracker, &mut self.pagemap, ranges, !self.is_incremental);
         }
-        let mut density = Density::of_this_process();
+        let mut density = self.density;
         let mut gap = 0;
         for (found, mapping) in snapshot.mappings.iter().zip(&mut snapshot.image.mappings) {
             if found.content == Content::None {
@@ -307,6 +311,10 @@ impl<'a> Dump<'a> {
         let overlaps = |&(start, end): &(u64, u64)| start < range.end && range.start < end;
         let all = self.spoiled.iter().any(overlaps)
             || !self.is_incremental && !covers(&self.taken, range.start, range.end);
+        if moment == Moment::Stopped && self.spoiled.iter().any(overlaps) {
+            // A look would only say that it is not watched. Where it cannot be, it does.
+            let _ = self.tracker.watch(range);
+        }
         let mut found = core::mem::take(&mut self.found);
         let mut looked = match self.ahead.next(range, &mut found) {
             Some(shown) => Ok(shown),

@@ -13,6 +13,7 @@ use super::{PAGE, is_readable};
 
 /// Which mappings are scanned with their holes: those that are populated for the most part, as far as can be told
 /// without looking. What page tables cost is bounded: a 512th of four times the resident memory.
+#[derive(Clone, Copy)]
 pub struct Density {
     /// In bytes.
     left: u64,

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use stasis_protocol::image::SemaphoreUndo;
 use stasis_sys::process::{self, KernelSigaction, Siginfo};
 
+use super::subject;
 use crate::{procfs, quiesce::Quiet, stop, system_v, threads};
 
 /// A siginfo_t.
@@ -52,8 +53,9 @@ pub struct PosixTimer {
     pub interval_ns: u64,
 }
 
-/// Asks the kernel; the result is encoded. `hold`: the process is to be ended.
-pub fn capture(quiet: &Quiet, hold: bool) -> Vec<u8> {
+/// Asks the kernel; the result is encoded. `hold`: the process is to be ended; `status` is what /proc/PID/status says of the
+/// thread [`subject`].
+pub fn capture(quiet: &Quiet, hold: bool, status: &[u8]) -> Vec<u8> {
     let mut state = KernelState { monotonic_ns: quiet.complete, ..KernelState::default() };
     for signal in 1..=64 {
         // SAFETY: nothing is changed.
@@ -72,12 +74,14 @@ pub fn capture(quiet: &Quiet, hold: bool) -> Vec<u8> {
     let kept = |timer: &&PosixTimer| !hold && timer.notify != libc::SIGEV_NONE;
     let of_timers = state.timers.iter().filter(kept);
     let of_timers = of_timers.fold(0, |set, timer| set | bit(timer.signal));
-    let leader = procfs::read(path!("/proc/self/status").as_c_str()).unwrap_or_default();
-    let pending_of_timers = |key| procfs::field(&leader, key).and_then(procfs::hex).unwrap_or(0) & of_timers;
-    state.timers_due = pending_of_timers("SigPnd:") | pending_of_timers("ShdPnd:");
+    if of_timers != 0 {
+        let leader = procfs::read(c"/proc/self/status").unwrap_or_default();
+        let pending = |key| procfs::field(&leader, key).and_then(procfs::hex).unwrap_or(0) & of_timers;
+        state.timers_due = pending("SigPnd:") | pending("ShdPnd:");
+    }
     state.system_v = system_v::noted().into_iter().map(|(kind, id)| (kind as u32, id)).collect();
     state.undo = system_v::own_undo();
-    (state.pending, state.thread_pending) = pending(quiet, of_timers);
+    (state.pending, state.thread_pending) = pending(quiet, of_timers, status);
     stasis_protocol::wire::encode(&state).unwrap_or_default()
 }
 
@@ -142,22 +146,23 @@ fn timers() -> Vec<PosixTimer> {
 /// Takes the signals that are pending, notes them and queues them again: the kernel shows their
 /// values to nobody else but a tracer. Done only where something is pending. Signals `of_timers` are left
 /// alone: they carry a count of overruns that ends when they are taken, and the timer itself brings them back.
-fn pending(quiet: &Quiet, of_timers: u64) -> (Vec<SiginfoBytes>, Vec<(i32, SiginfoBytes)>) {
+fn pending(quiet: &Quiet, of_timers: u64, known: &[u8]) -> (Vec<SiginfoBytes>, Vec<(i32, SiginfoBytes)>) {
     let pid = process::getpid();
     let ours = bit(stop::SIGNAL) | of_timers;
     let mut private = Vec::new();
+    let left = |status: &[u8]| procfs::field(status, "SigPnd:").and_then(procfs::hex).unwrap_or(0) & !ours;
     for &tid in &quiet.tids {
         let Some(slot) = threads::claim(tid) else { continue };
+        let look = || {
+            let status = procfs::read(path!("/proc/self/task/{tid}/status").as_c_str());
+            left(&status.unwrap_or_default())
+        };
         let mut taken = Vec::new();
-        loop {
-            let path = path!("/proc/self/task/{tid}/status");
-            let status = procfs::read(path.as_c_str()).unwrap_or_default();
-            let set = procfs::field(&status, "SigPnd:").and_then(procfs::hex).unwrap_or(0) & !ours;
-            if set == 0 {
-                break;
-            }
+        let mut set = if tid == subject() { left(known) } else { look() };
+        while set != 0 {
             let Some(info) = stop::take_one_of(slot, set) else { break };
             taken.push(info);
+            set = look();
         }
         for info in taken {
             stop::queue(slot, &info);

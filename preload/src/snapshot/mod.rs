@@ -18,9 +18,9 @@ use stasis_protocol::{
 
 pub use descriptors::Share;
 pub use objects::{Objects, Source};
-pub use process::{Children, children, credentials, is_command};
+pub use process::{Children, Program, children, credentials, is_command};
 
-use crate::{arch, checkpoint, quiesce::Quiet, restart};
+use crate::{arch, checkpoint, procfs, quiesce::Quiet, restart};
 
 /// A thread of the program, through which /proc shows the program's descriptors: the leader's entry
 /// is empty after pthread_exit(3).
@@ -53,6 +53,7 @@ pub struct Snapshot {
 
 /// What a look at the running process has shown.
 pub struct Checked {
+    pub program: Program,
     pub mappings: Vec<mappings::Found>,
     pub ends: Vec<End>,
     /// The keys of its objects, as far as they are mapped, and of its sockets' queues.
@@ -83,13 +84,17 @@ pub fn check() -> Result<Checked, Vec<Refusal>> {
     }
     keys.extend(objects.each().map(|(_, _, [name, _])| name));
     objects.close();
-    if refusals.is_empty() { Ok(Checked { mappings, ends, objects: keys }) } else { Err(refusals) }
+    if !refusals.is_empty() {
+        return Err(refusals);
+    }
+    Ok(Checked { program: Program::look(&mappings), mappings, ends, objects: keys })
 }
 
 /// Takes the record of a process whose threads are all stopped. `stopped`: it stood stopped by a signal before; `hold`: it is to be
-/// ended.
+/// ended; `program`: what was seen before it stood still.
 pub fn take(
     quiet: &Quiet,
+    program: Program,
     stopped: bool,
     hold: bool,
     zombies: Vec<Zombie>,
@@ -121,7 +126,8 @@ pub fn take(
             return Err([refusal].into());
         }
     };
-    let process = process::capture(stopped, &mappings);
+    let status = procfs::read(path!("/proc/self/task/{}/status", subject()).as_c_str()).unwrap_or_default();
+    let process = process::capture(stopped, program, &status);
     let image = ProcessImage {
         version: IMAGE_VERSION,
         machine: process.machine,
@@ -148,7 +154,7 @@ pub fn take(
             checkpoint_sp: checkpoint::stack_top() as u64,
             restart_info: restart::info_address(),
         },
-        handover: kernel_state::capture(quiet, hold),
+        handover: kernel_state::capture(quiet, hold, &status),
     };
     let mut keys = captured.queues;
     keys.extend(system_v_keys);

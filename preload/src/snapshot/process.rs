@@ -109,39 +109,54 @@ fn stat_fields(stat: &[u8]) -> Vec<u64> {
         .collect()
 }
 
-pub fn capture(stopped: bool, mappings: &[Found]) -> Process {
+/// What only execve(2) changes, and prctl(PR_SET_MM): it is asked before the program stands still.
+pub struct Program {
+    pub machine: Machine,
+    pub argv: Vec<String>,
+    pub exe: FileIdentity,
+    auxv: Vec<u64>,
+}
+
+impl Program {
+    pub fn look(mappings: &[Found]) -> Self {
+        let exe =
+            String::from_utf8_lossy(&procfs::link(c"/proc/thread-self/exe").unwrap_or_default()).into_owned();
+        let exe = match file::stat(c"/proc/thread-self/exe") {
+            Ok(stat) => descriptors::identity(exe, &stat),
+            Err(_) => FileIdentity { path: exe, device: 0, inode: 0, size: 0, mtime_ns: 0, mode: 0 },
+        };
+        let cmdline = procfs::read(c"/proc/thread-self/cmdline").unwrap_or_default();
+        let mut argv: Vec<String> = cmdline
+            .split(|&byte| byte == 0)
+            .map(|argument| String::from_utf8_lossy(argument).into_owned())
+            .collect();
+        argv.pop();
+        let auxv = procfs::read(c"/proc/thread-self/auxv").unwrap_or_default();
+        let auxv = auxv.as_chunks::<8>().0.iter().map(|&word| u64::from_ne_bytes(word)).collect();
+        Self { machine: machine(mappings), argv, exe, auxv }
+    }
+}
+
+/// `status` is what /proc/PID/status says of the subject.
+pub fn capture(stopped: bool, program: Program, status: &[u8]) -> Process {
     let tid = subject();
-    let status = procfs::read(path!("/proc/self/task/{tid}/status").as_c_str()).unwrap_or_default();
     let stat = procfs::read(c"/proc/thread-self/stat").unwrap_or_default();
     let fields = stat_fields(&stat);
     // Numbered as in proc_pid_stat(5), where the state is field 3.
     let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0);
-    let exe =
-        String::from_utf8_lossy(&procfs::link(c"/proc/thread-self/exe").unwrap_or_default()).into_owned();
-    let exe_stat = file::stat(c"/proc/thread-self/exe");
-    let exe = match exe_stat {
-        Ok(stat) => descriptors::identity(exe, &stat),
-        Err(_) => FileIdentity { path: exe, device: 0, inode: 0, size: 0, mtime_ns: 0, mode: 0 },
-    };
-    let cmdline = procfs::read(c"/proc/thread-self/cmdline").unwrap_or_default();
-    let mut argv: Vec<String> = cmdline
-        .split(|&byte| byte == 0)
-        .map(|argument| String::from_utf8_lossy(argument).into_owned())
-        .collect();
-    argv.pop();
     let cwd = procfs::link(path!("/proc/self/task/{tid}/cwd").as_c_str()).unwrap_or_default();
     Process {
-        machine: machine(mappings),
+        machine: program.machine,
         ids: Ids {
             pid: process::getpid(),
             ppid: field(4) as i32,
             pgid: field(5) as i32,
             sid: field(6) as i32,
         },
-        argv,
-        exe,
+        argv: program.argv,
+        exe: program.exe,
         cwd: String::from_utf8_lossy(&cwd).into_owned(),
-        umask: procfs::field(&status, "Umask:").and_then(procfs::octal).unwrap_or(0o22) as u32,
+        umask: procfs::field(status, "Umask:").and_then(procfs::octal).unwrap_or(0o22) as u32,
         layout: Layout {
             start_code: field(26),
             end_code: field(27),
@@ -154,15 +169,9 @@ pub fn capture(stopped: bool, mappings: &[Found]) -> Process {
             arg_end: field(49),
             env_start: field(50),
             env_end: field(51),
-            auxv: procfs::read(c"/proc/thread-self/auxv")
-                .unwrap_or_default()
-                .as_chunks::<8>()
-                .0
-                .iter()
-                .map(|&word| u64::from_ne_bytes(word))
-                .collect(),
+            auxv: program.auxv,
         },
-        credentials: credentials(&status),
+        credentials: credentials(status),
         limits: limits(),
         settings: settings([field(5), field(6), field(7), field(8)], stopped),
     }
@@ -237,8 +246,13 @@ fn limits() -> Vec<Limit> {
 
 /// Whether a process, whose id is in use, has ended; it may wait to be waited for.
 fn has_ended(pid: u64) -> bool {
-    let status = procfs::read(path!("/proc/{pid}/status").as_c_str()).unwrap_or_default();
-    procfs::field(&status, "State:").is_none_or(|state| state.starts_with(b"Z") || state.starts_with(b"X"))
+    if pid == process::getpid() as u64 {
+        return false;
+    }
+    let stat = procfs::read(path!("/proc/{pid}/stat").as_c_str()).unwrap_or_default();
+    // The state follows the name in parentheses, which may hold anything.
+    let after = stat.iter().rposition(|&byte| byte == b')').map_or(0, |at| at + 2);
+    matches!(stat.get(after), None | Some(b'Z' | b'X'))
 }
 
 /// Of the process' group, session, terminal and its foreground group, as proc_pid_stat(5) tells them: signed ints.

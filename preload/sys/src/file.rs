@@ -9,11 +9,16 @@ use crate::{Result, call::call};
 pub type Fd = i32;
 
 pub fn open(path: &CStr, flags: i32, mode: u32) -> Result<Fd> {
+    open_at(libc::AT_FDCWD, path, flags, mode)
+}
+
+/// openat(2): a path that does not begin with `/` begins in `directory`.
+pub fn open_at(directory: Fd, path: &CStr, flags: i32, mode: u32) -> Result<Fd> {
     // SAFETY: reads a NUL-terminated string.
     unsafe {
         call(
             libc::SYS_openat,
-            [libc::AT_FDCWD as usize, path.as_ptr() as usize, flags as usize, mode as usize, 0, 0],
+            [directory as usize, path.as_ptr() as usize, flags as usize, mode as usize, 0, 0],
         )
     }
     .map(|fd| fd as Fd)
@@ -82,21 +87,34 @@ pub fn is_in_memory(fd: Fd) -> Result<bool> {
 }
 
 pub fn readlink(path: &CStr, buffer: &mut [u8]) -> Result<usize> {
+    readlink_at(libc::AT_FDCWD, path, buffer)
+}
+
+/// readlinkat(2): a path that does not begin with `/` begins in `directory`.
+pub fn readlink_at(directory: Fd, path: &CStr, buffer: &mut [u8]) -> Result<usize> {
     // SAFETY: reads a string, writes at most the buffer's length.
     unsafe {
         call(
-            libc::SYS_readlink,
-            [path.as_ptr() as usize, buffer.as_mut_ptr() as usize, buffer.len(), 0, 0, 0],
+            libc::SYS_readlinkat,
+            [directory as usize, path.as_ptr() as usize, buffer.as_mut_ptr() as usize, buffer.len(), 0, 0],
         )
     }
 }
 
 /// stat(2): follows links.
 pub fn stat(path: &CStr) -> Result<libc::stat> {
+    stat_at(libc::AT_FDCWD, path)
+}
+
+/// fstatat(2): follows links; a path that does not begin with `/` begins in `directory`.
+pub fn stat_at(directory: Fd, path: &CStr) -> Result<libc::stat> {
     let mut stat = core::mem::MaybeUninit::<libc::stat>::zeroed();
     // SAFETY: reads a string, writes one struct stat.
     unsafe {
-        call(libc::SYS_stat, [path.as_ptr() as usize, stat.as_mut_ptr() as usize, 0, 0, 0, 0])?;
+        call(
+            libc::SYS_newfstatat,
+            [directory as usize, path.as_ptr() as usize, stat.as_mut_ptr() as usize, 0, 0, 0],
+        )?;
         Ok(stat.assume_init())
     }
 }

@@ -300,7 +300,8 @@ fn nothing() -> Description {
 
 /// Whether a running program has closed a descriptor (or opened another in its place) while it was looked at.
 fn is_gone(tid: i32, open: &Open) -> bool {
-    look_at(tid, open.fd).map_or(true, |now| now.stat.st_ino != open.stat.st_ino || now.link != open.link)
+    let now = Directories::open(tid).and_then(|directories| directories.look_at(open.fd));
+    now.map_or(true, |now| now.stat.st_ino != open.stat.st_ino || now.link != open.link)
 }
 
 /// A pidfd through which the program's table can be reached: the leader's, or where it has ended
@@ -312,19 +313,19 @@ fn open_pidfd(tid: i32) -> SysResult<Fd> {
 
 fn look_at_all(tid: i32, moment: Moment) -> (Vec<Open>, Vec<Refusal>) {
     let (mut opens, mut refusals, mut fds) = (Vec::new(), Vec::new(), Vec::new());
-    if let Err(error) =
-        procfs::numbered_entries(path!("/proc/self/task/{tid}/fd").as_c_str(), |fd| fds.push(fd))
-    {
-        refusals.push(refusal(
-            -1,
-            "all",
-            format!("/proc/self/task/{tid}/fd cannot be read: {error}"),
-            "mount /proc",
-        ));
-    }
+    let directories = Directories::open(tid)
+        .and_then(|directories| directories.links.numbers(|fd| fds.push(fd)).map(|()| directories));
+    let directories = match directories {
+        Ok(directories) => directories,
+        Err(error) => {
+            let reason = format!("/proc/self/task/{tid}/fd cannot be read: {error}");
+            refusals.push(refusal(-1, "all", reason, "mount /proc"));
+            return (opens, refusals);
+        }
+    };
     fds.sort_unstable();
     for fd in fds {
-        match look_at(tid, fd) {
+        match directories.look_at(fd) {
             Ok(open) => opens.push(open),
             Err(Errno(libc::ENOENT)) if moment == Moment::Running => {}
             Err(Errno(libc::EILSEQ)) => refusals.push(refusal(
@@ -341,26 +342,41 @@ fn look_at_all(tid: i32, moment: Moment) -> (Vec<Open>, Vec<Refusal>) {
     (opens, refusals)
 }
 
-/// # Errors
-/// EILSEQ for a path that is not UTF-8.
-fn look_at(tid: i32, fd: i32) -> SysResult<Open> {
-    let path = path!("/proc/self/task/{tid}/fd/{fd}");
-    let mut link = [0u8; 4096];
-    let len = file::readlink(path.as_c_str(), &mut link)?;
-    let link = core::str::from_utf8(&link[..len]).map_err(|_| Errno(libc::EILSEQ))?;
-    let info = procfs::read(path!("/proc/self/task/{tid}/fdinfo/{fd}").as_c_str())?;
-    let all = procfs::field(&info, "flags:").and_then(procfs::octal).ok_or(Errno(libc::EINVAL))?;
-    let offset = procfs::field(&info, "pos:").and_then(procfs::decimal).unwrap_or(0);
-    let cloexec = libc::O_CLOEXEC as u64;
-    Ok(Open {
-        fd,
-        link: link.into(),
-        stat: file::stat(path.as_c_str())?,
-        flags: (all & !cloexec) as u32,
-        close_on_exec: all & cloexec != 0,
-        offset,
-        info,
-    })
+/// What /proc shows of a thread's descriptors.
+struct Directories {
+    links: procfs::Directory,
+    infos: procfs::Directory,
+}
+
+impl Directories {
+    fn open(tid: i32) -> SysResult<Self> {
+        Ok(Self {
+            links: procfs::Directory::open(path!("/proc/self/task/{tid}/fd").as_c_str())?,
+            infos: procfs::Directory::open(path!("/proc/self/task/{tid}/fdinfo").as_c_str())?,
+        })
+    }
+
+    /// # Errors
+    /// EILSEQ for a path that is not UTF-8.
+    fn look_at(&self, fd: i32) -> SysResult<Open> {
+        let name = path!("{fd}");
+        let mut link = [0u8; 4096];
+        let len = self.links.link(name.as_c_str(), &mut link)?;
+        let link = core::str::from_utf8(&link[..len]).map_err(|_| Errno(libc::EILSEQ))?;
+        let info = self.infos.read(name.as_c_str())?;
+        let all = procfs::field(&info, "flags:").and_then(procfs::octal).ok_or(Errno(libc::EINVAL))?;
+        let offset = procfs::field(&info, "pos:").and_then(procfs::decimal).unwrap_or(0);
+        let cloexec = libc::O_CLOEXEC as u64;
+        Ok(Open {
+            fd,
+            link: link.into(),
+            stat: self.links.stat(name.as_c_str())?,
+            flags: (all & !cloexec) as u32,
+            close_on_exec: all & cloexec != 0,
+            offset,
+            info,
+        })
+    }
 }
 
 fn describe(table: &Table<'_>, open: &Open, objects: &mut Objects) -> Result<Description, Refusal> {
