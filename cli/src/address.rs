@@ -61,7 +61,7 @@ impl Address {
 
     /// This address (0), or the one so many behind it: of `HOST:PORT` the port, of a path a number at its end counts.
     /// `None`: there is none.
-    pub fn numbered(&self, number: u32) -> Option<Self> {
+    fn numbered(&self, number: u32) -> Option<Self> {
         if number == 0 {
             return Some(self.clone());
         }
@@ -75,6 +75,12 @@ impl Address {
             None => self.beside(&format!(".{}", number + 1)),
         };
         (path.as_os_str().len() <= LONGEST_PATH).then_some(Self { path })
+    }
+
+    /// This address and those behind it, as far as they are tried.
+    pub fn and_the_next(&self) -> impl Iterator<Item = Self> + use<'_> {
+        const TRIED: u32 = 4096;
+        (0..TRIED).map_while(|number| self.numbered(number))
     }
 
     /// The path with `suffix` added to the file name: what belongs to the coordinator beside its socket.

@@ -117,6 +117,11 @@ impl Command {
 
 #[derive(Debug, Args)]
 pub struct LaunchArgs {
+    /// Give it a coordinator of its own, at the first free address from --coord on, which is printed
+    ///
+    /// The next ones are: port 7780 and so on; of a path, PATH.2 and so on.
+    #[arg(long)]
+    pub new: bool,
     /// Run it in the background; print the computation's id and the pid once it has joined
     #[arg(long)]
     pub detach: bool,
@@ -194,6 +199,11 @@ pub struct RestartArgs {
     /// writing at the same place is overwritten. It ends when all have ended, with the status of the first that failed.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub clones: Option<u32>,
+    /// Give it a coordinator of its own, at the first free address from --coord on, which is printed
+    ///
+    /// The next ones are: port 7780 and so on; of a path, PATH.2 and so on.
+    #[arg(long, conflicts_with = "clones")]
+    pub new: bool,
     /// Run it in the background; print the computation's id and the pids once it runs
     #[arg(long)]
     pub detach: bool,

@@ -46,11 +46,9 @@ pub fn run(context: &Context, args: &LaunchArgs) -> anyhow::Result<ExitCode> {
     let name = args.program.first().ok_or_else(|| Failure::Usage("no program is named".into()))?;
     let path = program::check(name)?;
     let library = locate::find(locate::LIBRARY)?;
-    let address = context.address()?;
     let store = context.store()?;
+    let (address, mut client) = start::coordinator(context.address()?, &store, args.new)?;
     let image = Image::new(&path, &args.program, &library, &address, &store)?;
-
-    let mut client = start::connect_or_start(&address, &store, &start::Options::default())?;
     if context.store_is_named() {
         same_store(&mut client, &store)?;
     }
@@ -62,6 +60,7 @@ pub fn run(context: &Context, args: &LaunchArgs) -> anyhow::Result<ExitCode> {
     }
     drop(client);
     tracer::join(&address);
+    start::tell(&address, args.new, context.quiet);
     let error = image.execute().unwrap_err();
     Err(Failure::ProgramNotExecutable(format!("{}: {error}", path.display())).into())
 }

@@ -128,3 +128,39 @@ fn the_second_of_two_restarts_at_once_has_its_own_namespace() {
     assert!(processes.iter().all(|process| process["pid"] != process["real_pid"]), "{status}");
     restarted.expect_ok();
 }
+
+#[test]
+fn programs_that_are_to_have_coordinators_of_their_own_do_when_all_are_launched_at_once() {
+    let lab = Lab::new();
+    let launches: Vec<_> = (0..4)
+        .map(|_| {
+            let lab = lab.clone();
+            thread::spawn(move || lab.json(["launch", "--new", "--detach", "--", "sleep", "1000"]))
+        })
+        .collect();
+    let launched: Vec<_> = launches.into_iter().map(|launch| launch.join().unwrap()).collect();
+    let mut addresses: Vec<&str> =
+        launched.iter().map(|one| one["address"].as_str().expect("an address")).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    assert_eq!(addresses.len(), 4, "{launched:?}");
+    for address in addresses {
+        let status = lab.json(["status", "--coord", address]);
+        assert_eq!(status["processes"].as_array().map(Vec::len), Some(1), "{status}");
+        lab.run(["kill", "--coord", address]).expect_success();
+    }
+}
+
+#[test]
+fn a_restart_with_a_coordinator_of_its_own_leaves_the_original_alone() {
+    let lab = Lab::new();
+    let running = TREE.launch(&lab);
+    running.wait_ready();
+    let id = lab.checkpoint(&[]);
+    let restarted = lab.json(["restart", &id, "--new", "--detach"]);
+    let coordinator = restarted["coordinator"].as_str().expect("an address");
+    assert_eq!(lab.json(["status", "--coord", coordinator])["processes"].as_array().map(Vec::len), Some(9));
+    assert_eq!(lab.json(["status"])["processes"].as_array().map(Vec::len), Some(9));
+    lab.run(["kill", "--coord", coordinator]).expect_success();
+    running.expect_ok();
+}

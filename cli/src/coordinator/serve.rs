@@ -22,7 +22,7 @@ use super::{
     computation::{Computation, Settings},
     connection, log,
     socket::Socket,
-    start::READY,
+    start::{READY, TAKEN},
 };
 use crate::{address::Address, args::CoordinatorArgs};
 
@@ -40,7 +40,7 @@ pub fn run(address: Address, store: PathBuf, args: &CoordinatorArgs) -> anyhow::
     let socket = match claimed {
         Ok(Some(socket)) => socket,
         Ok(None) if starter.is_there() => {
-            starter.tell(READY);
+            starter.tell(TAKEN);
             return Ok(());
         }
         Ok(None) => bail!("a coordinator listens at {address} already"),

@@ -17,10 +17,13 @@ use anyhow::{Context as _, bail};
 use nix::fcntl::{FcntlArg, fcntl};
 use stasis_protocol::coordinator::ClientRequest;
 
-use crate::{address::Address, client::Client};
+use crate::{address::Address, client::Client, failure::Failure, output};
 
-/// What a coordinator writes to its starter when it listens, or when another one does.
+/// What a coordinator writes to its starter when it listens.
 pub const READY: &[u8] = b"ready";
+
+/// The same, when another one does.
+pub const TAKEN: &[u8] = b"taken";
 
 /// The lowest number that the readiness pipe may have in the coordinator, out of the way of what
 /// [`Command`] puts at 0, 1 and 2.
@@ -53,6 +56,45 @@ pub fn connect_or_start(address: &Address, store: &Path, options: &Options) -> a
     bail!("coordinators at {address} end as soon as they listen: see {}", log_path(address).display())
 }
 
+/// Starts a coordinator at the first address from `first` on at which none listens. Nobody else is given the same one.
+///
+/// # Errors
+/// Why none could be started.
+pub fn start_new(first: &Address, store: &Path, options: &Options) -> anyhow::Result<(Address, Client)> {
+    for address in first.and_the_next() {
+        if Client::try_connect(&address)?.is_some() || start(&address, store, options)? == Listens::Another {
+            continue;
+        }
+        let client = Client::connect(&address)?;
+        return Ok((address, client));
+    }
+    bail!(Failure::refused(
+        "a coordinator of its own",
+        format!("at all addresses from {first} on one listens already"),
+        "name another one with --coord"
+    ))
+}
+
+/// The coordinator for what a command is to run: its own (`new`), or the one at `address`.
+///
+/// # Errors
+/// Why there is none.
+pub fn coordinator(address: Address, store: &Path, new: bool) -> anyhow::Result<(Address, Client)> {
+    let options = Options::default();
+    if new {
+        return start_new(&address, store, &options);
+    }
+    let client = connect_or_start(&address, store, &options)?;
+    Ok((address, client))
+}
+
+/// Tells people where a coordinator is whose address nobody has named.
+pub fn tell(address: &Address, new: bool, quiet: bool) {
+    if new && !quiet {
+        output::note(&format!("stasis: the coordinator is at {address} (--coord)"));
+    }
+}
+
 /// [`ClientRequest::Interval`]; zero means none.
 pub fn interval_request(interval: Duration) -> ClientRequest {
     let micros = u64::try_from(interval.as_micros()).unwrap_or(u64::MAX);
@@ -63,8 +105,15 @@ fn log_path(address: &Address) -> std::path::PathBuf {
     address.beside(".log")
 }
 
+/// Who listens at an address.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Listens {
+    TheOneStarted,
+    Another,
+}
+
 /// Returns when a coordinator listens: the one started, or one that was faster.
-fn start(address: &Address, store: &Path, options: &Options) -> anyhow::Result<()> {
+fn start(address: &Address, store: &Path, options: &Options) -> anyhow::Result<Listens> {
     let executable = env::current_exe().context("cannot tell where `stasis` itself is")?;
     let log_path = log_path(address);
     if log_path.metadata().is_ok_and(|meta| meta.len() > LONGEST_LOG) {
@@ -142,11 +191,12 @@ fn check(result: i32) -> io::Result<()> {
 }
 
 /// Reads what the coordinator has to say about its start.
-fn await_ready(mut ready: PipeReader) -> anyhow::Result<()> {
+fn await_ready(mut ready: PipeReader) -> anyhow::Result<Listens> {
     let mut said = Vec::new();
     ready.read_to_end(&mut said)?;
     match said.as_slice() {
-        READY => Ok(()),
+        READY => Ok(Listens::TheOneStarted),
+        TAKEN => Ok(Listens::Another),
         b"" => bail!("it ended without a word"),
         reason => bail!("{}", String::from_utf8_lossy(reason)),
     }

@@ -41,9 +41,6 @@ use crate::{
     tracer,
 };
 
-/// So many addresses behind the one that was asked for are tried.
-const ADDRESSES: u32 = 4096;
-
 /// An address for a clone, with its coordinator.
 struct Place {
     address: Address,
@@ -117,7 +114,7 @@ pub fn run(
 fn places(context: &Context, prepared: &Prepared, count: u32) -> anyhow::Result<Vec<Place>> {
     let (first, directory) = (context.address()?, context.store()?);
     let mut places = Vec::new();
-    for address in (0..ADDRESSES).map_while(|number| first.numbered(number)) {
+    for address in first.and_the_next() {
         if places.len() == count as usize {
             return Ok(places);
         }

@@ -67,13 +67,11 @@ pub fn run(context: &Context, args: &RestartArgs) -> anyhow::Result<ExitCode> {
     if let Some(count) = args.clones {
         return clones::run(context, args, prepared, count);
     }
-    let address = context.address()?;
+    let (address, mut client) = start::coordinator(context.address()?, &context.store()?, args.new)?;
     let memory = lazy::choose(prepared.wish, &prepared.computation.processes, &address);
     if let Some(why_not) = memory.why_not.as_deref().filter(|_| !context.quiet) {
         let _ = lazy::explain(why_not);
     }
-    let directory = context.store()?;
-    let mut client = start::connect_or_start(&address, &directory, &start::Options::default())?;
     client.count(&prepared.resume(prepared.computation.record.draft.computation.clone()))?;
     tracer::join(&address);
     let child = prepared.go(args, &memory, None, &address, client)?;
@@ -83,6 +81,7 @@ pub fn run(context: &Context, args: &RestartArgs) -> anyhow::Result<ExitCode> {
     }
     // Or the store's server would stay for as long as the program runs.
     drop(prepared);
+    start::tell(&address, args.new, context.quiet);
     supervise::stand_in(child)
 }
 
