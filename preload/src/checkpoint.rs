@@ -420,7 +420,7 @@ impl Taking<'_> {
         // Whether ends may stay outside is the coordinator's to say.
         let alone = alone && ends.iter().all(|end| end.refusal.is_none());
         let Kept { store, tracker, base } = kept();
-        vdso::note(&mappings);
+        vdso::note(&mappings, hold);
         // A connection that the coordinator passed knows of no base.
         let bases = self.passed.is_none();
         let store = connected(store, path, self.passed.take())?;

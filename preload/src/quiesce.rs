@@ -11,6 +11,7 @@ use crate::{
     state::{self, Stop},
     stop,
     threads::{self, Slot},
+    vdso,
 };
 
 /// When no thread has come to a stop for so long, in nanoseconds, one that has not is named and the checkpoint given up:
@@ -63,8 +64,9 @@ pub fn quiesce(stop: Stop) -> Result<Quiet, Refusal> {
             remedy: "report this".into(),
         });
     }
-    state::start_stopping(stop);
     let since = sync::monotonic_ns();
+    vdso::begin(since);
+    state::start_stopping(stop);
     let mut signalled: Vec<i32> = Vec::with_capacity(present.len());
     let (mut last_seen, mut last_arrival) = (state::arrivals(), since);
     loop {

@@ -152,7 +152,7 @@ extern "C" fn handler(signal: i32, info: *mut Siginfo, context: *mut libc::ucont
 fn runs_on(slot: &Slot, frame: &mut Frame<'_>) -> bool {
     let is_inside = vdso::holds(frame.pc());
     slot.in_vdso.store(is_inside.into(), Ordering::Relaxed);
-    if !is_inside || !state::is_stopping_outside() || slot.ran_on.load(Ordering::Relaxed) >= vdso::MOST {
+    if !is_inside || !state::is_stopping_outside() || vdso::is_urgent() {
         return false;
     }
     slot.ran_on.fetch_add(1, Ordering::Relaxed);
