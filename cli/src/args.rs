@@ -128,9 +128,6 @@ pub struct LaunchArgs {
     /// Take a checkpoint every so many seconds (fractions allowed; 0: none)
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub interval: Option<Duration>,
-    /// Reserved: the signal that stops threads, by number or name. Today only the default is there
-    #[arg(long, value_name = "SIGNAL")]
-    pub ckpt_signal: Option<String>,
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
     pub program: Vec<OsString>,

@@ -38,11 +38,6 @@ use crate::{
 
 /// `stasis launch`; returns only when the program could not be started, or runs in the background.
 pub fn run(context: &Context, args: &LaunchArgs) -> anyhow::Result<ExitCode> {
-    if let Some(signal) = &args.ckpt_signal {
-        bail!(Failure::Usage(format!(
-            "--ckpt-signal {signal}: another stop signal comes with a later version; leave the option out"
-        )));
-    }
     let name = args.program.first().ok_or_else(|| Failure::Usage("no program is named".into()))?;
     let path = program::check(name)?;
     let library = locate::find(locate::LIBRARY)?;

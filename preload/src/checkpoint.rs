@@ -25,8 +25,9 @@ use crate::{
     precopy::{Stood, precopy},
     quiesce::{self, Quiet},
     snapshot::{self, Checked, Children, Share, mappings},
-    state,
+    state::{self, Stop},
     tracker::Tracker,
+    vdso,
     wrappers::userfault,
 };
 
@@ -419,6 +420,7 @@ impl Taking<'_> {
         // Whether ends may stay outside is the coordinator's to say.
         let alone = alone && ends.iter().all(|end| end.refusal.is_none());
         let Kept { store, tracker, base } = kept();
+        vdso::note(&mappings, hold);
         // A connection that the coordinator passed knows of no base.
         let bases = self.passed.is_none();
         let store = connected(store, path, self.passed.take())?;
@@ -454,7 +456,8 @@ impl Taking<'_> {
         self.report(Phase::Quiescing);
 
         self.stood.run_freely(&mut dump);
-        self.quiet = Some(quiesce::quiesce(self.was_stopped).map_err(|refusal| vec![refusal])?);
+        let stop = if self.was_stopped { Stop::Continued } else { Stop::OutsideVdso };
+        self.quiet = Some(quiesce::quiesce(stop).map_err(|refusal| vec![refusal])?);
         let Some(quiet) = &self.quiet else { return Ok(()) };
         if self.was_stopped {
             take_continue();

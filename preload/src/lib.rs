@@ -52,5 +52,6 @@ mod stop;
 mod system_v;
 mod threads;
 mod tracker;
+mod vdso;
 mod watches;
 mod wrappers;

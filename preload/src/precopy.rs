@@ -20,6 +20,7 @@ use crate::{
         Objects,
         mappings::{self, Found},
     },
+    state::Stop,
 };
 
 /// How long the program has stood still, in microseconds.
@@ -137,7 +138,7 @@ impl Rounds {
 
 /// Stops the threads for as long as it takes to watch what they have mapped; how long they stood, in microseconds.
 fn watch_all(dump: &mut Dump<'_>) -> Result<u64, Vec<Refusal>> {
-    let quiet = quiesce::quiesce(false).map_err(|refusal| vec![refusal])?;
+    let quiet = quiesce::quiesce(Stop::Anywhere).map_err(|refusal| vec![refusal])?;
     let mappings = present();
     if let Ok(mappings) = &mappings {
         dump.watch(mappings);

@@ -1,11 +1,18 @@
 //! Bringing every thread of the program to a stop, in bounded time.
 
 use alloc::{format, string::String, vec::Vec};
+use core::sync::atomic::Ordering;
 
 use stasis_protocol::coordinator::Refusal;
 use stasis_sys::{file, process, sync};
 
-use crate::{procfs, state, stop, threads};
+use crate::{
+    procfs,
+    state::{self, Stop},
+    stop,
+    threads::{self, Slot},
+    vdso,
+};
 
 /// When no thread has come to a stop for so long, in nanoseconds, one that has not is named and the checkpoint given up:
 /// where many share a processor, the last of them comes to run late.
@@ -34,12 +41,12 @@ impl Quiet {
     }
 }
 
-/// Stops every thread but the calling one. `continued`: the process stood stopped by a signal; the coordinator has
+/// Stops every thread but the calling one. Where the process stood stopped by a signal, the coordinator has
 /// queued a stop signal to each of its threads before it continued them.
 ///
 /// # Errors
 /// A refusal that names the thread that could not be stopped; all run again then.
-pub fn quiesce(continued: bool) -> Result<Quiet, Refusal> {
+pub fn quiesce(stop: Stop) -> Result<Quiet, Refusal> {
     let pid = process::getpid();
     let own = process::gettid();
     let mut present = Vec::new();
@@ -57,12 +64,13 @@ pub fn quiesce(continued: bool) -> Result<Quiet, Refusal> {
             remedy: "report this".into(),
         });
     }
-    state::start_stopping(continued);
     let since = sync::monotonic_ns();
+    vdso::begin(since);
+    state::start_stopping(stop);
     let mut signalled: Vec<i32> = Vec::with_capacity(present.len());
     let (mut last_seen, mut last_arrival) = (state::arrivals(), since);
     loop {
-        let seen = state::arrivals();
+        let (seen, ran_on) = (state::arrivals(), state::running_on());
         if core::mem::replace(&mut last_seen, seen) != seen {
             last_arrival = sync::monotonic_ns();
         }
@@ -73,27 +81,32 @@ pub fn quiesce(continued: bool) -> Result<Quiet, Refusal> {
                 signalled.insert(at, tid);
             }
         }
-        let stopped = |tid| {
-            threads::claim(tid).is_some_and(|slot| {
-                slot.state.load(core::sync::atomic::Ordering::Acquire) == threads::state::STOPPED
-            })
-        };
         let (mut waiting, mut exited) = (None, Vec::new());
         for &tid in &present {
-            if !stopped(tid) {
-                if is_zombie(tid) {
-                    exited.push(tid);
-                } else {
-                    waiting = Some(tid);
+            let slot = threads::claim(tid);
+            match slot.map_or(0, |slot| slot.state.load(Ordering::Acquire)) {
+                threads::state::STOPPED => continue,
+                threads::state::RUNS_ON => {
+                    if let Some(slot) = slot {
+                        stop_again(slot);
+                    }
                 }
+                _ if is_zombie(tid) => {
+                    exited.push(tid);
+                    continue;
+                }
+                _ => {}
             }
+            waiting = Some(tid);
         }
         // A thread that was stopped may have made another just before: only a list that holds
         // nobody new ends the search.
         let before = present.len();
         if waiting.is_some() {
             let count = state::arrivals();
-            if count == seen || count.wrapping_sub(seen) < before as u32 {
+            let more_come = count == seen || count.wrapping_sub(seen) < before as u32;
+            // Who runs on comes no more unless it is asked to.
+            if more_come && state::running_on() == ran_on {
                 state::await_arrival(count, LOOK_AGAIN);
             }
         }
@@ -114,6 +127,20 @@ pub fn quiesce(continued: bool) -> Result<Quiet, Refusal> {
     }
 }
 
+/// Stops a thread that was met in the vDSO a moment ago.
+fn stop_again(slot: &Slot) {
+    /// To be told that it runs on takes longer than the vDSO's functions, unless both share a processor: then it would have been
+    /// interrupted before it got on. In nanoseconds.
+    const MOMENT: u64 = 20_000;
+    if slot.ran_on.load(Ordering::Relaxed) > 2 {
+        state::pause(MOMENT);
+    }
+    let tid = slot.tid.load(Ordering::Relaxed);
+    slot.state.store(0, Ordering::Release);
+    observe(tid);
+    let _ = stop::send(process::getpid(), tid);
+}
+
 /// The tids of this process but one.
 fn list(own: i32, tids: &mut Vec<i32>) {
     tids.clear();
@@ -129,7 +156,7 @@ fn list(own: i32, tids: &mut Vec<i32>) {
 fn observe(tid: i32) {
     let Some(slot) = threads::claim(tid) else { return };
     let none = u64::MAX;
-    slot.call.store(none, core::sync::atomic::Ordering::Relaxed);
+    slot.call.store(none, Ordering::Relaxed);
     let mut content = [0u8; 256];
     let path = path!("/proc/self/task/{tid}/syscall");
     let Ok(fd) = procfs::open(path.as_c_str()) else { return };
@@ -143,11 +170,11 @@ fn observe(tid: i32) {
         *value = word;
     }
     for (to, value) in slot.call_arguments.iter().zip(values) {
-        to.store(value, core::sync::atomic::Ordering::Relaxed);
+        to.store(value, Ordering::Relaxed);
     }
-    slot.call_sp.store(values[6], core::sync::atomic::Ordering::Relaxed);
-    slot.call_pc.store(values[7], core::sync::atomic::Ordering::Relaxed);
-    slot.call.store(nr, core::sync::atomic::Ordering::Release);
+    slot.call_sp.store(values[6], Ordering::Relaxed);
+    slot.call_pc.store(values[7], Ordering::Relaxed);
+    slot.call.store(nr, Ordering::Release);
 }
 
 fn status(tid: i32) -> Vec<u8> {

@@ -8,7 +8,7 @@ use stasis_sys::sync;
 
 use crate::{
     quiesce::{self, Quiet},
-    state,
+    state::{self, Stop},
 };
 
 /// How long it stands still at a time, in nanoseconds.
@@ -50,7 +50,7 @@ impl Slices {
         if self.quiet.is_some() {
             self.run();
         } else {
-            self.quiet = Some(quiesce::quiesce(false).map_err(|refusal| vec![refusal])?);
+            self.quiet = Some(quiesce::quiesce(Stop::Anywhere).map_err(|refusal| vec![refusal])?);
             self.until = sync::monotonic_ns() + STAND;
         }
         Ok(())

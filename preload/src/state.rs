@@ -4,14 +4,20 @@ use core::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 
 use stasis_sys::sync;
 
-/// Whether threads that receive the stop signal are to park: 0, or one of [`RUNNING`], [`CONTINUED`].
+/// Whether threads that receive the stop signal are to park: 0, or a [`Stop`].
 static STOPPING: AtomicU32 = AtomicU32::new(0);
 
-/// Threads park that were running.
-const RUNNING: u32 = 1;
-
-/// Threads park of a process that stood stopped by a signal and was continued for the checkpoint.
-const CONTINUED: u32 = 2;
+/// Which threads are stopped, and where.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Stop {
+    /// Those that were running, wherever they are.
+    Anywhere = 1,
+    /// The same, but not in the vDSO if that can be helped: for a snapshot.
+    OutsideVdso = 2,
+    /// Those of a process that stood stopped by a signal and was continued for the checkpoint.
+    Continued = 3,
+}
 
 /// Counts the times that threads were let go; a futex that parked threads wait on.
 static RELEASED: AtomicU32 = AtomicU32::new(0);
@@ -39,12 +45,16 @@ pub fn is_stopping() -> bool {
 
 /// Whether they are, in a process that stood stopped and was continued for it.
 pub fn is_stopping_continued() -> bool {
-    STOPPING.load(Ordering::Acquire) == CONTINUED
+    STOPPING.load(Ordering::Acquire) == Stop::Continued as u32
 }
 
-/// `continued`: the process stood stopped by a signal before.
-pub fn start_stopping(continued: bool) {
-    STOPPING.store(if continued { CONTINUED } else { RUNNING }, Ordering::Release);
+/// Whether they are, but not in the vDSO.
+pub fn is_stopping_outside() -> bool {
+    STOPPING.load(Ordering::Acquire) == Stop::OutsideVdso as u32
+}
+
+pub fn start_stopping(stop: Stop) {
+    STOPPING.store(stop as u32, Ordering::Release);
     sync::futex_wake(&STOPPING, i32::MAX as u32);
 }
 
@@ -141,6 +151,19 @@ pub fn nudge() {
 pub fn arrive() {
     ARRIVALS.fetch_add(1, Ordering::AcqRel);
     sync::futex_wake(&ARRIVALS, 1);
+}
+
+/// Counts the times that a thread arrived and is to be stopped once more.
+static RUNNING_ON: AtomicU32 = AtomicU32::new(0);
+
+/// Tells the checkpoint thread that a thread has arrived where it is not to stop.
+pub fn arrive_to_run_on() {
+    RUNNING_ON.fetch_add(1, Ordering::AcqRel);
+    arrive();
+}
+
+pub fn running_on() -> u32 {
+    RUNNING_ON.load(Ordering::Acquire)
 }
 
 pub fn arrivals() -> u32 {

@@ -18,6 +18,7 @@ use crate::{
     arch::{self, Frame},
     credentials, dormant, interrupted, restart, state,
     threads::{self, Slot, request},
+    vdso,
 };
 
 pub const SIGNAL: i32 = 33;
@@ -134,6 +135,9 @@ extern "C" fn handler(signal: i32, info: *mut Siginfo, context: *mut libc::ucont
         drop_further_stops();
     }
     let Some(slot) = threads::claim(process::gettid()) else { return };
+    if runs_on(slot, &mut frame) {
+        return;
+    }
     slot.stopped_at.store(stopped_at, Ordering::Relaxed);
     describe(slot, &frame);
     let interruption = interrupted::suspend(&mut frame, Some(slot));
@@ -142,6 +146,22 @@ extern "C" fn handler(signal: i32, info: *mut Siginfo, context: *mut libc::ucont
         restart::thread_arrived(slot);
     }
     interrupted::resume(&mut frame, &interruption, restarted);
+}
+
+/// Whether the thread is to leave the vDSO before it is stopped: not for ever, and not where it stood stopped by a signal.
+fn runs_on(slot: &Slot, frame: &mut Frame<'_>) -> bool {
+    let is_inside = vdso::holds(frame.pc());
+    slot.in_vdso.store(is_inside.into(), Ordering::Relaxed);
+    if !is_inside || !state::is_stopping_outside() || vdso::is_urgent() {
+        return false;
+    }
+    slot.ran_on.fetch_add(1, Ordering::Relaxed);
+    // Its functions make system calls, too.
+    let interruption = interrupted::suspend(frame, None);
+    slot.state.store(threads::state::RUNS_ON, Ordering::Release);
+    state::arrive_to_run_on();
+    interrupted::resume(frame, &interruption, false);
+    true
 }
 
 /// Calls the handler that was there before, as the kernel would.

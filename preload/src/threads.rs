@@ -51,6 +51,9 @@ pub struct Slot {
     pub request_set: AtomicU64,
     /// The siginfo_t that was taken (zeros when nothing was pending), or is to be queued.
     pub siginfo: [AtomicU64; 16],
+    /// Whether it was stopped in the vDSO's code, and how often it has been let run on from there.
+    pub in_vdso: AtomicU32,
+    pub ran_on: AtomicU32,
     /// PR_GET_KEEPCAPS and PR_MCE_KILL_GET.
     pub keep_capabilities: AtomicU32,
     pub mce_kill: AtomicU32,
@@ -73,6 +76,8 @@ pub mod state {
     pub const STOPPED: u32 = 1;
     /// Running in the restarted process, its own kernel state put back.
     pub const ARRIVED: u32 = 2;
+    /// It was met in the vDSO's code, and is to be stopped again in a moment.
+    pub const RUNS_ON: u32 = 3;
 }
 
 static TABLE: AtomicUsize = AtomicUsize::new(0);

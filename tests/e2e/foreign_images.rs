@@ -1,7 +1,7 @@
 //! Checkpoints that this Stasis cannot read, or this machine not run, are refused by name, with the remedy, before
 //! anything starts.
 
-use stasis_protocol::image::{IMAGE_VERSION, Machine};
+use stasis_protocol::image::{IMAGE_VERSION, Machine, ProcessImage};
 use stasis_tests::{Lab, compile, image};
 
 /// A lab with a checkpoint of `tests/programs/brk_heap.c`, which has been ended.
@@ -85,13 +85,21 @@ fn a_processor_with_less_register_state_than_a_frame_of_the_program_has() {
 }
 
 #[test]
-fn a_kernel_with_another_vdso() {
-    let words = ["vDSO", "kernel 1.2.3-other", "with that kernel"];
-    expect_machine_refused(
-        |machine| {
-            machine.kernel = "1.2.3-other".into();
-            machine.vdso_sum ^= 1;
-        },
-        &words,
+fn another_vdso_than_the_one_that_a_thread_stands_in() {
+    let (lab, id) = checkpointed();
+    let elsewhere = |image: &mut ProcessImage| {
+        image.machine.kernel = "1.2.3-other".into();
+        image.machine.vdso_sum ^= 1;
+    };
+    let inside = image::changed(&lab, &id, |image| {
+        elsewhere(image);
+        image.threads[0].in_vdso = true;
+    });
+    expect_refused(
+        &lab,
+        &inside,
+        &["thread", "vDSO of kernel 1.2.3-other", "another checkpoint", "with that kernel"],
     );
+    let outside = image::changed(&lab, &id, elsewhere);
+    lab.restart([&outside]).expect_ok();
 }

@@ -1,10 +1,19 @@
-// The vDSO: times through it, and directly by its symbols, go on in all threads and agree with the kernel.
+// The vDSO: times through it, and directly by its symbols, go on in all threads and agree with the kernel; what was looked
+// up is still there for who looks it up again.
 #include "maps.h"
 #include <elf.h>
 #include <sys/auxv.h>
 #include <sys/time.h>
 
 typedef int (*clock_function)(clockid_t, struct timespec *);
+typedef int (*day_function)(struct timeval *, void *);
+typedef time_t (*time_function)(time_t *);
+typedef int (*cpu_function)(unsigned *, unsigned *, void *);
+typedef ssize_t (*random_function)(void *, size_t, unsigned, void *, size_t);
+
+enum { CLOCK, RESOLUTION, DAY, TIME, CPU, RANDOM, FUNCTIONS };
+static const char *const names[FUNCTIONS] = {"__vdso_clock_gettime", "__vdso_clock_getres", "__vdso_gettimeofday",
+                                             "__vdso_time",          "__vdso_getcpu",       "__vdso_getrandom"};
 
 // Finds a function of the vDSO as a program with its own loader does, once and for all.
 static void *find(const char *name) {
@@ -53,7 +62,10 @@ static void *read_clocks(void *unused) {
 }
 
 int main(void) {
-    clock_function direct = (clock_function)find("__vdso_clock_gettime");
+    void *functions[FUNCTIONS];
+    for (int i = 0; i < FUNCTIONS; i++)
+        functions[i] = find(names[i]);
+    clock_function direct = (clock_function)functions[CLOCK];
     void *base = (void *)getauxval(AT_SYSINFO_EHDR);
     static const clockid_t clocks[] = {CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_REALTIME_COARSE};
     pthread_t reader = start_thread(read_clocks, NULL);
@@ -71,7 +83,25 @@ int main(void) {
         CHECK(low <= libc && libc <= own && own <= high, "clock %d: kernel %jd, libc %jd, vDSO %jd, kernel %jd", clocks[i],
               (intmax_t)low, (intmax_t)libc, (intmax_t)own, (intmax_t)high);
     }
-    struct timeval day;
+    for (int i = 0; i < FUNCTIONS; i++)
+        CHECK(find(names[i]) == functions[i], "%s was at %p and is at %p", names[i], functions[i], find(names[i]));
+    struct timeval day = {0, 0};
+    struct timespec resolution = {-1, -1};
+    unsigned cpu = UINT32_MAX, node = UINT32_MAX;
+    char bytes[2][64] = {{0}, {0}};
+    time_function own_time = (time_function)functions[TIME];
+    CHECK(llabs((own_time ? own_time(NULL) : time(NULL)) - now_ns(CLOCK_REALTIME) / 1000000000) <= 1, "the vDSO's own time");
+    if (functions[DAY])
+        CHECK(((day_function)functions[DAY])(&day, NULL) == 0 && llabs(day.tv_sec - time(NULL)) <= 1, "its gettimeofday");
+    if (functions[RESOLUTION])
+        CHECK(((clock_function)functions[RESOLUTION])(CLOCK_MONOTONIC, &resolution) == 0 && resolution.tv_sec == 0 &&
+                  resolution.tv_nsec > 0, "its clock_getres: %jd.%09ld", (intmax_t)resolution.tv_sec, resolution.tv_nsec);
+    if (functions[CPU])
+        CHECK(((cpu_function)functions[CPU])(&cpu, &node, NULL) == 0 && cpu < 8192 && node < 1024, "its getcpu: %u %u", cpu, node);
+    // Without a state it asks the kernel.
+    for (int i = 0; functions[RANDOM] && i < 2; i++)
+        CHECK(((random_function)functions[RANDOM])(bytes[i], sizeof bytes[i], 0, NULL, 0) == sizeof bytes[i], "its getrandom");
+    CHECK(!functions[RANDOM] || memcmp(bytes[0], bytes[1], sizeof bytes[0]) != 0, "its getrandom gives the same twice");
     CHECK(gettimeofday(&day, NULL) == 0 && llabs(day.tv_sec - time(NULL)) <= 1, "gettimeofday and time differ");
     sleep_ms(20);
     CHECK(atomic_load(&calls) > before, "the thread that reads clocks stands still");

@@ -27,6 +27,16 @@ pub fn with_record(lab: &Lab, id: &str, change: impl FnOnce(Vec<u8>) -> Vec<u8>)
     store.commit(TOKEN, draft).expect("a checkpoint").id
 }
 
+/// The record of the only process of a checkpoint.
+#[track_caller]
+pub fn read(lab: &Lab, id: &str) -> ProcessImage {
+    let server = lab.command(binary("stasis-store"));
+    let mut store = Client::connect_or_start_with(lab.store(), server).expect("the lab's store");
+    let draft = store.resolve(id).expect("the checkpoint").draft;
+    let record = store.read_record(&draft.processes[0].manifest).expect("its record");
+    wire::decode(&record).expect("a record of this version")
+}
+
 /// As [`with_record`], for a record of this version.
 #[track_caller]
 pub fn changed(lab: &Lab, id: &str, change: impl FnOnce(&mut ProcessImage)) -> String {

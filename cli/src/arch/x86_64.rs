@@ -1,5 +1,7 @@
 //! x86-64: where a program begins.
 
+pub mod vdso;
+
 use std::arch::asm;
 
 /// Goes on at a program's entry, as the kernel would after execve(2): with nothing but its stack.

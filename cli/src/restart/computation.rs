@@ -9,8 +9,9 @@ use stasis_protocol::{
 use stasis_store::pager::order::Order;
 
 use super::{
-    credentials, descriptors, layout, machine, settings, terminal,
+    credentials, descriptors, layout, machine, refusal, settings, terminal,
     tree::{Member, Tree},
+    vdso::Vdso,
 };
 use crate::{context::Context, failure::Failure, image, store::Store};
 
@@ -31,6 +32,8 @@ pub struct Computation {
     pub processes: Vec<Saved>,
     /// While it is open the packs stay where they are.
     pub store: Store,
+    /// This kernel's.
+    pub vdso: Vdso,
 }
 
 impl Computation {
@@ -61,7 +64,11 @@ impl Computation {
         if processes.is_empty() {
             bail!(failed(format!("checkpoint {} holds no process: run `stasis verify`", record.id)));
         }
-        Ok(Self { record, processes, store })
+        let vdso = Vdso::of_this_kernel().map_err(|error| {
+            let reason = format!("it cannot be read: {error}");
+            Failure::Refused(vec![refusal("the vDSO of this kernel", reason, "mount /proc")])
+        })?;
+        Ok(Self { record, processes, store, vdso })
     }
 
     pub fn images(&self) -> Vec<&ProcessImage> {
@@ -76,13 +83,15 @@ impl Computation {
         let mut refusals = Vec::new();
         let files = descriptors::Files::of(self.processes.iter().map(|process| &process.image));
         let mut machines: Vec<&Machine> = Vec::new();
-        for image in self.images() {
+        for saved in &self.processes {
+            let image = &saved.image;
             let first = refusals.len();
             layout::check(image, &files, &mut refusals);
             if !machines.contains(&&image.machine) {
                 machines.push(&image.machine);
                 machine::check(&image.machine, &mut refusals);
             }
+            self.vdso.check(saved, &mut refusals);
             credentials::check(image, &mut refusals);
             settings::check(image, &mut refusals);
             refusals.extend(descriptors::check(image, &files, policy));

@@ -16,7 +16,7 @@ use stasis_protocol::{
     PAGE_SIZE,
     coordinator::Refusal,
     image::{self, Backing, FileIdentity, ObjectKind, ProcessImage, flag},
-    plan::{Fill, KernelMapping, Mapping},
+    plan::{Fill, Mapping},
     store::{Extent, MEMORY, kind},
 };
 use stasis_store::client::PageNames;
@@ -25,14 +25,15 @@ use super::{
     descriptors::{Files, Places},
     plan::{Plan, attempt, call, pointing},
     refusal,
+    vdso::{self, Arrangement},
 };
 
 /// How much one filling thread takes at a time, in bytes.
 const CHUNK: u64 = 2 << 20;
 
 /// Addresses that programs are loaded at are above and below; here hardly anything ever lies.
-const AREA_FROM: u64 = 0x1000_0000_0000;
-const AREA_TO: u64 = 0x5000_0000_0000;
+pub const AREA_FROM: u64 = 0x1000_0000_0000;
+pub const AREA_TO: u64 = 0x5000_0000_0000;
 
 /// The end of user space with 47-bit addresses.
 const ADDRESS_END: u64 = (1 << 47) - 4096;
@@ -145,6 +146,7 @@ pub fn plan(
     pages: &Pages,
     objects: &dyn Fn(u32) -> Option<OwnedFd>,
     left: &Left,
+    vdso: &Arrangement,
     places: &mut Places,
     plan: &mut Plan,
 ) -> anyhow::Result<()> {
@@ -156,10 +158,8 @@ pub fn plan(
         let mut flags = if mapping.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
         let mut fd = -1;
         match &mapping.backing {
-            Backing::Kernel(name) => {
-                let mut bytes = [0; 16];
-                bytes[..name.len().min(16)].copy_from_slice(&name.as_bytes()[..name.len().min(16)]);
-                plan.kernel_mappings.push(KernelMapping { name: bytes, start: mapping.start, len });
+            Backing::Kernel(_) => {
+                vdso.plan(mapping, places, plan)?;
                 continue;
             }
             Backing::Anonymous => flags |= libc::MAP_ANONYMOUS,
@@ -228,7 +228,12 @@ pub fn plan(
     if !image.settings.thp_disable {
         plan.huge = huge(image, pages, lazy);
     }
-    fills(pages, &modified, lazy, places, plan)
+    let code = image.mappings.iter().filter(|mapping| vdso::is_code(mapping));
+    let mut others: Vec<Range<u64>> = code.map(|mapping| mapping.start..mapping.end).collect();
+    others.extend_from_slice(lazy);
+    others.sort_unstable_by_key(|range| range.start);
+    plan.kernel_mappings.extend_from_slice(&vdso.kernel);
+    fills(pages, &modified, &others, places, plan)
 }
 
 /// The System V segment that an object is: its id and its length in memory.
@@ -278,7 +283,7 @@ fn attach(image: &ProcessImage, mapping: &image::Mapping, plan: &mut Plan) {
 }
 
 /// The calls that give a mapping its advice, guards, name and lock.
-fn advise(mapping: &stasis_protocol::image::Mapping, plan: &mut Plan) {
+pub fn advise(mapping: &stasis_protocol::image::Mapping, plan: &mut Plan) {
     const MADV_GUARD_INSTALL: i32 = 102;
     const PR_SET_VMA: u64 = 0x5356_4d41;
     const PR_SET_VMA_ANON_NAME: u64 = 0;
@@ -381,7 +386,7 @@ fn without(range: Range<u64>, others: &[Range<u64>]) -> Vec<Range<u64>> {
 fn fills(
     pages: &Pages,
     modified: &[(u64, u64)],
-    lazy: &[Range<u64>],
+    others: &[Range<u64>],
     places: &mut Places,
     plan: &mut Plan,
 ) -> anyhow::Result<()> {
@@ -392,7 +397,7 @@ fn fills(
     plan.header.hashes_fd = places.place(pages.hashes.as_fd().try_clone_to_owned()?)? as u64;
     for (extent, first_hash) in pages.of(MEMORY) {
         let (start, len) = (extent.first_page * page, extent.pages * page);
-        let parts = without(start..start + len, lazy);
+        let parts = without(start..start + len, others);
         if parts.is_empty() {
             continue;
         }

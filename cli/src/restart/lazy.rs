@@ -37,6 +37,7 @@ use crate::{address::Address, tracer};
 use super::{
     computation::{Computation, Saved},
     descriptors::{self, Places},
+    disabled,
     layout::Pages,
     plan::Plan,
     spawn::Request,
@@ -113,11 +114,6 @@ pub fn choose(wish: Wish, processes: &[Saved], address: &Address) -> Choice {
             },
         },
     }
-}
-
-/// Whether STASIS_DISABLE names this part.
-fn disabled(part: &str) -> bool {
-    std::env::var("STASIS_DISABLE").is_ok_and(|names| names.split(',').any(|name| name == part))
 }
 
 /// Private anonymous memory of which much is in the checkpoint, and how many pages that are.

@@ -1,9 +1,6 @@
-//! Whether this machine can go on with the image: processor, kernel, vDSO.
+//! Whether this machine's processor can go on with the image.
 
-use stasis_protocol::{
-    coordinator::Refusal,
-    image::{Machine, checksum},
-};
+use stasis_protocol::{coordinator::Refusal, image::Machine};
 
 use super::refusal;
 
@@ -64,39 +61,4 @@ pub fn check(image: &Machine, refusals: &mut Vec<Refusal>) {
             "restart on a machine with these features",
         ));
     }
-    match own_vdso() {
-        Ok((len, sum)) if (len, sum) == (image.vdso_len, image.vdso_sum) => {}
-        Ok(_) => refusals.push(refusal(
-            "the vDSO of this kernel",
-            format!(
-                "it is not the one of kernel {}, whose addresses the program has in memory",
-                image.kernel
-            ),
-            "restart on a machine with that kernel",
-        )),
-        Err(error) => {
-            refusals.push(refusal(
-                "the vDSO of this kernel",
-                format!("it cannot be read: {error}"),
-                "mount /proc",
-            ));
-        }
-    }
-}
-
-/// The length and the checksum of the vDSO in this process: every process has the same.
-fn own_vdso() -> std::io::Result<(u64, u64)> {
-    let maps = std::fs::read_to_string("/proc/self/maps")?;
-    let range = maps
-        .lines()
-        .find(|line| line.ends_with("[vdso]"))
-        .and_then(|line| line.split_whitespace().next())
-        .and_then(|range| range.split_once('-'))
-        .and_then(|(start, end)| {
-            Some((usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?))
-        });
-    let Some((start, end)) = range else { return Ok((0, checksum(&[]))) };
-    // SAFETY: the vDSO is mapped readable for the life of the process.
-    let bytes = unsafe { std::slice::from_raw_parts(start as *const u8, end - start) };
-    Ok((bytes.len() as u64, checksum(bytes)))
 }

@@ -7,6 +7,7 @@
 //!
 //! - `computation`: all processes of the checkpoint, read and checked
 //! - `machine`, `credentials`, `layout`, `settings`, `descriptors`: what is checked, and what goes into the plan
+//! - `vdso`: this kernel's, and the image's where that is another
 //! - `lazy`: which memory is left to a pager, and starting it
 //! - `objects`, `system_v`: content of memory, files and queues that exist in the checkpoint only
 //! - `clones`: one checkpoint several times; `staging`: the memory that they share; `takeover`: becoming the restorer with it
@@ -40,6 +41,7 @@ mod system_v;
 mod takeover;
 mod terminal;
 mod tree;
+mod vdso;
 
 use std::path::PathBuf;
 
@@ -143,6 +145,11 @@ impl Prepared {
 
 fn refusal(what: impl Into<String>, reason: impl Into<String>, remedy: impl Into<String>) -> Refusal {
     Refusal { what: what.into(), reason: reason.into(), remedy: remedy.into() }
+}
+
+/// Whether STASIS_DISABLE names this part.
+fn disabled(part: &str) -> bool {
+    std::env::var("STASIS_DISABLE").is_ok_and(|names| names.split(',').any(|name| name == part))
 }
 
 /// What `--detach` prints.

@@ -2,11 +2,16 @@
 
 use std::{
     fs::File,
+    ops::Range,
     os::{fd::AsFd, unix::fs::FileExt},
 };
 
 use anyhow::{Context as _, bail};
-use stasis_protocol::{PAGE_SIZE, image::Object, store::kind};
+use stasis_protocol::{
+    PAGE_SIZE,
+    image::Object,
+    store::{Extent, kind},
+};
 use stasis_store::hash::{BATCH, Page, PageHasher};
 
 use super::{computation::Saved, descriptors::Objects};
@@ -43,32 +48,52 @@ pub fn each(
     object: &Object,
     mut take: impl FnMut(u64, &[u8]) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
+    for (extent, first_hash) in saved.pages.of(object.id) {
+        let pages = 0..extent.pages;
+        read(saved, extent, first_hash, pages, |at, bytes| {
+            let len = (object.size.saturating_sub(at)).min(bytes.len() as u64) as usize;
+            take(at, &bytes[..len])
+        })?;
+    }
+    Ok(())
+}
+
+/// Gives some of the pages of an extent, counted from its first, that are not zeros: their address or offset, and content.
+///
+/// # Errors
+/// Names the pack and page that cannot be read or is damaged.
+pub fn read(
+    saved: &Saved,
+    extent: &Extent,
+    first_hash: usize,
+    range: Range<u64>,
+    mut take: impl FnMut(u64, &[u8]) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    if extent.kind == kind::ZERO {
+        return Ok(());
+    }
     let (pages, hasher) = (&saved.pages, PageHasher::new(&saved.key));
     let page = PAGE_SIZE as u64;
-    for (extent, first_hash) in pages.of(object.id).filter(|(extent, _)| extent.kind != kind::ZERO) {
-        let path = pages.pack(extent.pack);
-        let pack = File::open(&path).with_context(|| format!("the pack {}", path.display()))?;
-        for batch in (0..extent.pages).step_by(BATCH) {
-            let count = (BATCH as u64).min(extent.pages - batch) as usize;
-            let mut bytes = vec![0u8; count * PAGE_SIZE];
-            let offset = extent.offset + batch * page;
-            pack.read_exact_at(&mut bytes, offset)
-                .with_context(|| format!("the pack {}, offset {offset}", path.display()))?;
-            let content: Vec<&Page> = bytes.as_chunks().0.iter().collect();
-            let mut names = vec![[0u8; 32]; count];
-            hasher.name_pages(&content, &mut names);
-            let first = first_hash + batch as usize;
-            if pages.hashes.get(first..first + count) != Some(names.as_slice()) {
-                bail!(
-                    "the pack {} is damaged near offset {offset}: run `stasis verify`, and restart from another \
-                     checkpoint",
-                    path.display()
-                );
-            }
-            let at = (extent.first_page + batch) * page;
-            let len = (object.size.saturating_sub(at)).min(bytes.len() as u64) as usize;
-            take(at, &bytes[..len])?;
+    let path = pages.pack(extent.pack);
+    let pack = File::open(&path).with_context(|| format!("the pack {}", path.display()))?;
+    for batch in range.clone().step_by(BATCH) {
+        let count = (BATCH as u64).min(range.end - batch) as usize;
+        let mut bytes = vec![0u8; count * PAGE_SIZE];
+        let offset = extent.offset + batch * page;
+        pack.read_exact_at(&mut bytes, offset)
+            .with_context(|| format!("the pack {}, offset {offset}", path.display()))?;
+        let content: Vec<&Page> = bytes.as_chunks().0.iter().collect();
+        let mut names = vec![[0u8; 32]; count];
+        hasher.name_pages(&content, &mut names);
+        let first = first_hash + batch as usize;
+        if pages.hashes.get(first..first + count) != Some(names.as_slice()) {
+            bail!(
+                "the pack {} is damaged near offset {offset}: run `stasis verify`, and restart from another \
+                 checkpoint",
+                path.display()
+            );
         }
+        take((extent.first_page + batch) * page, &bytes)?;
     }
     Ok(())
 }

@@ -259,7 +259,9 @@ impl Making<'_> {
                 layout::Left { regions, staged: false }
             }
         };
-        layout::plan(image, pages, &objects, &left, places, &mut plan)?;
+        let vdso = &self.request.computation.vdso;
+        let vdso = vdso.arrange(saved, self.request.staging.map(Staging::range))?;
+        layout::plan(image, pages, &objects, &left, &vdso, places, &mut plan)?;
         plan.staged = self.request.staging.map_or_else(Vec::new, |staging| staging.moves(process));
         let exe = match File::open(&image.exe.path) {
             Ok(exe) => Some(places.place(exe.into())?),
@@ -334,7 +336,8 @@ fn fit(image: &ProcessImage, request: &Request<'_>, plan: &mut Plan) -> anyhow::
         + THREAD_STACK * (plan.threads.len() as u64 + 2);
     plan.header.area_len = len.next_multiple_of(1 << 21);
     let staged = request.staging.map(Staging::range);
-    let occupied = layout::occupied(image).chain(staged).collect();
+    let kernel = plan.kernel_mappings.iter().map(|mapping| mapping.start..mapping.start + mapping.len);
+    let occupied = layout::occupied(image).chain(staged).chain(kernel).collect();
     plan.header.area = layout::free_area(occupied, plan.header.area_len).ok_or_else(|| {
         anyhow::anyhow!("the image leaves no {} bytes of addresses free for the restorer", len)
     })?;

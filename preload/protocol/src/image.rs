@@ -9,7 +9,7 @@ use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 
 /// The version of this record, checked before anything else of it is read.
-pub const IMAGE_VERSION: u32 = 9;
+pub const IMAGE_VERSION: u32 = 10;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessImage {
@@ -147,7 +147,8 @@ pub enum Backing {
     File(FileIdentity),
     /// An object of this image, by its id.
     Object(u32),
-    /// `[vdso]`, `[vvar]`, `[vvar_vclock]`: moved into place, not copied.
+    /// `[vdso]`, `[vvar]`, `[vvar_vclock]`: moved into place. The pages of `[vdso]` are in the checkpoint all the same, for
+    /// a kernel with another one.
     Kernel(String),
 }
 
@@ -500,6 +501,8 @@ pub struct Thread {
     pub affinity: Vec<u8>,
     /// The thread has exited and waits to be the last (a leader after pthread_exit).
     pub exited: bool,
+    /// It stands in the code of the vDSO.
+    pub in_vdso: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -221,7 +221,8 @@ fn describe(
     match path.as_str() {
         "[vsyscall]" | "[uprobes]" => return Ok(None),
         "[vdso]" | "[vvar]" | "[vvar_vclock]" => {
-            return found(mapping(Backing::Kernel(path.clone()), None), Content::None);
+            let content = if path == "[vdso]" { Content::All } else { Content::None };
+            return found(mapping(Backing::Kernel(path.clone()), None), content);
         }
         _ => {}
     }

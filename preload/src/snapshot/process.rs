@@ -4,12 +4,12 @@ use alloc::{format, string::String, vec::Vec};
 
 use stasis_protocol::{
     coordinator::Refusal,
-    image::{Backing, Credentials, FileIdentity, Ids, Layout, Limit, Machine, Settings, Zombie, checksum},
+    image::{Credentials, FileIdentity, Ids, Layout, Limit, Machine, Settings, Zombie, checksum},
 };
 use stasis_sys::{file, process};
 
 use super::{descriptors, mappings::Found, subject};
-use crate::procfs;
+use crate::{procfs, vdso};
 
 pub struct Process {
     pub machine: Machine,
@@ -185,9 +185,7 @@ fn machine(mappings: &[Found]) -> Machine {
     let release: Vec<u8> =
         name.release.iter().map(|&byte| byte as u8).take_while(|&byte| byte != 0).collect();
     let (mut vdso_len, mut vdso_sum) = (0, 0);
-    let is_vdso =
-        |found: &&Found| matches!(&found.mapping.backing, Backing::Kernel(name) if name == "[vdso]");
-    if let Some(Found { mapping, .. }) = mappings.iter().find(is_vdso) {
+    if let Some(Found { mapping, .. }) = vdso::find(mappings) {
         vdso_len = mapping.end - mapping.start;
         // SAFETY: the vDSO is readable and stays mapped while all threads are stopped.
         vdso_sum =

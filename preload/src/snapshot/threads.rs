@@ -22,6 +22,7 @@ pub fn capture(quiet: &Quiet) -> Vec<Thread> {
                 gs_base: slot.gs_base.load(Relaxed),
                 clear_tid: slot.clear_tid.load(Relaxed),
                 name: name(slot),
+                in_vdso: slot.in_vdso.load(Relaxed) != 0,
                 ..outside(tid)
             })
         })
@@ -66,5 +67,6 @@ fn outside(tid: i32) -> Thread {
         sched_flags: attr.sched_flags,
         affinity: vec::Vec::from(&affinity[..used]),
         exited: false,
+        in_vdso: false,
     }
 }
