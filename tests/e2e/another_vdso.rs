@@ -125,17 +125,14 @@ fn python_goes_on_with_one_vdso_after_another() {
 }
 
 #[test]
-fn a_thread_that_reads_clocks_all_the_time_is_not_always_caught_in_the_vdso() {
-    const MOST: usize = 50;
-    let lab = Lab::new();
-    let running = lab.launch([compile::program("vdso")]);
-    running.wait_ready();
-    let is_outside = || {
-        let image = image::read(&lab, &lab.checkpoint(&[]));
+fn a_thread_that_reads_clocks_all_the_time_does_not_end_in_the_vdso() {
+    const TIMES: usize = 5;
+    for _ in 0..TIMES {
+        let lab = Lab::new();
+        let running = lab.launch([compile::program("vdso")]);
+        running.wait_ready();
+        let image = image::read(&lab, &lab.checkpoint_kill(running));
         assert_eq!(image.threads.len(), 2);
-        image.threads.iter().all(|thread| !thread.in_vdso)
-    };
-    // Where processors are busy it may not get on within the millisecond that it has for that.
-    assert!((0..MOST).any(|_| is_outside()), "in each of {MOST} checkpoints");
-    running.expect_ok();
+        assert!(image.threads.iter().all(|thread| !thread.in_vdso));
+    }
 }
