@@ -18,7 +18,7 @@ use stasis_protocol::{
 
 pub use descriptors::Share;
 pub use objects::{Objects, Source};
-pub use process::{Children, children, credentials, is_command};
+pub use process::{Children, children, credentials, is_command, note_filters};
 
 use crate::{arch, checkpoint, quiesce::Quiet, restart};
 
@@ -122,6 +122,7 @@ pub fn take(
         }
     };
     let process = process::capture(stopped, &mappings);
+    let seen = threads::look(quiet, &process.credentials);
     let image = ProcessImage {
         version: IMAGE_VERSION,
         machine: process.machine,
@@ -137,7 +138,7 @@ pub fn take(
         undo: crate::system_v::own_undo(),
         descriptions: captured.descriptions,
         descriptors: captured.descriptors,
-        threads: threads::capture(quiet),
+        threads: threads::capture(quiet, &seen),
         zombies,
         credentials: process.credentials,
         limits: process.limits,
@@ -148,7 +149,7 @@ pub fn take(
             checkpoint_sp: checkpoint::stack_top() as u64,
             restart_info: restart::info_address(),
         },
-        handover: kernel_state::capture(quiet, hold),
+        handover: kernel_state::capture(quiet, hold, &seen),
     };
     let mut keys = captured.queues;
     keys.extend(system_v_keys);
