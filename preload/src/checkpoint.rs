@@ -268,6 +268,7 @@ fn settle(token: u64, committed: bool) {
 /// When the coordinator cannot be told: it is gone, and the program runs.
 fn take(coordinator: &Coordinator, order: &Order<'_>, passed: Option<Fd>) -> core::result::Result<(), Errno> {
     let &Order { token, was_stopped, .. } = order;
+    stasis_sys::allow_all_memory();
     credentials::follow();
     credentials::use_store();
     let mut taking = Taking { coordinator, token, quiet: None, was_stopped, stood: Stood::default(), passed };

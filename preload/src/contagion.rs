@@ -9,8 +9,13 @@ use core::{
 
 use stasis_sys::memory;
 
+use crate::confined;
+
 /// The variables that a program needs to join.
-const NAMES: [&[u8]; 4] = [PRELOAD, b"STASIS_COORD=", b"STASIS_STORE=", b"STASIS_DISABLE="];
+const NAMES: [&[u8]; 5] = [PRELOAD, b"STASIS_COORD=", b"STASIS_STORE=", b"STASIS_DISABLE=", confined::NAME];
+
+/// Where [`confined::entry`] is among them: not given, but the program's own doing.
+const CONFINED: usize = 4;
 const PRELOAD: &[u8] = b"LD_PRELOAD=";
 
 /// The longest entry, in bytes: a socket's path has 108, any other PATH_MAX.
@@ -27,6 +32,9 @@ static GIVEN: Given = Given(UnsafeCell::new([[0; LONGEST]; NAMES.len()]));
 
 /// The entry of a variable; empty where there is none.
 fn given(index: usize) -> &'static [u8] {
+    if index == CONFINED {
+        return confined::entry();
+    }
     // SAFETY: see `Given`.
     let entry = unsafe { &(*GIVEN.0.get())[index] };
     &entry[..entry.iter().position(|&byte| byte == 0).unwrap_or(0)]
@@ -57,6 +65,10 @@ pub unsafe fn remember(environment: *const *const c_char) {
     for entry in entries(environment).map(bytes) {
         let Some(index) = NAMES.iter().position(|name| entry.starts_with(name)) else { continue };
         let len = match index {
+            CONFINED => {
+                confined::inherit(entry);
+                continue;
+            }
             0 => entry.iter().position(|&byte| matches!(byte, b':' | b' ')).unwrap_or(entry.len()),
             _ => entry.len(),
         };

@@ -31,6 +31,7 @@ mod arch;
 mod arena;
 mod births;
 mod checkpoint;
+mod confined;
 mod contagion;
 mod credentials;
 mod dormant;

@@ -66,12 +66,34 @@ pub fn thread_arrived(slot: &Slot) {
     let _ = process::prctl(libc::PR_SET_KEEPCAPS, [keep, 0, 0, 0]);
     let mce_kill = slot.mce_kill.load(Ordering::Relaxed) as usize;
     let _ = process::prctl(libc::PR_MCE_KILL, [libc::PR_MCE_KILL_SET as usize, mce_kill, 0, 0]);
+    put_back_modes(slot);
     let name = [load(&slot.name[0]), load(&slot.name[1])];
     let _ = process::prctl(libc::PR_SET_NAME, [name.as_ptr() as usize, 0, 0, 0]);
     let ticket = state::release_ticket();
     slot.state.store(threads::state::ARRIVED, Ordering::Release);
     state::arrive();
     state::await_release(ticket, || stop::answer(slot));
+}
+
+/// What hardly any thread has changed: its execution domain, whether it may read the processor's clock, speculation.
+fn put_back_modes(slot: &Slot) {
+    let personality = slot.personality.load(Ordering::Relaxed);
+    if personality != stop::personality() {
+        let _ = process::numbers(libc::SYS_personality, [personality as usize, 0, 0, 0, 0]);
+    }
+    let tsc = slot.tsc.load(Ordering::Relaxed) as usize;
+    if tsc == libc::PR_TSC_SIGSEGV as usize {
+        let _ = process::prctl(libc::PR_SET_TSC, [tsc, 0, 0, 0]);
+    }
+    /// Of the value: a thread may choose for itself.
+    const PR_SPEC_PRCTL: u32 = 1;
+    for (kind, kept) in slot.speculation.iter().enumerate() {
+        let kept = kept.load(Ordering::Relaxed);
+        if kept & PR_SPEC_PRCTL != 0 && kept != stop::speculation(kind) {
+            let choice = (kept & !PR_SPEC_PRCTL) as usize;
+            let _ = process::prctl(libc::PR_SET_SPECULATION_CTRL, [kind, choice, 0, 0]);
+        }
+    }
 }
 
 /// The checkpoint thread of a restarted process.
@@ -166,10 +188,7 @@ fn put_back(saved: &KernelState) {
         // SAFETY: the handlers are in the restored memory, where they were.
         let _ = unsafe { process::sigaction(signal, Some(&action)) };
     }
-    for timer in &saved.timers {
-        let due = saved.timers_due >> (timer.signal - 1).clamp(0, 63) & 1 != 0;
-        create_timer(timer, due);
-    }
+    put_back_timers(saved);
     for (which, &(interval, value)) in saved.itimers.iter().enumerate() {
         // A periodic timer whose signal is pending stands still until that is taken (setitimer(2) tells 0).
         let value = if value == 0 { interval } else { value };
@@ -180,6 +199,17 @@ fn put_back(saved: &KernelState) {
     let pid = process::getpid();
     for info in saved.pending.iter().filter_map(|bytes| kernel_state::siginfo(bytes)) {
         kernel_state::queue_to_process(pid, &info);
+    }
+    for command in (0..32).map(|bit| 1u32 << bit).filter(|command| saved.barriers & command != 0) {
+        let _ = process::numbers(libc::SYS_membarrier, [command as usize, 0, 0, 0, 0]);
+    }
+    if saved.merges_memory {
+        let _ = process::prctl(kernel_state::PR_SET_MEMORY_MERGE, [1, 0, 0, 0]);
+    }
+    if saved.refuses_writable_code != 0 {
+        // Memory is as it was: nothing has to be made executable any more.
+        let flags = saved.refuses_writable_code as usize;
+        let _ = process::prctl(kernel_state::PR_SET_MDWE, [flags, 0, 0, 0]);
     }
     for (tid, bytes) in &saved.thread_pending {
         let slot = threads::all().find(|slot| slot.tid.load(Ordering::Relaxed) == *tid);
@@ -199,9 +229,27 @@ struct Sigevent {
     _pad: [i32; 11],
 }
 
-/// Makes a timer with the id that it had. Ids are handed out in ascending order in a fresh process
-/// (kernel/time/posix-timers.c), so those in between are made and deleted. `due`: its signal was pending.
-fn create_timer(timer: &PosixTimer, due: bool) {
+/// PR_TIMER_CREATE_RESTORE_IDS (linux/prctl.h): timer_create(2) takes the id from where it puts it (Linux 6.16).
+const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
+
+fn put_back_timers(saved: &KernelState) {
+    if saved.timers.is_empty() {
+        return;
+    }
+    let choose = |on: usize| process::prctl(PR_TIMER_CREATE_RESTORE_IDS, [on, 0, 0, 0]).is_ok();
+    let chooses = choose(1);
+    for timer in &saved.timers {
+        let due = saved.timers_due >> (timer.signal - 1).clamp(0, 63) & 1 != 0;
+        put_back_timer(timer, due, chooses);
+    }
+    if chooses {
+        choose(0);
+    }
+}
+
+/// Makes a timer with the id that it had: `chooses`: the kernel lets one be chosen. Otherwise ids are handed out in ascending
+/// order in a fresh process (kernel/time/posix-timers.c), so those in between are made and deleted.
+fn create_timer(timer: &PosixTimer, chooses: bool) -> bool {
     let mut event = Sigevent {
         value: timer.value,
         signal: timer.signal,
@@ -211,20 +259,30 @@ fn create_timer(timer: &PosixTimer, due: bool) {
     };
     // The number of attempts is bounded: an image is hostile input.
     for _ in 0..=1_000_000 {
-        let mut id = -1i32;
+        let mut id = if chooses { timer.id } else { -1 };
         let arguments = [timer.clock as usize, &raw mut event as usize, 0, 0, 0, 0];
-        // SAFETY: timer_create(2) reads the event and fills in the id.
+        // SAFETY: timer_create(2) reads the event, and reads or fills in the id.
         if unsafe { process::with(libc::SYS_timer_create, arguments, 2, &mut id) }.is_err() {
-            return;
+            return false;
         }
-        if id >= timer.id {
-            if id > timer.id {
-                let _ = process::numbers(libc::SYS_timer_delete, [id as usize, 0, 0, 0, 0]);
-                return;
-            }
-            break;
+        if id == timer.id {
+            return true;
         }
         let _ = process::numbers(libc::SYS_timer_delete, [id as usize, 0, 0, 0, 0]);
+        if id > timer.id {
+            return false;
+        }
+    }
+    false
+}
+
+/// `due`: its signal was pending.
+fn put_back_timer(timer: &PosixTimer, due: bool, chooses: bool) {
+    if !create_timer(timer, chooses) {
+        // Whom it is to tell, or whose time it counts, has ended: it never expires, but it is there.
+        let idle = PosixTimer { clock: libc::CLOCK_MONOTONIC, notify: libc::SIGEV_NONE, tid: 0, ..*timer };
+        create_timer(&idle, chooses);
+        return;
     }
     // Its signal was pending: it expires at once.
     let value = if due && timer.notify != libc::SIGEV_NONE { 1 } else { timer.value_ns };

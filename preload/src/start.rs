@@ -17,8 +17,8 @@ use stasis_sys::{
 };
 
 use crate::{
-    arch, arena, births, checkpoint, contagion, credentials, dormant, fork, interrupted, lazy, link,
-    snapshot, state, stop, system_v, threads, wrappers,
+    arch, arena, births, checkpoint, confined, contagion, credentials, dormant, fork, interrupted, lazy,
+    link, snapshot, state, stop, system_v, threads, wrappers,
 };
 
 #[used]
@@ -98,6 +98,7 @@ fn variable(mut environment: *const *const c_char, name: &str) -> Option<&'stati
 fn begin(coordinator: &[u8]) -> stasis_sys::Result<()> {
     link::coordinator::set_address(coordinator);
     arena::init()?;
+    snapshot::note_filters();
     threads::init()?;
     interrupted::call::init()?;
     stop::install()?;
@@ -127,6 +128,7 @@ pub unsafe fn begin_in_child() {
     checkpoint::forget_inherited();
     system_v::forget_own_undo();
     wrappers::notify::forget();
+    confined::forget();
     lazy::forget();
     state::forget_inherited();
     dormant::begin();

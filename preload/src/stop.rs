@@ -91,6 +91,7 @@ pub fn send(pid: i32, tid: i32) -> Result<()> {
 }
 
 extern "C" fn handler(signal: i32, info: *mut Siginfo, context: *mut libc::ucontext_t) {
+    arch::allow_unaligned();
     // SAFETY: the kernel gives a siginfo_t to a handler with SA_SIGINFO.
     let (code, value) = unsafe { ((*info).code(), (*info).value()) };
     // SAFETY: as above.
@@ -230,7 +231,25 @@ fn describe(slot: &Slot, frame: &Frame<'_>) {
     let mce_kill =
         process::prctl(libc::PR_MCE_KILL_GET, [0; 4]).unwrap_or(libc::PR_MCE_KILL_DEFAULT as usize);
     slot.mce_kill.store(mce_kill as u32, Ordering::Relaxed);
+    slot.personality.store(personality(), Ordering::Relaxed);
+    let mut tsc = libc::PR_TSC_ENABLE;
+    let _ = process::prctl(libc::PR_GET_TSC, [&raw mut tsc as usize, 0, 0, 0]);
+    slot.tsc.store(tsc as u32, Ordering::Relaxed);
+    for (kind, kept) in slot.speculation.iter().enumerate() {
+        kept.store(speculation(kind), Ordering::Relaxed);
+    }
     describe_rseq(slot, fs);
+}
+
+/// The calling thread's execution domain.
+pub fn personality() -> u32 {
+    const ASK: usize = 0xffff_ffff;
+    process::numbers(libc::SYS_personality, [ASK, 0, 0, 0, 0]).unwrap_or(0) as u32
+}
+
+/// PR_GET_SPECULATION_CTRL of the calling thread, for one kind of misfeature (linux/prctl.h, PR_SPEC_*).
+pub fn speculation(kind: usize) -> u32 {
+    process::prctl(libc::PR_GET_SPECULATION_CTRL, [kind, 0, 0, 0]).unwrap_or(0) as u32
 }
 
 /// RSEQ_SIG on x86 (linux/rseq.h; glibc sysdeps/unix/sysv/linux/x86/bits/rseq.h).

@@ -57,6 +57,10 @@ pub struct Slot {
     /// PR_GET_KEEPCAPS and PR_MCE_KILL_GET.
     pub keep_capabilities: AtomicU32,
     pub mce_kill: AtomicU32,
+    /// personality(2), PR_GET_TSC, and PR_GET_SPECULATION_CTRL of each kind.
+    pub personality: AtomicU32,
+    pub tsc: AtomicU32,
+    pub speculation: [AtomicU32; 3],
 }
 
 /// Values of [`Slot::request`].

@@ -66,6 +66,8 @@ mod threads {
         joined_cancelled_and_signalled: "thread_end";
         ids: "thread_ids";
         without_the_leader: "leader_exit";
+        what_is_a_threads_own: "thread_own";
+        membarrier_registrations: "membarrier";
     }
 }
 
@@ -77,6 +79,7 @@ mod timers {
         time_left: "itimer_left";
         alarm: "alarm";
         descriptors: "timerfd";
+        of_threads_and_with_high_ids: "timer_clocks";
     }
 }
 
@@ -119,6 +122,8 @@ mod processor {
         vector_registers: "vector_registers";
         floating_point_control: "float_control";
         segment_bases: "segment_base";
+        protection_keys: "protection_keys";
+        alignment_checks: "alignment";
     }
 }
 
@@ -211,6 +216,52 @@ mod refused {
     #[test]
     fn events_of_inotify_that_were_not_read() {
         Workload { program: "inotify", arguments: &[] }.is_refused(&["inotify", "fd "]);
+    }
+
+    #[track_caller]
+    fn refuses(confinement: &'static str, words: &[&str]) {
+        let arguments = Box::leak(Box::new([confinement]));
+        Workload { program: "confined", arguments }.is_refused(words);
+    }
+
+    #[test]
+    fn a_seccomp_filter() {
+        refuses("seccomp", &["seccomp", "thread "]);
+    }
+
+    #[test]
+    fn landlock() {
+        refuses("landlock", &["Landlock"]);
+    }
+
+    #[test]
+    fn landlock_of_who_executed_the_program() {
+        refuses("executed", &["Landlock"]);
+    }
+
+    #[test]
+    fn a_session_keyring_of_its_own() {
+        refuses("session_keys", &["keyring"]);
+    }
+
+    #[test]
+    fn keys_of_its_own() {
+        refuses("own_keys", &["keyring"]);
+    }
+
+    #[test]
+    fn namespaces_of_its_own() {
+        refuses("namespaces", &["namespaces"]);
+    }
+
+    #[test]
+    fn system_calls_that_are_dispatched() {
+        refuses("dispatch", &["dispatched"]);
+    }
+
+    #[test]
+    fn a_thread_with_descriptors_of_its_own() {
+        refuses("descriptors", &["descriptors of its own", "thread "]);
     }
 
     #[test]

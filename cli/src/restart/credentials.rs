@@ -133,7 +133,21 @@ pub fn keep_across_exec() -> anyhow::Result<()> {
 /// The calls that each thread makes before any restored code runs, so that it has exactly what it had.
 /// Credentials are a thread's own for the kernel (credentials(7)). `have` is what the restorer will have.
 pub fn plan(image: &ProcessImage, have: &Credentials, plan: &mut Plan) {
-    let had = &image.credentials;
+    let dumpable = image.settings.dumpable;
+    let common = calls(&image.credentials, have, dumpable, plan);
+    plan.thread_calls.extend(common);
+    for (index, thread) in image.threads.iter().enumerate() {
+        if let Some(own) = &thread.own_credentials {
+            let own = calls(own, have, dumpable, plan);
+            let (record, calls) = &mut plan.threads[index];
+            record.own = 1;
+            calls.extend(own);
+        }
+    }
+}
+
+/// Those of a thread that had `had`.
+fn calls(had: &Credentials, have: &Credentials, dumpable: u32, plan: &mut Plan) -> Vec<Call> {
     let mut calls = Vec::new();
     let id = u64::from;
     let dropped = have.bounding & !had.bounding;
@@ -182,10 +196,10 @@ pub fn plan(image: &ProcessImage, have: &Credentials, plan: &mut Plan) {
     }
     // Changing ids makes a process undumpable (prctl(2), PR_SET_DUMPABLE); 2 cannot be set, and is what
     // remains then.
-    if image.settings.dumpable <= 1 {
-        calls.push(call(libc::SYS_prctl, &[libc::PR_SET_DUMPABLE as u64, id(image.settings.dumpable)]));
+    if dumpable <= 1 {
+        calls.push(call(libc::SYS_prctl, &[libc::PR_SET_DUMPABLE as u64, id(dumpable)]));
     }
-    plan.thread_calls.extend(calls);
+    calls
 }
 
 /// The version of capset(2)'s header.

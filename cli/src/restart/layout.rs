@@ -16,7 +16,7 @@ use stasis_protocol::{
     PAGE_SIZE,
     coordinator::Refusal,
     image::{self, Backing, FileIdentity, ObjectKind, ProcessImage, flag},
-    plan::{Fill, Mapping},
+    plan::{Call, Fill, Mapping},
     store::{Extent, MEMORY, kind},
 };
 use stasis_store::client::PageNames;
@@ -197,8 +197,8 @@ pub fn plan(
         let is_lazy = lazy.binary_search_by_key(&mapping.start, |region| region.start).is_ok();
         if is_lazy && left.staged {
             let protection = (libc::PROT_READ | libc::PROT_WRITE) as u32;
-            if protection != mapping.protection {
-                plan.calls.push(call(libc::SYS_mprotect, &[mapping.start, len, mapping.protection.into()]));
+            if protection != mapping.protection || mapping.protection_key != 0 {
+                plan.calls.push(protect(mapping));
             }
             advise(mapping, plan);
             continue;
@@ -206,12 +206,14 @@ pub fn plan(
         let filled = !mapping.shared && !is_lazy && pages.any(mapping.start, mapping.end);
         let protection = if filled {
             mapping.protection | (libc::PROT_READ | libc::PROT_WRITE) as u32
+        } else if mapping.protection_key != 0 {
+            // Memory that can only be executed would get a key by itself, before the program's are there.
+            libc::PROT_NONE as u32
         } else {
             mapping.protection
         };
-        if protection != mapping.protection {
-            let args = [mapping.start, len, mapping.protection.into()];
-            plan.calls.push(call(libc::SYS_mprotect, &args));
+        if protection != mapping.protection || mapping.protection_key != 0 {
+            plan.calls.push(protect(mapping));
         }
         let flags = flags as u32;
         plan.mappings.push(Mapping {
@@ -234,6 +236,15 @@ pub fn plan(
     others.sort_unstable_by_key(|range| range.start);
     plan.kernel_mappings.extend_from_slice(&vdso.kernel);
     fills(pages, &modified, &others, places, plan)
+}
+
+/// The call that gives a mapping its protection, and its key where it has one.
+fn protect(mapping: &image::Mapping) -> Call {
+    let (start, len, protection) = (mapping.start, mapping.end - mapping.start, mapping.protection.into());
+    match mapping.protection_key {
+        0 => call(libc::SYS_mprotect, &[start, len, protection]),
+        key => call(libc::SYS_pkey_mprotect, &[start, len, protection, key.into()]),
+    }
 }
 
 /// The System V segment that an object is: its id and its length in memory.
@@ -275,9 +286,8 @@ fn attach(image: &ProcessImage, mapping: &image::Mapping, plan: &mut Plan) {
             at = end;
         }
     }
-    if mapping.protection != whole {
-        let args = [mapping.start, mapping.end - mapping.start, mapping.protection.into()];
-        plan.calls.push(call(libc::SYS_mprotect, &args));
+    if mapping.protection != whole || mapping.protection_key != 0 {
+        plan.calls.push(protect(mapping));
     }
     advise(mapping, plan);
 }

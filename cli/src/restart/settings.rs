@@ -52,9 +52,19 @@ pub fn plan(image: &ProcessImage, exe: Option<i32>, plan: &mut Plan) {
         let at = plan.keep(&bytes);
         plan.calls.push(pointing(call(libc::SYS_prlimit64, &[0, limit.resource.into(), 0, 0]), 2, at));
     }
+    keys(image.settings.protection_keys, plan);
     let flag = |option: i32, value: bool| call(libc::SYS_prctl, &[option as u64, value.into(), 0, 0, 0]);
     plan.calls.push(flag(libc::PR_SET_CHILD_SUBREAPER, image.settings.subreaper));
     plan.calls.push(flag(libc::PR_SET_THP_DISABLE, image.settings.thp_disable));
+}
+
+/// The protection keys, before memory gets them: the kernel gives the lowest that is free (pkey_alloc(2)).
+fn keys(keys: u32, plan: &mut Plan) {
+    let Some(highest) = keys.checked_ilog2() else { return };
+    let mut calls: Vec<Call> = (1..=highest).map(|_| call(libc::SYS_pkey_alloc, &[0, 0])).collect();
+    let not_had = (1..=highest).filter(|key| keys & 1 << key == 0);
+    calls.extend(not_had.map(|key| call(libc::SYS_pkey_free, &[key.into()])));
+    plan.calls.splice(0..0, calls);
 }
 
 /// prctl(2), PR_SET_MM_MAP: where the program's parts, its arguments and its environment are. The link
@@ -100,25 +110,54 @@ fn memory_map(image: &ProcessImage, exe: Option<i32>, plan: &mut Plan) {
 /// struct sched_attr (sched_setattr(2)), first version: 48 bytes.
 const SCHED_ATTR: u32 = 48;
 
+/// Not in the libc crate (linux/sched.h).
+const SCHED_DEADLINE: u32 = 6;
+
+/// The slice of the processor's time that this process has, in nanoseconds, where the kernel tells (Linux 6.12).
+fn slice() -> u64 {
+    let mut attr = [0u64; SCHED_ATTR as usize / 8];
+    // SAFETY: sched_getattr(2) fills in at most as many bytes.
+    unsafe { libc::syscall(libc::SYS_sched_getattr, 0, attr.as_mut_ptr(), SCHED_ATTR, 0) };
+    attr[3]
+}
+
 /// The calls that one thread makes for itself.
 pub fn thread_calls(thread: &Thread, plan: &mut Plan) -> Vec<Call> {
     let mut calls = Vec::new();
     // SAFETY: getpriority(2) and sched_getscheduler(2) take numbers.
     let (nice, policy) = unsafe { (libc::getpriority(libc::PRIO_PROCESS, 0), libc::sched_getscheduler(0)) };
-    if thread.nice != nice || thread.policy != policy as u32 || thread.priority != 0 {
+    let slice = slice();
+    let has_own_times = thread.sched_times != [slice, 0, 0] && thread.sched_times != [0; 3];
+    if thread.nice != nice || thread.policy != policy as u32 || thread.priority != 0 || has_own_times {
         let mut attr = Vec::with_capacity(SCHED_ATTR as usize);
         attr.extend(SCHED_ATTR.to_ne_bytes());
         attr.extend(thread.policy.to_ne_bytes());
         attr.extend(thread.sched_flags.to_ne_bytes());
         attr.extend(thread.nice.to_ne_bytes());
         attr.extend(thread.priority.to_ne_bytes());
+        attr.extend(thread.sched_times.iter().flat_map(|time| time.to_ne_bytes()));
         attr.resize(SCHED_ATTR as usize, 0);
         let at = plan.keep(&attr);
         // The nice value by itself: under SCHED_IDLE sched_setattr(2) does not take it.
         calls.push(call(libc::SYS_setpriority, &[libc::PRIO_PROCESS.into(), 0, thread.nice as u64]));
         calls.push(pointing(call(libc::SYS_sched_setattr, &[0, 0, 0]), 1, at));
     }
-    if !thread.affinity.is_empty() {
+    if thread.io_priority != 0 {
+        const IOPRIO_WHO_PROCESS: u64 = 1;
+        let args = [IOPRIO_WHO_PROCESS, 0, thread.io_priority.into()];
+        // The realtime class may not be for this user any more.
+        calls.push(attempt(libc::SYS_ioprio_set, &args));
+    }
+    if let Some((path, umask)) = &thread.own_directory {
+        let mut bytes = path.clone().into_bytes();
+        bytes.push(0);
+        let at = plan.keep(&bytes);
+        calls.push(call(libc::SYS_unshare, &[libc::CLONE_FS as u64]));
+        calls.push(pointing(call(libc::SYS_chdir, &[0]), 0, at));
+        calls.push(call(libc::SYS_umask, &[u64::from(*umask)]));
+    }
+    // Threads with a deadline run on all processors (sched(7)).
+    if !thread.affinity.is_empty() && thread.policy != SCHED_DEADLINE {
         let at = plan.keep(&thread.affinity);
         // A processor that is not there any more: the rest of the mask, or all, must do.
         calls.push(pointing(
@@ -132,11 +171,13 @@ pub fn thread_calls(thread: &Thread, plan: &mut Plan) -> Vec<Call> {
 
 /// Settings that the child makes before it becomes the restorer.
 pub fn apply(image: &ProcessImage) {
-    // SAFETY: umask(2) and personality(2) take numbers.
+    // The execution domain is each thread's own affair: some would change how the restorer maps memory.
+    // SAFETY: umask(2) takes a number.
     unsafe {
         libc::umask(image.umask);
-        libc::personality(libc::c_ulong::from(image.settings.personality));
     }
+    let filter = format!("{:#x}", image.settings.coredump_filter);
+    let _ = fs::write("/proc/self/coredump_filter", filter);
     // Lowering it is root's: the program is then killed earlier than it was when memory is short.
     let _ = fs::write("/proc/self/oom_score_adj", image.settings.oom_score_adj.to_string());
 }

@@ -122,6 +122,8 @@ pub struct Mapping {
     pub guards: Vec<(u64, u64)>,
     /// The name given by PR_SET_VMA_ANON_NAME.
     pub name: Option<String>,
+    /// pkeys(7); 0: the one that all memory has.
+    pub protection_key: u8,
 }
 
 /// Of [`Mapping::flags`]: VmFlags in proc(5), smaps.
@@ -497,12 +499,20 @@ pub struct Thread {
     pub priority: u32,
     pub nice: i32,
     pub sched_flags: u64,
+    /// sched_attr's runtime (SCHED_DEADLINE; of others, the slice), deadline and period, in nanoseconds.
+    pub sched_times: [u64; 3],
+    /// ioprio_get(2); 0: none of its own.
+    pub io_priority: u32,
     /// sched_getaffinity(2)'s bytes.
     pub affinity: Vec<u8>,
     /// The thread has exited and waits to be the last (a leader after pthread_exit).
     pub exited: bool,
     /// It stands in the code of the vDSO.
     pub in_vdso: bool,
+    /// The working directory and the umask, where it does not share those of its process (unshare(2), CLONE_FS).
+    pub own_directory: Option<(String, u32)>,
+    /// Where they are not those of its process (a raw setresuid(2), capset(2)...).
+    pub own_credentials: Option<Credentials>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -541,6 +551,10 @@ pub struct Settings {
     pub personality: u32,
     /// /proc/self/oom_score_adj.
     pub oom_score_adj: i32,
+    /// /proc/self/coredump_filter.
+    pub coredump_filter: u32,
+    /// The protection keys that are allocated (pkey_alloc(2)), a bit each.
+    pub protection_keys: u32,
     /// The process stood stopped by a signal.
     pub stopped: bool,
     /// Whether its group was its controlling terminal's foreground one.

@@ -142,6 +142,8 @@ pub struct Thread {
     pub clear_tid: u64,
     /// The thread only exits: a leader after pthread_exit.
     pub exited: u64,
+    /// Whether the common calls of threads are not for this one: it has credentials of its own.
+    pub own: u64,
     /// Of [`Call`]: made by this thread alone (scheduling, name), before the common ones.
     pub calls: Array,
 }

@@ -86,7 +86,9 @@ extern "C" fn begin(start: &Start) -> ! {
 fn enter(plan: &Plan, thread: &Thread) -> ! {
     arch::set_bases(thread.fs_base, thread.gs_base);
     plan.make_calls(plan.calls_of(thread), step::THREAD_CALL);
-    plan.make_calls(plan.thread_calls(), step::THREAD_CALL);
+    if thread.own == 0 {
+        plan.make_calls(plan.thread_calls(), step::THREAD_CALL);
+    }
     if thread.exited != 0 {
         loop {
             // SAFETY: ends this thread; the others live on.

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use stasis_protocol::image::SemaphoreUndo;
 use stasis_sys::process::{self, KernelSigaction, Siginfo};
 
-use super::subject;
-use crate::{procfs, quiesce::Quiet, stop, system_v, threads};
+use super::threads::Seen;
+use crate::{procfs, quiesce::Quiet, stop, system_v, threads, wrappers::timers};
 
 /// A siginfo_t.
 type SiginfoBytes = Vec<u8>;
@@ -36,6 +36,12 @@ pub struct KernelState {
     pub undo: Vec<SemaphoreUndo>,
     /// CLOCK_MONOTONIC when all threads had stopped, in nanoseconds.
     pub monotonic_ns: u64,
+    /// membarrier(2): the registrations of the process, as the commands that make them.
+    pub barriers: u32,
+    /// PR_GET_MDWE.
+    pub refuses_writable_code: u32,
+    /// PR_GET_MEMORY_MERGE.
+    pub merges_memory: bool,
 }
 
 /// A timer of timer_create(2).
@@ -53,9 +59,8 @@ pub struct PosixTimer {
     pub interval_ns: u64,
 }
 
-/// Asks the kernel; the result is encoded. `hold`: the process is to be ended; `status` is what /proc/PID/status says of the
-/// thread [`subject`].
-pub fn capture(quiet: &Quiet, hold: bool, status: &[u8]) -> Vec<u8> {
+/// Asks the kernel; the result is encoded. `hold`: the process is to be ended.
+pub fn capture(quiet: &Quiet, hold: bool, seen: &[Seen]) -> Vec<u8> {
     let mut state = KernelState { monotonic_ns: quiet.complete, ..KernelState::default() };
     for signal in 1..=64 {
         // SAFETY: nothing is changed.
@@ -81,8 +86,33 @@ pub fn capture(quiet: &Quiet, hold: bool, status: &[u8]) -> Vec<u8> {
     }
     state.system_v = system_v::noted().into_iter().map(|(kind, id)| (kind as u32, id)).collect();
     state.undo = system_v::own_undo();
-    (state.pending, state.thread_pending) = pending(quiet, of_timers, status);
+    state.barriers = barriers();
+    state.refuses_writable_code = process::prctl(PR_GET_MDWE, [0; 4]).unwrap_or(0) as u32;
+    state.merges_memory = process::prctl(PR_GET_MEMORY_MERGE, [0; 4]).is_ok_and(|merges| merges != 0);
+    (state.pending, state.thread_pending) = pending(seen, of_timers);
     stasis_protocol::wire::encode(&state).unwrap_or_default()
+}
+
+// Not in the libc crate (linux/prctl.h).
+pub const PR_SET_MDWE: i32 = 65;
+const PR_GET_MDWE: i32 = 66;
+pub const PR_SET_MEMORY_MERGE: i32 = 67;
+const PR_GET_MEMORY_MERGE: i32 = 68;
+
+/// What the process has registered for by membarrier(2). The kernel tells since Linux 6.3; before, a barrier that nobody
+/// has registered for fails, and who has registered for those of all processes cannot be told.
+fn barriers() -> u32 {
+    const GET_REGISTRATIONS: usize = 1 << 9;
+    /// MEMBARRIER_CMD_PRIVATE_EXPEDITED, _SYNC_CORE, _RSEQ; the command that registers for each is the next bit.
+    const PRIVATE: [u32; 3] = [1 << 3, 1 << 5, 1 << 7];
+    let membarrier = |command: usize| process::numbers(libc::SYS_membarrier, [command, 0, 0, 0, 0]);
+    match membarrier(GET_REGISTRATIONS) {
+        Ok(registrations) => registrations as u32,
+        Err(_) => {
+            let registered = PRIVATE.iter().filter(|&&command| membarrier(command as usize).is_ok());
+            registered.fold(0, |all, command| all | command << 1)
+        }
+    }
 }
 
 /// /proc/self/timers (proc(5)): for each timer `ID:`, `signal: N/value`, `notify: how/pid.N` or `how/tid.N`,
@@ -138,31 +168,40 @@ fn timers() -> Vec<PosixTimer> {
             _ => {}
         }
     }
+    for timer in &mut timers {
+        if timer.clock == timers::OWN_THREAD {
+            // By a call that no wrapper saw; refused where there are several threads.
+            timer.clock = timers::clock_of(process::getpid());
+        }
+    }
     // The kernel lists the newest first; ids can only be had again in ascending order.
     timers.sort_by_key(|timer| timer.id);
     timers
 }
 
+/// Whether there is a timer of the time of a thread that the kernel does not name.
+pub fn has_timer_of_unknown_thread() -> bool {
+    let content = procfs::read(c"/proc/self/timers").unwrap_or_default();
+    procfs::lines(&content).any(|line| line == b"ClockID: -2")
+}
+
 /// Takes the signals that are pending, notes them and queues them again: the kernel shows their
 /// values to nobody else but a tracer. Done only where something is pending. Signals `of_timers` are left
 /// alone: they carry a count of overruns that ends when they are taken, and the timer itself brings them back.
-fn pending(quiet: &Quiet, of_timers: u64, known: &[u8]) -> (Vec<SiginfoBytes>, Vec<(i32, SiginfoBytes)>) {
+fn pending(seen: &[Seen], of_timers: u64) -> (Vec<SiginfoBytes>, Vec<(i32, SiginfoBytes)>) {
     let pid = process::getpid();
     let ours = bit(stop::SIGNAL) | of_timers;
     let mut private = Vec::new();
-    let left = |status: &[u8]| procfs::field(status, "SigPnd:").and_then(procfs::hex).unwrap_or(0) & !ours;
-    for &tid in &quiet.tids {
+    for seen in seen.iter().filter(|seen| seen.pending & !ours != 0) {
+        let tid = seen.tid;
         let Some(slot) = threads::claim(tid) else { continue };
-        let look = || {
-            let status = procfs::read(path!("/proc/self/task/{tid}/status").as_c_str());
-            left(&status.unwrap_or_default())
-        };
         let mut taken = Vec::new();
-        let mut set = if tid == subject() { left(known) } else { look() };
+        let mut set = seen.pending & !ours;
         while set != 0 {
             let Some(info) = stop::take_one_of(slot, set) else { break };
             taken.push(info);
-            set = look();
+            let status = procfs::read(path!("/proc/self/task/{tid}/status").as_c_str()).unwrap_or_default();
+            set = procfs::field(&status, "SigPnd:").and_then(procfs::hex).unwrap_or(0) & !ours;
         }
         for info in taken {
             stop::queue(slot, &info);

@@ -43,6 +43,7 @@ struct Advised {
     start: u64,
     end: u64,
     flags: u32,
+    protection_key: u8,
 }
 
 /// Fills in the flags of mappings, which only smaps tells. It walks page tables, 10 ms a GiB, so this comes when threads
@@ -60,7 +61,9 @@ pub fn advise(snapshot: &mut Snapshot) -> Result<(), Vec<Refusal>> {
             return Err(vec![hugetlb(mapping.start, mapping.end, "")]);
         }
         mapping.flags = around.flags;
+        mapping.protection_key = around.protection_key;
         found.mapping.flags = around.flags;
+        found.mapping.protection_key = around.protection_key;
     }
     Ok(())
 }
@@ -73,8 +76,12 @@ fn read_advice() -> Vec<Advised> {
             if let Some(last) = advised.last_mut() {
                 last.flags = vm_flags(flags);
             }
+        } else if let Some(key) = line.strip_prefix(b"ProtectionKey:") {
+            if let Some(last) = advised.last_mut() {
+                last.protection_key = procfs::decimal(key.trim_ascii()).unwrap_or(0) as u8;
+            }
         } else if let Some((start, end)) = range(line) {
-            advised.push(Advised { start, end, flags: 0 });
+            advised.push(Advised { start, end, flags: 0, protection_key: 0 });
         }
     }
     advised
@@ -204,6 +211,7 @@ fn describe(
         flags: 0,
         guards: Vec::new(),
         name,
+        protection_key: 0,
     };
     let found = |mapping, content| Ok(Some(Found { mapping, content }));
     match own {

@@ -18,7 +18,7 @@ use stasis_protocol::{
 
 pub use descriptors::Share;
 pub use objects::{Objects, Source};
-pub use process::{Children, Program, children, credentials, is_command};
+pub use process::{Children, Program, children, credentials, is_command, note_filters};
 
 use crate::{arch, checkpoint, procfs, quiesce::Quiet, restart};
 
@@ -128,6 +128,7 @@ pub fn take(
     };
     let status = procfs::read(path!("/proc/self/task/{}/status", subject()).as_c_str()).unwrap_or_default();
     let process = process::capture(stopped, program, &status);
+    let seen = threads::look(quiet, &process.credentials, &status);
     let image = ProcessImage {
         version: IMAGE_VERSION,
         machine: process.machine,
@@ -143,7 +144,7 @@ pub fn take(
         undo: crate::system_v::own_undo(),
         descriptions: captured.descriptions,
         descriptors: captured.descriptors,
-        threads: threads::capture(quiet),
+        threads: threads::capture(quiet, &seen),
         zombies,
         credentials: process.credentials,
         limits: process.limits,
@@ -154,7 +155,7 @@ pub fn take(
             checkpoint_sp: checkpoint::stack_top() as u64,
             restart_info: restart::info_address(),
         },
-        handover: kernel_state::capture(quiet, hold, &status),
+        handover: kernel_state::capture(quiet, hold, &seen),
     };
     let mut keys = captured.queues;
     keys.extend(system_v_keys);

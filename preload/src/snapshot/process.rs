@@ -1,6 +1,7 @@
 //! The record's part that concerns the process as a whole.
 
 use alloc::{format, string::String, vec::Vec};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use stasis_protocol::{
     coordinator::Refusal,
@@ -8,8 +9,8 @@ use stasis_protocol::{
 };
 use stasis_sys::{file, process};
 
-use super::{descriptors, mappings::Found, subject};
-use crate::{procfs, vdso};
+use super::{descriptors, kernel_state, mappings::Found, subject};
+use crate::{confined, procfs, vdso};
 
 pub struct Process {
     pub machine: Machine,
@@ -43,6 +44,80 @@ pub fn check(refusals: &mut Vec<Refusal>) {
             reason: "it runs in a root directory of its own (chroot)".into(),
             remedy: "launch it without chroot".into(),
         });
+    }
+    confined::check(refusals);
+    let mut threads = 0;
+    let _ = procfs::numbered_entries(c"/proc/self/task", |thread| {
+        if thread != process::gettid() {
+            threads += 1;
+            check_thread(tid, thread, refusals);
+        }
+    });
+    if threads > 1 && kernel_state::has_timer_of_unknown_thread() {
+        refusals.push(Refusal {
+            what: format!("pid {pid}"),
+            reason: "it has a timer of a thread's processor time (timer_create(2)) that was not made by libc: the kernel \
+                     does not tell whose"
+                .into(),
+            remedy: "let the program make it by timer_create(3)".into(),
+        });
+    }
+}
+
+/// Looks for what cannot be checkpointed about one thread. `leader`: the thread that stands for its process.
+fn check_thread(leader: i32, tid: i32, refusals: &mut Vec<Refusal>) {
+    let status = procfs::read(path!("/proc/self/task/{tid}/status").as_c_str()).unwrap_or_default();
+    let mut refuse = |reason: &str, remedy: &str| {
+        let name = String::from_utf8_lossy(procfs::field(&status, "Name:").unwrap_or(b"?")).into_owned();
+        refusals.push(Refusal {
+            what: format!("pid {}, thread {tid} ({name})", process::getpid()),
+            reason: reason.into(),
+            remedy: remedy.into(),
+        });
+    };
+    if filters(&status) > started_with_filters() {
+        refuse(
+            "a seccomp filter allows it some system calls only (seccomp(2)): it could not be stopped, or would be without \
+             the filter when it is restarted",
+            "let the program do without its sandbox",
+        );
+    }
+    if process::shares(leader, tid, process::Shared::Files) == Some(false) {
+        refuse(
+            "it has descriptors of its own (unshare(2), CLONE_FILES), which are not looked at",
+            "let its threads share their descriptors",
+        );
+    }
+    if process::shares(leader, tid, process::Shared::Directory) == Some(false)
+        && procfs::link(path!("/proc/self/task/{tid}/root").as_c_str()).is_ok_and(|root| root != b"/")
+    {
+        refuse("it has a root directory of its own (chroot)", "launch the program without chroot");
+    }
+}
+
+/// How many seccomp filters a thread has; the strict mode counts as one.
+fn filters(status: &[u8]) -> u64 {
+    let number = |key| procfs::field(status, key).and_then(procfs::decimal);
+    // Filters are counted since Linux 5.9.
+    match number("Seccomp:") {
+        None | Some(0) => 0,
+        Some(_) => number("Seccomp_filters:").unwrap_or(1).max(1),
+    }
+}
+
+static STARTED_WITH_FILTERS: AtomicU64 = AtomicU64::new(0);
+
+/// How many there were when the program began: those of a container, which whoever restarts in it has, too.
+fn started_with_filters() -> u64 {
+    if confined::has(confined::FILTERS) { 0 } else { STARTED_WITH_FILTERS.load(Relaxed) }
+}
+
+/// To be called by the constructor, before there are other threads.
+pub fn note_filters() {
+    // Without a filter, which is nearly always, one quick call.
+    if process::prctl(libc::PR_GET_SECCOMP, [0; 4]).unwrap_or(0) != 0 {
+        let status = procfs::read(c"/proc/self/status").unwrap_or_default();
+        STARTED_WITH_FILTERS.store(filters(&status), Relaxed);
     }
 }
 
@@ -253,6 +328,19 @@ fn has_ended(pid: u64) -> bool {
     matches!(stat.get(after), None | Some(b'Z' | b'X'))
 }
 
+/// The protection keys that the program has: those that cannot be had.
+fn protection_keys() -> u32 {
+    if !stasis_sys::has_protection_keys() {
+        return 0;
+    }
+    let free = core::iter::from_fn(|| process::numbers(libc::SYS_pkey_alloc, [0; 5]).ok());
+    let free = free.fold(0u32, |free, key| free | 1 << (key & 31));
+    for key in (0..32).filter(|key| free & 1 << key != 0) {
+        let _ = process::numbers(libc::SYS_pkey_free, [key, 0, 0, 0, 0]);
+    }
+    stasis_sys::PROTECTION_KEYS & !free
+}
+
 /// Of the process' group, session, terminal and its foreground group, as proc_pid_stat(5) tells them: signed ints.
 fn settings([pgid, session, terminal, foreground]: [u64; 4], stopped: bool) -> Settings {
     let number = |path| procfs::read(path).ok();
@@ -268,6 +356,11 @@ fn settings([pgid, session, terminal, foreground]: [u64; 4], stopped: bool) -> S
         oom_score_adj: number(c"/proc/thread-self/oom_score_adj")
             .and_then(|text| procfs::signed(text.trim_ascii()))
             .unwrap_or(0) as i32,
+        // Empty for a process whose leader has ended.
+        coredump_filter: number(path!("/proc/self/task/{}/../../coredump_filter", subject()).as_c_str())
+            .and_then(|text| procfs::hex(text.trim_ascii()))
+            .unwrap_or(0) as u32,
+        protection_keys: protection_keys(),
         stopped,
         foreground: terminal != 0 && pgid == foreground,
         terminal: u64::from(terminal as u32),

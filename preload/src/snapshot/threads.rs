@@ -4,17 +4,53 @@
 use alloc::{string::String, vec, vec::Vec};
 use core::sync::atomic::Ordering::Relaxed;
 
-use stasis_protocol::image::Thread;
+use stasis_protocol::image::{Credentials, Thread};
 use stasis_sys::process;
 
-use crate::{quiesce::Quiet, threads};
+use crate::{procfs, quiesce::Quiet, threads};
 
-pub fn capture(quiet: &Quiet) -> Vec<Thread> {
+/// What /proc/TID/status says of a stopped thread.
+pub struct Seen {
+    pub tid: i32,
+    /// Its own signals that are pending.
+    pub pending: u64,
+    /// Where they are not those that stand for its process.
+    own_credentials: Option<Credentials>,
+    own_umask: u32,
+}
+
+/// Reads the status of each thread once: it takes some 20 µs. `common`: who the process is; `known`: the subject's.
+pub fn look(quiet: &Quiet, common: &Credentials, known: &[u8]) -> Vec<Seen> {
+    let look = |&tid: &i32| {
+        let read = || procfs::read(path!("/proc/self/task/{tid}/status").as_c_str()).unwrap_or_default();
+        let status = if tid == super::subject() { Vec::from(known) } else { read() };
+        let own = super::process::credentials(&status);
+        Seen {
+            tid,
+            pending: procfs::field(&status, "SigPnd:").and_then(procfs::hex).unwrap_or(0),
+            own_credentials: (own != *common && !status.is_empty()).then_some(own),
+            own_umask: procfs::field(&status, "Umask:").and_then(procfs::octal).unwrap_or(0o22) as u32,
+        }
+    };
+    quiet.tids.iter().map(look).collect()
+}
+
+/// The working directory and umask of a thread that has its own.
+fn own_directory(seen: &Seen) -> Option<(String, u32)> {
+    let (tid, subject) = (seen.tid, super::subject());
+    if tid == subject || process::shares(subject, tid, process::Shared::Directory) != Some(false) {
+        return None;
+    }
+    let cwd = procfs::link(path!("/proc/self/task/{tid}/cwd").as_c_str()).ok()?;
+    Some((String::from_utf8_lossy(&cwd).into_owned(), seen.own_umask))
+}
+
+pub fn capture(quiet: &Quiet, seen: &[Seen]) -> Vec<Thread> {
     let pid = process::getpid();
-    let mut threads: Vec<Thread> = quiet
-        .tids
+    let mut threads: Vec<Thread> = seen
         .iter()
-        .filter_map(|&tid| {
+        .filter_map(|seen| {
+            let tid = seen.tid;
             let slot = threads::claim(tid)?;
             Some(Thread {
                 resume_sp: slot.resume_sp.load(Relaxed),
@@ -23,6 +59,8 @@ pub fn capture(quiet: &Quiet) -> Vec<Thread> {
                 clear_tid: slot.clear_tid.load(Relaxed),
                 name: name(slot),
                 in_vdso: slot.in_vdso.load(Relaxed) != 0,
+                own_directory: own_directory(seen),
+                own_credentials: seen.own_credentials.clone(),
                 ..outside(tid)
             })
         })
@@ -38,6 +76,13 @@ fn name(slot: &threads::Slot) -> String {
     bytes[8..].copy_from_slice(&slot.name[1].load(Relaxed).to_ne_bytes());
     let len = bytes.iter().position(|&byte| byte == 0).unwrap_or(16);
     String::from_utf8_lossy(&bytes[..len]).into_owned()
+}
+
+/// ioprio_get(2) of one thread.
+fn io_priority(tid: i32) -> u32 {
+    const IOPRIO_WHO_PROCESS: usize = 1;
+    let asked = process::numbers(libc::SYS_ioprio_get, [IOPRIO_WHO_PROCESS, tid as usize, 0, 0, 0]);
+    asked.unwrap_or(0) as u32
 }
 
 /// What any thread can ask about another.
@@ -65,8 +110,12 @@ fn outside(tid: i32) -> Thread {
         priority: attr.sched_priority,
         nice: attr.sched_nice,
         sched_flags: attr.sched_flags,
+        sched_times: [attr.sched_runtime, attr.sched_deadline, attr.sched_period],
+        io_priority: io_priority(tid),
         affinity: vec::Vec::from(&affinity[..used]),
         exited: false,
         in_vdso: false,
+        own_directory: None,
+        own_credentials: None,
     }
 }

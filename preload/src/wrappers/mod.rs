@@ -3,7 +3,7 @@
 //! Only where the kernel cannot tell the stop handler what it must know: when a call with a time-out
 //! began ([`timed`], [`sleep`], [`sockets`], [`generic`]), and where a set of signals would hide the
 //! stop signal ([`masks`]). And where the library's own thread must do what glibc does in its threads
-//! ([`identity`]). And where it is not told what a program uses ([`system_v`], [`notify`]). And where a program is replaced ([`exec`]) or ends ([`exit`]). [`table`] has the reasons, call by call. The hot functions (malloc, open,
+//! ([`identity`]). And where it is not told what a program uses ([`system_v`], [`notify`], [`confine`], [`timers`]). And where a program is replaced ([`exec`]) or ends ([`exit`]). [`table`] has the reasons, call by call. The hot functions (malloc, open,
 //! stat, getpid, clock_gettime...) are not among them.
 //!
 //! A wrapper is a jump to [`arch::wrapped_call`] with two functions: one makes the system call's
@@ -14,6 +14,7 @@
 //!
 //! [`arch::wrapped_call`]: crate::arch::wrapped_call
 
+mod confine;
 mod exec;
 pub mod exit;
 mod generic;
@@ -28,13 +29,17 @@ mod system_v;
 pub mod table;
 mod threads;
 mod timed;
+pub mod timers;
 pub mod userfault;
 
 use core::{ffi::c_char, mem::MaybeUninit};
 
 use stasis_sys::sync;
 
-use crate::interrupted::{call::Call, remaining};
+use crate::{
+    confined,
+    interrupted::{call::Call, remaining},
+};
 
 /// Makes a record of a call, in which the C function's arguments alone are valid, that of a system call.
 ///
@@ -131,8 +136,11 @@ fn note_deadline(call: &mut Call) {
     }
 }
 
-/// CLOCK_MONOTONIC in nanoseconds, by way of the vDSO.
+/// CLOCK_MONOTONIC in nanoseconds, by way of the vDSO, where the program may read the processor's clock.
 fn now() -> i64 {
+    if confined::has(confined::CLOCK) {
+        return sync::monotonic_ns() as i64;
+    }
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: writes one timespec.
     if unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) } != 0 {
@@ -152,6 +160,8 @@ pub unsafe fn init() {
     unsafe { identity::init() };
     // SAFETY: as above.
     unsafe { notify::init() };
+    // SAFETY: as above.
+    unsafe { timers::init() };
     // SAFETY: as above.
     unsafe { exec::init() };
 }

@@ -1,10 +1,11 @@
-//! syscall(2) by the numbers of calls that make, replace or end a process, or ask for a System V object: as the functions of those names do it.
+//! syscall(2) by the numbers of calls that make, replace or end a process, ask for a System V object, a
+//! timer, or for what nobody can read back: as the functions of those names do it.
 
-use super::{exec, exit, returned, system_v};
+use super::{confine, exec, exit, returned, system_v, timers};
 use crate::{births::Birth, fork, lazy, start};
 
 /// Numbers that [`by_number`] is to be given.
-pub const NUMBERS: [i64; 10] = [
+pub const NUMBERS: [i64; 19] = [
     libc::SYS_fork,
     libc::SYS_vfork,
     libc::SYS_clone,
@@ -15,6 +16,15 @@ pub const NUMBERS: [i64; 10] = [
     libc::SYS_shmget,
     libc::SYS_semget,
     libc::SYS_msgget,
+    libc::SYS_timer_create,
+    libc::SYS_prctl,
+    libc::SYS_seccomp,
+    libc::SYS_unshare,
+    libc::SYS_setns,
+    libc::SYS_landlock_restrict_self,
+    libc::SYS_keyctl,
+    libc::SYS_add_key,
+    libc::SYS_request_key,
 ];
 
 /// Makes a system call of [`NUMBERS`].
@@ -45,6 +55,17 @@ pub unsafe extern "C" fn by_number(
         libc::SYS_exit_group => exit::now(a as i32),
         // SAFETY: as above.
         libc::SYS_shmget | libc::SYS_semget | libc::SYS_msgget => unsafe { system_v::get(nr, [a, b, c]) },
+        // SAFETY: as above.
+        libc::SYS_timer_create => unsafe { timers::by_number(a, b, c) },
+        libc::SYS_prctl
+        | libc::SYS_seccomp
+        | libc::SYS_unshare
+        | libc::SYS_setns
+        | libc::SYS_landlock_restrict_self
+        | libc::SYS_keyctl
+        | libc::SYS_add_key
+        // SAFETY: as above.
+        | libc::SYS_request_key => unsafe { confine::call(nr, [a, b, c, d, e, f]) },
         // The child of a vfork(2) would return to a caller whose frame its parent has left: nobody can call it by this way.
         libc::SYS_vfork => returned(make(|| raw(libc::SYS_fork))),
         libc::SYS_clone if shares_memory(a as u64) => returned(raw(nr)),

@@ -21,5 +21,7 @@ pub mod system_v;
 pub mod terminal;
 pub mod userfaultfd;
 
-pub use arch::{cpuid, raw, rdfsbase, xcr0, xsave_size};
+pub use arch::{
+    PROTECTION_KEYS, allow_all_memory, cpuid, has_protection_keys, raw, rdfsbase, xcr0, xsave_size,
+};
 pub use call::{Errno, Result};

@@ -18,6 +18,21 @@ pub fn numbers(nr: i64, args: [usize; 5]) -> Result<usize> {
     unsafe { call(nr, [args[0], args[1], args[2], args[3], args[4], 0]) }
 }
 
+/// What two threads may have together (kcmp(2)).
+#[derive(Clone, Copy)]
+pub enum Shared {
+    /// The table of descriptors.
+    Files = 2,
+    /// Working and root directory, umask.
+    Directory = 3,
+}
+
+/// Whether they have it together; `None` where the kernel does not say (CONFIG_KCMP).
+pub fn shares(one: i32, other: i32, what: Shared) -> Option<bool> {
+    let result = numbers(libc::SYS_kcmp, [one as usize, other as usize, what as usize, 0, 0]);
+    result.ok().map(|order| order == 0)
+}
+
 /// prctl(2) with numbers.
 pub fn prctl(option: i32, args: [usize; 4]) -> Result<usize> {
     numbers(libc::SYS_prctl, [option as usize, args[0], args[1], args[2], args[3]])

@@ -44,6 +44,14 @@ pub extern "C" fn resume_entry() -> ! {
     naked_asm!("cld", "mov eax, 1", "jmp stasis_unpark")
 }
 
+/// Clears EFLAGS.AC, which the kernel leaves to a signal handler as the program had it (arch/x86/kernel/signal.c clears
+/// DF, RF and TF): an unaligned access would end the program. rt_sigreturn(2) brings it back.
+#[inline(always)]
+pub fn allow_unaligned() {
+    // SAFETY: changes one flag, which compiled code expects to be clear.
+    unsafe { core::arch::asm!("pushfq", "and dword ptr [rsp], {mask}", "popfq", mask = const !(1i32 << 18)) };
+}
+
 /// SA_RESTORER of the stop signal: rt_sigreturn(2).
 #[unsafe(naked)]
 pub extern "C" fn return_from_signal() -> ! {

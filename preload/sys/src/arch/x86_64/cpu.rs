@@ -32,6 +32,25 @@ pub fn xcr0() -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
+/// Protection keys beside the one that all memory has (pkeys(7)), a bit each.
+pub const PROTECTION_KEYS: u32 = 0xfffe;
+
+/// Whether memory can have protection keys here: OSPKE (Intel SDM 2A, CPUID).
+pub fn has_protection_keys() -> bool {
+    const OSPKE: u32 = 1 << 4;
+    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).ecx & OSPKE != 0
+}
+
+/// Lets the calling thread read and write memory under any protection key.
+pub fn allow_all_memory() {
+    if has_protection_keys() {
+        // SAFETY: WRPKRU is there when OSPKE is set; it only takes restrictions away.
+        unsafe {
+            core::arch::asm!("wrpkru", in("eax") 0, in("ecx") 0, in("edx") 0, options(nostack, preserves_flags));
+        }
+    }
+}
+
 /// The size in bytes of what XSAVE stores for the enabled register sets.
 pub fn xsave_size() -> u32 {
     if xcr0() == 0 { 512 } else { __cpuid_count(0xd, 0).ebx }
