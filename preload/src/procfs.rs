@@ -103,6 +103,15 @@ pub fn link(path: &CStr) -> Result<Vec<u8>> {
 
 /// The numbers that a directory's entries are named by (/proc/self/task, /proc/self/fd).
 pub fn numbered_entries(path: &CStr, mut each: impl FnMut(i32)) -> Result<()> {
+    entries(path, |_, name| {
+        if let Some(number) = decimal(name) {
+            each(number as i32);
+        }
+    })
+}
+
+/// The inodes and names of a directory's entries.
+pub fn entries(path: &CStr, mut each: impl FnMut(u64, &[u8])) -> Result<()> {
     let fd = file::open(path, libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC, 0)?;
     let mut buffer = [0u8; 4096];
     let result = loop {
@@ -116,10 +125,8 @@ pub fn numbered_entries(path: &CStr, mut each: impl FnMut(i32)) -> Result<()> {
         while entries.len() > 19 {
             let entry_len = usize::from(u16::from_ne_bytes([entries[16], entries[17]]));
             let (entry, rest) = entries.split_at(entry_len.clamp(19, entries.len()));
-            let name = entry[19..].split(|&byte| byte == 0).next().unwrap_or_default();
-            if let Some(number) = decimal(name) {
-                each(number as i32);
-            }
+            let inode = entry[..8].iter().rev().fold(0, |inode, &byte| inode << 8 | u64::from(byte));
+            each(inode, entry[19..].split(|&byte| byte == 0).next().unwrap_or_default());
             entries = rest;
         }
     };
