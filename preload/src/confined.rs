@@ -11,19 +11,17 @@ use stasis_sys::process;
 pub const LANDLOCK: u32 = 1;
 /// A session keyring of its own (keyctl(2), KEYCTL_JOIN_SESSION_KEYRING).
 pub const SESSION_KEYS: u32 = 1 << 1;
-/// Namespaces of its own (unshare(2), setns(2)).
-pub const NAMESPACES: u32 = 1 << 2;
 /// It may not read the processor's clock (PR_SET_TSC): which is put back, but must be known ([`crate::wrappers`]).
-pub const CLOCK: u32 = 1 << 3;
+pub const CLOCK: u32 = 1 << 2;
 /// Seccomp filters (seccomp(2)), which the kernel counts: so that those do not count as a container's.
-pub const FILTERS: u32 = 1 << 4;
+pub const FILTERS: u32 = 1 << 3;
 /// Keys in the keyring of the process, or of a thread.
-pub const OWN_KEYS: u32 = 1 << 5;
+pub const OWN_KEYS: u32 = 1 << 4;
 /// PR_SET_SYSCALL_USER_DISPATCH: the stop handler's own calls would be caught.
-pub const DISPATCH: u32 = 1 << 6;
+pub const DISPATCH: u32 = 1 << 5;
 
 /// Those that hold for the child of a fork, too, and for what it executes.
-const INHERITED: u32 = LANDLOCK | SESSION_KEYS | NAMESPACES | CLOCK | FILTERS;
+const INHERITED: u32 = LANDLOCK | SESSION_KEYS | CLOCK | FILTERS;
 
 static NOTED: AtomicU32 = AtomicU32::new(0);
 
@@ -95,11 +93,6 @@ pub fn check(refusals: &mut Vec<Refusal>) {
             SESSION_KEYS,
             "it is in a session keyring of its own (keyctl(2)), whose keys a restart would not bring back",
             "join it before `stasis launch`, and restart from it",
-        ),
-        (
-            NAMESPACES,
-            "it is in namespaces of its own (unshare(2), setns(2)), which a restart would not bring back",
-            "make them before `stasis launch`, and restart in them",
         ),
         (
             OWN_KEYS,

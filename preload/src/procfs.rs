@@ -129,8 +129,32 @@ impl Directory {
     }
 
     /// The numbers that entries are named by; once.
-    pub fn numbers(&self, each: impl FnMut(i32)) -> Result<()> {
-        numbers(self.0, each)
+    pub fn numbers(&self, mut each: impl FnMut(i32)) -> Result<()> {
+        self.entries(|_, name| {
+            if let Some(number) = decimal(name) {
+                each(number as i32);
+            }
+        })
+    }
+
+    /// The inodes and names of entries; once.
+    pub fn entries(&self, mut each: impl FnMut(u64, &[u8])) -> Result<()> {
+        let mut buffer = [0u8; 4096];
+        loop {
+            let len = match file::getdents(self.0, &mut buffer)? {
+                0 => return Ok(()),
+                len => len,
+            };
+            let mut entries = &buffer[..len];
+            // struct linux_dirent64: u64 ino, i64 off, u16 reclen, u8 type, name.
+            while entries.len() > 19 {
+                let entry_len = usize::from(u16::from_ne_bytes([entries[16], entries[17]]));
+                let (entry, rest) = entries.split_at(entry_len.clamp(19, entries.len()));
+                let inode = entry[..8].iter().rev().fold(0, |inode, &byte| inode << 8 | u64::from(byte));
+                each(inode, entry[19..].split(|&byte| byte == 0).next().unwrap_or_default());
+                entries = rest;
+            }
+        }
     }
 }
 
@@ -145,25 +169,9 @@ pub fn numbered_entries(path: &CStr, each: impl FnMut(i32)) -> Result<()> {
     Directory::open(path)?.numbers(each)
 }
 
-fn numbers(fd: file::Fd, mut each: impl FnMut(i32)) -> Result<()> {
-    let mut buffer = [0u8; 4096];
-    loop {
-        let len = match file::getdents(fd, &mut buffer)? {
-            0 => return Ok(()),
-            len => len,
-        };
-        let mut entries = &buffer[..len];
-        // struct linux_dirent64: u64 ino, i64 off, u16 reclen, u8 type, name.
-        while entries.len() > 19 {
-            let entry_len = usize::from(u16::from_ne_bytes([entries[16], entries[17]]));
-            let (entry, rest) = entries.split_at(entry_len.clamp(19, entries.len()));
-            let name = entry[19..].split(|&byte| byte == 0).next().unwrap_or_default();
-            if let Some(number) = decimal(name) {
-                each(number as i32);
-            }
-            entries = rest;
-        }
-    }
+/// The inodes and names of a directory's entries.
+pub fn entries(path: &CStr, each: impl FnMut(u64, &[u8])) -> Result<()> {
+    Directory::open(path)?.entries(each)
 }
 
 /// A decimal number that makes up all of `text`.

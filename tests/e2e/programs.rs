@@ -97,6 +97,7 @@ mod memory {
         mapped_files: "private_file";
         shared_anonymous: "shared_memory";
         shared_between_processes: "posix_shm";
+        semaphores_opened_by_name: "semaphore_names";
         a_file_mapped_by_two_processes: "mapped_file";
         memfd: "memfd";
         generated_code: "codegen";

@@ -134,6 +134,26 @@ fn an_io_uring_in_use_and_the_program_runs_on() {
 }
 
 #[test]
+fn namespaces_that_the_program_has_made_and_it_runs_on() {
+    if !is_root() || find_program("unshare").is_none() {
+        return skip("root and unshare are needed");
+    }
+    for (namespace, what) in
+        [(&["--mount"][..], "mounts"), (&["--pid", "--fork"], "process ids"), (&["--uts"], "host name")]
+    {
+        let lab = Lab::new();
+        let program = compile::program("tls");
+        let own = [&["unshare"], namespace, &[program.to_str().unwrap()]].concat();
+        let running = lab.launch(own);
+        running.wait_ready();
+        for arguments in [&["checkpoint"][..], &["checkpoint", "--kill"]] {
+            lab.run(arguments).expect_refusal(&["namespaces of its own", what]);
+        }
+        running.expect_ok();
+    }
+}
+
+#[test]
 fn a_reference_that_names_no_checkpoint() {
     let lab = Lab::new();
     let running = lab.launch([compile::program("counter").as_os_str(), "300".as_ref(), "1".as_ref()]);

@@ -22,7 +22,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{births::Births, log, message::Outgoing};
+use super::{births::Births, log, message::Outgoing, namespaces::Namespaces};
 use crate::{
     address::Address,
     output,
@@ -149,6 +149,8 @@ struct State {
     parent: Option<String>,
     /// The processes of a restart that announced itself, by the pids that they know, and whether each has come.
     awaited: Vec<(u32, bool)>,
+    /// Where the restart has put them.
+    restarted_in: Option<Namespaces>,
     members: BTreeMap<MemberId, Member>,
     next_member: MemberId,
     /// Whether the process that left last was in this pid namespace.
@@ -232,6 +234,10 @@ impl Computation {
         }
         if member.restarted_from.is_some() && state.parent.is_none() {
             state.parent.clone_from(&member.restarted_from);
+        }
+        if continues && state.restarted_in.is_none() {
+            // None of them runs before all are there.
+            state.restarted_in = Some(Namespaces::of(member.real_pid));
         }
         if before.is_none() {
             state.joined = state.joined.saturating_add(1);
@@ -337,6 +343,14 @@ impl Computation {
         }
     }
 
+    /// What a process has in namespaces that a restart would not put it in.
+    pub fn elsewhere(&self, real_pid: u32) -> Vec<&'static str> {
+        let own = Namespaces::of(std::process::id());
+        let state = self.state.borrow();
+        let places: Vec<&Namespaces> = std::iter::once(&own).chain(&state.restarted_in).collect();
+        Namespaces::of(real_pid).beside(&places)
+    }
+
     /// Calls `look` with the processes, by their connections.
     pub fn with_members<T>(&self, look: impl FnOnce(&mut BTreeMap<MemberId, Member>) -> T) -> T {
         look(&mut self.state.borrow_mut().members)
@@ -393,6 +407,7 @@ impl Computation {
         state.parent = Some(checkpoint);
         state.awaited = processes.iter().map(|&pid| (pid, false)).collect();
         state.next_member = state.next_member.max(processes.len() as u64);
+        state.restarted_in = None;
         state.departed.clear();
         state.joined = 0;
         Ok(())

@@ -18,6 +18,7 @@ mod connection;
 mod dormant;
 mod log;
 mod message;
+mod namespaces;
 mod newborn;
 mod round;
 mod serve;

@@ -156,6 +156,17 @@ impl<'a> Round<'a> {
     /// # Errors
     /// Why it cannot be asked.
     pub fn ask(&mut self, id: MemberId, alone: bool, lent: Option<OwnedFd>) -> Result<(), Refusal> {
+        let asked = self
+            .computation
+            .with_members(|members| members.get(&id).map(|member| (member.real_pid, member.name())));
+        if let Some((real_pid, name)) = asked {
+            let elsewhere = self.computation.elsewhere(real_pid);
+            if !elsewhere.is_empty() {
+                let reason = format!("it is in namespaces of its own (unshare(2)): {}", elsewhere.join(", "));
+                let remedy = "launch it without, or launch it with its coordinator from inside of them";
+                return Err(refusal(name, reason, remedy));
+            }
+        }
         let newborn = &mut self.newborn;
         let (subject, sent) = self.computation.with_members(|members| {
             let Some(member) = members.get(&id) else { return (None, Ok(())) };

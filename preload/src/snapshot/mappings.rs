@@ -14,7 +14,7 @@ use stasis_protocol::{
 };
 use stasis_sys::{file, process};
 
-use super::{Objects, Snapshot, Source};
+use super::{Objects, Snapshot, Source, objects::SHARED_MEMORY};
 use crate::{
     checkpoint::{self, Own},
     procfs,
@@ -201,6 +201,7 @@ fn describe(
     files: &mut FileCache,
 ) -> Result<Option<Found>, Refusal> {
     let path = String::from_utf8_lossy(line.path).into_owned();
+    let path = remaining_name(line, &path).unwrap_or(path);
     let mapping = |backing, name| Mapping {
         start: line.start,
         end: line.end,
@@ -261,7 +262,7 @@ fn describe(
     }
     if path.starts_with("/dev/zero")
         || path.starts_with("/memfd:")
-        || path.starts_with("/dev/shm/") && path.ends_with(" (deleted)")
+        || path.starts_with(SHARED_MEMORY) && path.ends_with(" (deleted)")
     {
         if !line.shared {
             // A private view of an object: its own pages, and the object's for the rest.
@@ -311,6 +312,21 @@ fn describe(
             found(mapping(Backing::Object(id), None), Content::None)
         }
     }
+}
+
+/// The name that shared memory has although the one is gone by which it was mapped: sem_open(3) makes a semaphore under
+/// another name and links it to its own, by which only those have mapped it who have opened it since.
+fn remaining_name(line: &Line<'_>, path: &str) -> Option<String> {
+    if !line.shared || !path.starts_with(SHARED_MEMORY) || !path.ends_with(" (deleted)") {
+        return None;
+    }
+    let mut remaining = None;
+    let _ = procfs::entries(c"/dev/shm", |inode, name| {
+        if inode == line.inode {
+            remaining = Some(format!("{SHARED_MEMORY}{}", String::from_utf8_lossy(name)));
+        }
+    });
+    remaining
 }
 
 /// Files on a disk are copied up to this size, in bytes: all threads stand still meanwhile.

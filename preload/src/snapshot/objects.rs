@@ -11,6 +11,9 @@ use stasis_sys::file::{self, Fd};
 
 use super::system_v;
 
+/// Where shm_open(3) and sem_open(3) make what they make.
+pub const SHARED_MEMORY: &str = "/dev/shm/";
+
 /// Where an object's content can be read.
 #[derive(Clone, Copy)]
 pub enum Source {
@@ -72,6 +75,8 @@ impl Objects {
             Source::Mapped { len, offset, .. } => Some((offset, len)),
             Source::Descriptor(_) | Source::Segment(_) => None,
         };
+        // One file system, in which processes may have mapped the same file by different names.
+        let path = if path.starts_with(SHARED_MEMORY) { SHARED_MEMORY } else { path };
         let path = path.bytes().fold(0xcbf2_9ce4_8422_2325, |sum: u64, byte| {
             (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
         });

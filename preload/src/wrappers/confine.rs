@@ -3,42 +3,12 @@
 use libc::c_int;
 
 use super::returned;
-use crate::confined::{self, CLOCK, DISPATCH, FILTERS, LANDLOCK, NAMESPACES, OWN_KEYS, SESSION_KEYS};
+use crate::confined::{self, CLOCK, DISPATCH, FILTERS, LANDLOCK, OWN_KEYS, SESSION_KEYS};
 
 // Not in the libc crate (linux/prctl.h, linux/keyctl.h).
 const PR_SET_SYSCALL_USER_DISPATCH: i32 = 59;
 const KEYCTL_JOIN_SESSION_KEYRING: usize = 1;
 const KEYCTL_LINK: usize = 8;
-
-const NAMESPACE_FLAGS: i32 = libc::CLONE_NEWNS
-    | libc::CLONE_NEWUTS
-    | libc::CLONE_NEWIPC
-    | libc::CLONE_NEWUSER
-    | libc::CLONE_NEWPID
-    | libc::CLONE_NEWNET
-    | libc::CLONE_NEWCGROUP
-    | CLONE_NEWTIME;
-const CLONE_NEWTIME: i32 = 0x80;
-
-/// unshare(2).
-///
-/// # Safety
-/// The system call's.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn unshare(flags: c_int) -> c_int {
-    // SAFETY: the caller's call.
-    unsafe { call(libc::SYS_unshare, [flags as usize, 0, 0, 0, 0, 0]) as c_int }
-}
-
-/// setns(2).
-///
-/// # Safety
-/// The system call's.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn setns(fd: c_int, kind: c_int) -> c_int {
-    // SAFETY: the caller's call.
-    unsafe { call(libc::SYS_setns, [fd as usize, kind as usize, 0, 0, 0, 0]) as c_int }
-}
 
 /// prctl(2).
 ///
@@ -73,8 +43,6 @@ pub unsafe fn call(nr: i64, arguments: [usize; 6]) -> isize {
         libc::SYS_prctl if a as i32 == libc::PR_SET_TSC && b as i32 == libc::PR_TSC_SIGSEGV => CLOCK,
         libc::SYS_prctl if a as i32 == libc::PR_SET_SECCOMP => FILTERS,
         libc::SYS_seccomp if is_filter(a) => FILTERS,
-        libc::SYS_unshare if a as i32 & NAMESPACE_FLAGS != 0 => NAMESPACES,
-        libc::SYS_setns => NAMESPACES,
         libc::SYS_landlock_restrict_self => LANDLOCK,
         libc::SYS_keyctl if a == KEYCTL_JOIN_SESSION_KEYRING => SESSION_KEYS,
         libc::SYS_keyctl if a == KEYCTL_LINK && is_own(c) => OWN_KEYS,

@@ -5,7 +5,7 @@ use super::{confine, exec, exit, returned, system_v, timers};
 use crate::{births::Birth, fork, lazy, start};
 
 /// Numbers that [`by_number`] is to be given.
-pub const NUMBERS: [i64; 19] = [
+pub const NUMBERS: [i64; 17] = [
     libc::SYS_fork,
     libc::SYS_vfork,
     libc::SYS_clone,
@@ -19,8 +19,6 @@ pub const NUMBERS: [i64; 19] = [
     libc::SYS_timer_create,
     libc::SYS_prctl,
     libc::SYS_seccomp,
-    libc::SYS_unshare,
-    libc::SYS_setns,
     libc::SYS_landlock_restrict_self,
     libc::SYS_keyctl,
     libc::SYS_add_key,
@@ -59,8 +57,6 @@ pub unsafe extern "C" fn by_number(
         libc::SYS_timer_create => unsafe { timers::by_number(a, b, c) },
         libc::SYS_prctl
         | libc::SYS_seccomp
-        | libc::SYS_unshare
-        | libc::SYS_setns
         | libc::SYS_landlock_restrict_self
         | libc::SYS_keyctl
         | libc::SYS_add_key
