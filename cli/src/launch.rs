@@ -50,12 +50,12 @@ pub fn run(context: &Context, args: &LaunchArgs) -> anyhow::Result<ExitCode> {
     if let Some(interval) = args.interval {
         client.count(&start::interval_request(interval))?;
     }
+    start::tell(&address, args.new, context.quiet || context.json);
     if args.detach {
         return detach(context, &image, client, &address);
     }
     drop(client);
     tracer::join(&address);
-    start::tell(&address, args.new, context.quiet);
     let error = image.execute().unwrap_err();
     Err(Failure::ProgramNotExecutable(format!("{}: {error}", path.display())).into())
 }

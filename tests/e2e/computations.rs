@@ -135,7 +135,10 @@ fn programs_that_are_to_have_coordinators_of_their_own_do_when_all_are_launched_
     let launches: Vec<_> = (0..4)
         .map(|_| {
             let lab = lab.clone();
-            thread::spawn(move || lab.json(["launch", "--new", "--detach", "--", "sleep", "1000"]))
+            thread::spawn(move || {
+                let outcome = lab.run(["--json", "launch", "--new", "--detach", "--", "sleep", "1000"]);
+                serde_json::from_str::<serde_json::Value>(&outcome.expect_success().stdout).unwrap()
+            })
         })
         .collect();
     let launched: Vec<_> = launches.into_iter().map(|launch| launch.join().unwrap()).collect();

@@ -142,7 +142,7 @@ fn namespaces_that_the_program_has_made_and_it_runs_on() {
         [(&["--mount"][..], "mounts"), (&["--pid", "--fork"], "process ids"), (&["--uts"], "host name")]
     {
         let lab = Lab::new();
-        let program = compile::program("tls");
+        let program = compile::program("rseq");
         let own = [&["unshare"], namespace, &[program.to_str().unwrap()]].concat();
         let running = lab.launch(own);
         running.wait_ready();

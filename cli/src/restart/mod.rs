@@ -77,13 +77,13 @@ pub fn run(context: &Context, args: &RestartArgs) -> anyhow::Result<ExitCode> {
     client.count(&prepared.resume(prepared.computation.record.draft.computation.clone()))?;
     tracer::join(&address);
     let child = prepared.go(args, &memory, None, &address, client)?;
+    start::tell(&address, args.new, context.quiet || context.json);
     if args.detach {
         print(context, &prepared.computation, &address, &child)?;
         return Ok(ExitCode::SUCCESS);
     }
     // Or the store's server would stay for as long as the program runs.
     drop(prepared);
-    start::tell(&address, args.new, context.quiet);
     supervise::stand_in(child)
 }
 
