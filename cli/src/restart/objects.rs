@@ -7,7 +7,10 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use stasis_protocol::{PAGE_SIZE, image::Object, store::kind};
-use stasis_store::hash::{BATCH, Page, PageHasher};
+use stasis_store::{
+    hash::{BATCH, Page, PageHasher},
+    unpack::Unpacker,
+};
 
 use super::{computation::Saved, descriptors::Objects};
 
@@ -45,15 +48,25 @@ pub fn each(
 ) -> anyhow::Result<()> {
     let (pages, hasher) = (&saved.pages, PageHasher::new(&saved.key));
     let page = PAGE_SIZE as u64;
+    let mut unpacker = Unpacker::default();
     for (extent, first_hash) in pages.of(object.id).filter(|(extent, _)| extent.kind != kind::ZERO) {
         let path = pages.pack(extent.pack);
         let pack = File::open(&path).with_context(|| format!("the pack {}", path.display()))?;
         for batch in (0..extent.pages).step_by(BATCH) {
             let count = (BATCH as u64).min(extent.pages - batch) as usize;
             let mut bytes = vec![0u8; count * PAGE_SIZE];
-            let offset = extent.offset + batch * page;
-            pack.read_exact_at(&mut bytes, offset)
-                .with_context(|| format!("the pack {}, offset {offset}", path.display()))?;
+            let (offset, read) = match extent.kind {
+                kind::LZ4 => {
+                    let skipped = extent.skipped.saturating_add(batch as u32);
+                    let read = unpacker.read(&pack, extent.offset, extent.stored, skipped, &mut bytes);
+                    (extent.offset, read)
+                }
+                _ => {
+                    let offset = extent.offset + batch * page;
+                    (offset, pack.read_exact_at(&mut bytes, offset))
+                }
+            };
+            read.with_context(|| format!("the pack {}, offset {offset}", path.display()))?;
             let content: Vec<&Page> = bytes.as_chunks().0.iter().collect();
             let mut names = vec![[0u8; 32]; count];
             hasher.name_pages(&content, &mut names);
