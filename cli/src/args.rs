@@ -84,8 +84,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Delete checkpoints: those named, or all that a rule does not keep
     Prune(PruneArgs),
-    /// Give back the room of what no checkpoint needs; checkpoints and restarts go on meanwhile
-    Gc,
+    /// Give back the room of what no checkpoint needs, and compress the rest where that pays
+    Gc(GcArgs),
     /// Write checkpoints to standard output, for `stasis import`
     Export(ExportArgs),
     /// Read checkpoints from standard input: all of them, or none
@@ -269,6 +269,13 @@ pub struct DuArgs {
     /// An id, the beginning of one, a label, latest, each with an optional ~N [default: all]
     #[arg(value_name = "REF")]
     pub reference: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct GcArgs {
+    /// Compress only what is moved because the rest of its pack is garbage
+    #[arg(long)]
+    pub no_compression: bool,
 }
 
 #[derive(Debug, Args)]

@@ -81,7 +81,7 @@ fn run(context: &Context, command: &Command) -> anyhow::Result<ExitCode> {
         Command::Diff(args) => commands::diff::run(context, args),
         Command::Export(args) => commands::transfer::export(context, args),
         Command::Import => commands::transfer::import(context),
-        Command::Gc => commands::gc::run(context),
+        Command::Gc(args) => commands::gc::run(context, args),
         Command::Kill => commands::kill::run(context),
         Command::Coordinator(args) => coordinator::run(context, args),
         Command::Store(args) => commands::store::run(context, args),

@@ -224,7 +224,12 @@ pub struct Collected {
     pub waiting: bool,
     pub packs_removed: u64,
     pub packs_compacted: u64,
+    /// Packs that were rewritten only in order to be compressed.
+    pub packs_compressed: u64,
     pub moved_bytes: u64,
+    /// Of them, those that were compressed, as they were and as they are.
+    pub compressed_from_bytes: u64,
+    pub compressed_to_bytes: u64,
     pub nodes_removed: u64,
     /// Packs that should have been compacted and were not, and why.
     pub left: Vec<String>,
@@ -237,6 +242,9 @@ impl From<&wire_store::Collected> for Collected {
             waiting: collected.waiting,
             packs_removed: collected.packs_removed,
             packs_compacted: collected.packs_compacted,
+            packs_compressed: collected.packs_compressed,
+            compressed_from_bytes: collected.compressed_from,
+            compressed_to_bytes: collected.compressed_to,
             moved_bytes: collected.pages_moved.saturating_mul(PAGE_SIZE as u64),
             nodes_removed: collected.nodes_removed,
             left: collected.left.clone(),

@@ -125,12 +125,12 @@ impl Store {
         self.client.prune(ids).map_err(|error| self.failure(&error))
     }
 
-    /// Gives back the room of what no checkpoint needs.
+    /// Gives back the room of what no checkpoint needs; with `compress`, also compresses the rest where that pays.
     ///
     /// # Errors
     /// [`Failure::Store`].
-    pub fn collect(&mut self) -> Result<Collected, Failure> {
-        self.client.collect().map_err(|error| self.failure(&error))
+    pub fn collect(&mut self, compress: bool) -> Result<Collected, Failure> {
+        self.client.collect(compress).map_err(|error| self.failure(&error))
     }
 
     /// How much room each checkpoint takes.

@@ -18,7 +18,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use stasis_protocol::store::{CheckpointDraft, CheckpointRecord, kind};
+use stasis_protocol::store::{CheckpointDraft, CheckpointRecord};
 
 use crate::{
     error::{StoreError, hex},
@@ -27,7 +27,7 @@ use crate::{
     index::{Changes, Index, PackRecord},
     manifest::Node,
     names::NameMap,
-    pack::{PAGE, Place, footer::Footer, reader::PackReader, set::PlaceSet, state::PackStates},
+    pack::{Form, Place, footer::Footer, reader::PackReader, set::PlaceSet, state::PackStates},
     written::WrittenPages,
 };
 
@@ -46,6 +46,7 @@ pub struct PackGrowth {
     pub from: u64,
     pub to: u64,
     pub pages: u64,
+    pub form: Form,
 }
 
 /// The committed state of a store.
@@ -91,7 +92,7 @@ impl Catalog {
     pub fn new(index: Index) -> Result<Self, StoreError> {
         let records: BTreeMap<u32, PackRecord> = index.packs()?.into_iter().collect();
         let mut states = PackStates::default();
-        states.add(records.keys().copied());
+        states.add(records.iter().map(|(number, record)| (*number, record.form)));
         let mut damaged = PlaceSet::default();
         for (pack, slot, count) in index.damaged()? {
             damaged.insert(Place { pack, slot }, count as usize);
@@ -111,12 +112,24 @@ impl Catalog {
         self.records().clone()
     }
 
+    /// How slots of a pack are given, where it is known.
+    #[must_use]
+    pub fn form(&self, pack: u32) -> Form {
+        self.states().form(pack)
+    }
+
+    /// Up to where a pack is committed, in bytes.
+    #[must_use]
+    pub fn committed(&self, pack: u32) -> Option<u64> {
+        self.records().get(&pack).map(|record| record.committed)
+    }
+
     /// The places of the pages called `names`, which must be sorted, for who is going to refer to them.
     ///
     /// # Errors
     /// The index cannot be read.
     pub fn places(&self, names: &[Hash]) -> Result<Vec<Option<Place>>, StoreError> {
-        self.places_in(names, PackStates::is_usable)
+        self.places_in(names, PackStates::is_staying)
     }
 
     /// The same for who reads them now.
@@ -124,21 +137,21 @@ impl Catalog {
     /// # Errors
     /// The index cannot be read.
     pub fn places_to_read(&self, names: &[Hash]) -> Result<Vec<Option<Place>>, StoreError> {
-        self.places_in(names, PackStates::is_known)
+        self.places_in(names, |states, place| states.is_known(place.pack))
     }
 
     /// The index may name packs that are gone: a crash may have brought such entries back.
     fn places_in(
         &self,
         names: &[Hash],
-        accept: fn(&PackStates, u32) -> bool,
+        accept: fn(&PackStates, Place) -> bool,
     ) -> Result<Vec<Option<Place>>, StoreError> {
         // Recent names first: they leave the table only after they are in the index.
         let recent = self.recent.read().unwrap_or_else(PoisonError::into_inner).clone();
         let mut places = self.index.places(names)?;
         let (states, damaged) = (self.states(), self.damaged());
         for (name, place) in names.iter().zip(&mut places) {
-            *place = place.filter(|place| accept(&states, place.pack) && !damaged.contains(*place));
+            *place = place.filter(|place| accept(&states, *place) && !damaged.contains(*place));
             if place.is_none() {
                 let found = recent.iter().find_map(|table| table.get(name).copied());
                 *place = found.filter(|place| !damaged.contains(*place));
@@ -207,7 +220,7 @@ impl Catalog {
             }
         }
         FailPoint::BatchWritten.hit();
-        self.states_mut().add(changes.packs.iter().map(|(number, _)| *number));
+        self.states_mut().add(changes.packs.iter().map(|(number, record)| (*number, record.form)));
         records.extend(changes.packs);
         Ok(())
     }
@@ -376,6 +389,7 @@ impl Indexer {
                 from: record.indexed,
                 to: record.committed,
                 pages: record.pages,
+                form: record.form,
             })
             .collect();
         if !left.is_empty() {
@@ -452,7 +466,7 @@ fn grown_records(records: &BTreeMap<u32, PackRecord>, grown: &[PackGrowth]) -> V
         .iter()
         .map(|growth| {
             let old = records.get(&growth.number).copied();
-            let old = old.unwrap_or(PackRecord { committed: PAGE, indexed: PAGE, pages: 0 });
+            let old = old.unwrap_or(PackRecord::new(growth.form));
             (growth.number, PackRecord { committed: growth.to, pages: old.pages + growth.pages, ..old })
         })
         .collect()
@@ -461,14 +475,9 @@ fn grown_records(records: &BTreeMap<u32, PackRecord>, grown: &[PackGrowth]) -> V
 /// The pages that a footer names.
 pub fn entries(pack: u32, footer: &Footer) -> impl Iterator<Item = (Hash, Place)> {
     let runs = footer.runs.iter();
-    let places = runs.flat_map(move |run| {
-        (0..u64::from(run.pages)).map(move |at| {
-            (run.kind == kind::RAW)
-                .then(|| u32::try_from(run.offset / PAGE + at).ok().map(|slot| Place { pack, slot }))
-                .flatten()
-        })
-    });
-    footer.names.iter().zip(places).filter_map(|(name, place)| Some((*name, place?)))
+    let places = runs
+        .flat_map(move |run| (0..run.pages).map(move |at| Place { pack, slot: run.slot.saturating_add(at) }));
+    footer.names.iter().copied().zip(places)
 }
 
 fn random(bytes: &mut [u8]) -> io::Result<()> {

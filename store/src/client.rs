@@ -397,12 +397,12 @@ impl Client {
         }
     }
 
-    /// Gives back the room of what no checkpoint needs.
+    /// Gives back the room of what no checkpoint needs; with `compress`, also compresses what is not and is worth it.
     ///
     /// # Errors
     /// A checkpoint is damaged, or the store cannot be written; nothing that is needed is touched.
-    pub fn collect(&mut self) -> Result<Collected, ClientError> {
-        match self.ask(&Request::Collect)? {
+    pub fn collect(&mut self, compress: bool) -> Result<Collected, ClientError> {
+        match self.ask(&Request::Collect { compress })? {
             Reply::Collected(collected) => Ok(collected),
             other => Err(unexpected(&other)),
         }

@@ -21,7 +21,7 @@ use nix::{
 use crate::{error::StoreError, failpoint::FailPoint, location::LOCK};
 
 /// The format that this program writes, and the newest that it reads.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 const FORMAT_FILE: &str = "FORMAT";
 const KEY_FILE: &str = "key";

@@ -9,7 +9,7 @@ use crate::{
     error::StoreError,
     hash::PAGE_SIZE,
     manifest::{Manifest, Reader},
-    pack::set::PlaceSet,
+    pack::{Form, set::PlaceSet},
     store::Store,
 };
 
@@ -25,6 +25,15 @@ pub fn usage(store: &Store) -> Result<DiskUsage, StoreError> {
         twice.extend_common(&once, &places);
         once.extend(&places);
     }
+    let packs = store.catalog().packs();
+    // Of a compressed pack, each page takes its part.
+    let on_disk = |(pack, pages): (u32, u64)| match packs.get(&pack) {
+        Some(record) if record.form == Form::Compressed && record.pages > 0 => {
+            u64::try_from(u128::from(pages) * u128::from(record.committed) / u128::from(record.pages))
+                .unwrap_or(u64::MAX)
+        }
+        _ => bytes(pages),
+    };
     let mut usage = DiskUsage { distinct: bytes(once.count()), ..DiskUsage::default() };
     drop(once);
     for checkpoint in checkpoints {
@@ -37,9 +46,14 @@ pub fn usage(store: &Store) -> Result<DiskUsage, StoreError> {
             logical,
             distinct: bytes(places.count()),
             own: bytes(places.count_without(&twice)),
+            own_on_disk: places.counts_without(&twice).map(on_disk).sum(),
         });
     }
-    usage.stored = bytes(store.catalog().packs().values().map(|record| record.pages).sum());
+    usage.stored = bytes(packs.values().map(|record| record.pages).sum());
+    for record in packs.values().filter(|record| record.form == Form::Compressed) {
+        usage.compressed += bytes(record.pages);
+        usage.compressed_packs += record.committed;
+    }
     usage.packs = store.packs_on_disk()?;
     usage.index = store.index_on_disk()?;
     Ok(usage)

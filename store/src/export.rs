@@ -165,17 +165,17 @@ impl<W: Write> Export<'_, W> {
             })
             .collect();
         let mut bytes = vec![0; fresh.len() * PAGE_SIZE];
-        self.packs.read(place.pack, place.offset(), &mut bytes)?;
+        self.packs.read_pages(self.store.catalog(), place, &mut bytes)?;
         let read: Vec<&Page> = bytes.as_chunks::<PAGE_SIZE>().0.iter().collect();
         let mut found = vec![[0; 32]; read.len()];
         self.store.hasher().name_pages(&read, &mut found);
         for ((name, place), found) in fresh.iter().zip(found) {
             if *name != found {
                 let path = pack::path(&self.store.directory().packs(), place.pack);
+                let offset = self.packs.stretch(self.store.catalog(), *place, 1)?.offset;
                 return Err(StoreError::Damaged(format!(
-                    "the page {} at offset {:#x} of {} holds something else",
+                    "the page {} at offset {offset:#x} of {} holds something else",
                     hex(name),
-                    place.offset(),
                     path.display()
                 )));
             }

@@ -4,7 +4,7 @@
 //!    held for a moment, what was committed meanwhile and what dumps under way refer to.
 //! 2. Still in that moment the packs to give up are chosen: nothing new refers to them from then on.
 //! 3. Packs without a marked page go at once. Of the others the marked pages are copied to the end of
-//!    another pack, as a checkpoint's are, and the index is told ([`compact`]).
+//!    another pack, compressed where that pays, and the index is told ([`compact`]).
 //! 4. *Sweep* ([`sweep`]): one walk through all nodes, which removes those that are not marked and tells the
 //!    others where their pages went.
 //! 5. The packs are forgotten in one synced write, and their files removed when nobody reads them ([`crate::lease`]).
@@ -12,13 +12,18 @@
 //! A page is in a pack that has a record at any moment, and a leaf that does not say where is put right by the
 //! index. So a crash leaves garbage, which the next collection finds.
 //!
+//! Packs that are mostly dead are given up, and those that are worth compressing ([`due`]): what is compressed in the
+//! background ([`compress`]) moves in the same way.
+//!
 //! Memory: a bit for each page of the packs, 16 bytes and some for each node.
 
 mod compact;
+mod due;
 mod mark;
+mod pace;
 mod sweep;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use stasis_protocol::store::Collected;
 
@@ -26,13 +31,21 @@ use crate::{
     catalog::Moves,
     error::StoreError,
     failpoint::FailPoint,
-    hash::{Hash, PAGE_SIZE},
+    hash::Hash,
     index::PackRecord,
     pack::{self, PAGE, reader::PackReader},
     store::Store,
 };
 
 pub use mark::{Marks, NodeSet};
+pub use pace::Pace;
+
+/// Packs that are compressed in one go: 4 GiB, of which the copies are on the disk beside the originals for a while.
+const DUE_AT_ONCE: usize = 16;
+
+/// In the background, packs are compressed when there is more of them than a part of so many of the store: all manifests are
+/// walked through for that.
+const DUE_PART: u64 = 100;
 
 /// A pack to be given up.
 #[derive(Clone, Copy)]
@@ -41,6 +54,8 @@ struct Victim {
     record: PackRecord,
     /// Pages that must go on living elsewhere.
     live: u64,
+    /// Given up in order to be compressed.
+    is_due: bool,
 }
 
 /// Packs that nothing new refers to, until they are gone or this is dropped.
@@ -53,33 +68,62 @@ impl Drop for Condemned<'_> {
     fn drop(&mut self) {
         for victim in &self.victims {
             self.store.catalog().absolve(victim.number);
-            self.store.pool().put_back(victim.number, victim.record.committed);
+            self.store.pool().put_back(victim.number, victim.record);
         }
     }
 }
 
-/// Collects garbage. One collection at a time.
+/// Collects garbage, and compresses what is due if that is wanted. One collection at a time.
 ///
 /// # Errors
 /// A checkpoint's manifest is damaged: nothing was removed. Or the store could not be written: what was not
 /// reached is as before.
-pub fn collect(store: &Store) -> Result<Collected, StoreError> {
+pub fn collect(store: &Store, compress: bool) -> Result<Collected, StoreError> {
     let _turn = store.collection();
     let mut total = Collected::default();
     loop {
-        let round = round(store).map_err(|error| explain(store, error))?;
+        let due = match compress && store.compresses() {
+            true => due::find(store, DUE_AT_ONCE, false)?,
+            false => BTreeSet::new(),
+        };
+        let round = round(store, &due, Pace::AtOnce).map_err(|error| explain(store, error))?;
         total.packs_removed += round.packs_removed;
         total.packs_compacted += round.packs_compacted;
+        total.packs_compressed += round.packs_compressed;
         total.pages_moved += round.pages_moved;
         total.nodes_removed += round.nodes_removed;
+        total.compressed_from += round.compressed_from;
+        total.compressed_to += round.compressed_to;
         total.freed += round.freed;
         total.waiting |= round.waiting;
         total.left = round.left;
         // What had no room to be copied may have some now.
-        if total.left.is_empty() || round.freed == 0 {
+        let again = due.len() == DUE_AT_ONCE && round.packs_compressed > 0;
+        if !again && (total.left.is_empty() || round.freed == 0) {
             return Ok(total);
         }
     }
+}
+
+/// Compresses packs in the background: full ones, or all if `only_full` is not set. Returns whether there is more to do at
+/// once.
+///
+/// # Errors
+/// As [`collect`].
+pub fn compress(store: &Store, only_full: bool, pace: Pace<'_>) -> Result<bool, StoreError> {
+    let Some(_turn) = store.try_collection() else { return Ok(false) };
+    if !store.compresses() {
+        return Ok(false);
+    }
+    let packs = store.catalog().packs();
+    let all: u64 = packs.values().map(|record| record.committed).sum();
+    let due = due::find(store, DUE_AT_ONCE, only_full)?;
+    let bytes: u64 = due.iter().filter_map(|number| packs.get(number)).map(|record| record.committed).sum();
+    if bytes * DUE_PART <= all || !pace.go_on(store) {
+        return Ok(false);
+    }
+    let round = round(store, &due, pace)?;
+    Ok(due.len() == DUE_AT_ONCE && round.packs_compressed > 0)
 }
 
 fn explain(store: &Store, error: StoreError) -> StoreError {
@@ -93,7 +137,7 @@ fn explain(store: &Store, error: StoreError) -> StoreError {
     ))
 }
 
-fn round(store: &Store) -> Result<Collected, StoreError> {
+fn round(store: &Store, due: &BTreeSet<u32>, pace: Pace<'_>) -> Result<Collected, StoreError> {
     let mut collected = Collected::default();
     store.indexer().settle()?;
     let mut marks = Marks::default();
@@ -104,10 +148,11 @@ fn round(store: &Store) -> Result<Collected, StoreError> {
         let _everybody_waits = store.exclusive();
         mark::checkpoints(store, &mut marks)?;
         mark::sessions(store, &mut marks)?;
-        let victims = choose(store, &marks);
-        store.catalog().condemn(&victims.iter().map(|victim| victim.number).collect::<Vec<_>>());
+        let victims = choose(store, &marks, due);
+        let places = Arc::new(std::mem::take(&mut marks.places));
+        let numbers: Vec<u32> = victims.iter().map(|victim| victim.number).collect();
+        store.catalog().condemn(&numbers, Arc::clone(&places));
         store.leaves().clear();
-        let places = std::mem::take(&mut marks.places);
         (places, Condemned { store, victims }, store.sweep(marks.into_nodes()))
     };
 
@@ -116,24 +161,38 @@ fn round(store: &Store) -> Result<Collected, StoreError> {
     collected.packs_removed = dead.len() as u64;
     retire(store, &mut condemned, &dead, &mut collected)?;
 
-    let compacted = compact::all(store, &condemned.victims, &places)?;
+    let compacted = compact::all(store, &condemned.victims, &places, pace)?;
+    if compacted.stopped && compacted.emptied.is_empty() {
+        return Ok(collected);
+    }
+    // Once is enough: they are looked at again when they have grown.
+    store.catalog().note_not_worth(&compacted.damaged)?;
     collected.pages_moved = compacted.pages;
     collected.left = compacted.left;
+    collected.compressed_from = compacted.compressed_from;
+    collected.compressed_to = compacted.compressed_to;
     collected.nodes_removed = sweep::nodes(store, &sweeping)?;
-    collected.packs_compacted = compacted.emptied.len() as u64;
+    let compressed = compacted.emptied.iter().filter(|victim| victim.is_due).count();
+    collected.packs_compressed = compressed as u64;
+    collected.packs_compacted = (compacted.emptied.len() - compressed) as u64;
     retire(store, &mut condemned, &compacted.emptied, &mut collected)?;
-    collected.freed = collected.freed.saturating_sub(compacted.pages * PAGE_SIZE as u64);
+    collected.freed = collected.freed.saturating_sub(compacted.bytes);
     Ok(collected)
 }
 
-/// The packs of which less than half is marked, the emptiest first.
-fn choose(store: &Store, marks: &Marks) -> Vec<Victim> {
+/// The packs of which less than half is marked, the emptiest first, and those that are `due`.
+fn choose(store: &Store, marks: &Marks, due: &BTreeSet<u32>) -> Vec<Victim> {
     let mut victims: Vec<Victim> = store
         .catalog()
         .packs()
         .into_iter()
-        .map(|(number, record)| Victim { number, record, live: marks.places.in_pack(number) })
-        .filter(|victim| victim.live * 2 < victim.record.pages)
+        .map(|(number, record)| {
+            let live = marks.places.in_pack(number);
+            let is_sparse = live * 2 < record.pages;
+            (is_sparse, Victim { number, record, live, is_due: !is_sparse && due.contains(&number) })
+        })
+        .filter(|(is_sparse, victim)| *is_sparse || victim.is_due)
+        .map(|(_, victim)| victim)
         .filter(|victim| store.pool().take_out(victim.number))
         .collect();
     victims.sort_by_key(|victim| victim.live);

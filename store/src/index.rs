@@ -36,7 +36,12 @@ use stasis_protocol::{
     wire,
 };
 
-use crate::{error::StoreError, hash::Hash, manifest::Node, pack::Place};
+use crate::{
+    error::StoreError,
+    hash::Hash,
+    manifest::Node,
+    pack::{Form, PAGE, Place},
+};
 
 const PAGES: &str = "pages";
 const NODES: &str = "nodes";
@@ -63,6 +68,32 @@ pub struct PackRecord {
     pub indexed: u64,
     /// How many pages it holds.
     pub pages: u64,
+    pub form: Form,
+    /// Up to here it was found not to be worth compressing.
+    pub not_worth: u64,
+}
+
+impl PackRecord {
+    /// Of a pack without a page.
+    #[must_use]
+    pub fn new(form: Form) -> Self {
+        Self { committed: PAGE, indexed: PAGE, pages: 0, form, not_worth: 0 }
+    }
+}
+
+/// Up to format 2 of the store.
+#[derive(Deserialize)]
+struct PlainPackRecord {
+    committed: u64,
+    indexed: u64,
+    pages: u64,
+}
+
+fn decode_pack(value: &[u8]) -> Result<PackRecord, StoreError> {
+    if let Ok(PlainPackRecord { committed, indexed, pages }) = wire::decode(value) {
+        return Ok(PackRecord { committed, indexed, pages, ..PackRecord::default() });
+    }
+    decode(value, "a pack record")
 }
 
 /// The open database.
@@ -477,7 +508,7 @@ impl Index {
         self.scan(PACK, |key, value| {
             let number = key.get(1..).and_then(|digits| digits.try_into().ok()).map(u32::from_be_bytes);
             let number = number.ok_or_else(|| StoreError::Damaged("a pack record has no number".into()))?;
-            Ok((number, decode(value, "a pack record")?))
+            Ok((number, decode_pack(value)?))
         })
     }
 
@@ -619,4 +650,20 @@ fn decode_place(value: &[u8]) -> Option<Place> {
         pack: u32::from_le_bytes([p0, p1, p2, p3]),
         slot: u32::from_le_bytes([s0, s1, s2, s3]),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_packs_are_read_as_earlier_programs_wrote_them() {
+        let old = wire::encode(&(300_000u64, 4096u64, 73u64)).unwrap();
+        let record = decode_pack(&old).unwrap();
+        assert_eq!((record.committed, record.indexed, record.pages), (300_000, 4096, 73));
+        assert_eq!((record.form, record.not_worth), (Form::Plain, 0));
+        let new = PackRecord { form: Form::Compressed, not_worth: 9, ..record };
+        assert_eq!(decode_pack(&wire::encode(&new).unwrap()).unwrap(), new);
+        assert!(decode_pack(&old[..old.len() - 1]).is_err());
+    }
 }

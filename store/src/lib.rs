@@ -17,6 +17,7 @@ pub mod location;
 pub mod pager;
 mod stored;
 pub mod transport;
+pub mod unpack;
 
 #[cfg(feature = "server")]
 mod catalog;

@@ -18,7 +18,10 @@ use stasis_protocol::store::{Extent, Hash, kind};
 use crate::{
     error::StoreError,
     manifest::{LEAF_PAGES, Manifest, Reader},
-    pack::{PAGE, Place},
+    pack::{
+        PAGE, Place,
+        reader::{PackReader, Stretch},
+    },
     store::Store,
 };
 
@@ -44,6 +47,7 @@ pub fn list(store: &Store, manifest: &Hash) -> Result<Listing, StoreError> {
     let expected = manifest.roots.iter().map(|root| root.pages).sum();
     let mut list = List::new(expected).map_err(not_written)?;
     let mut last: Option<Extent> = None;
+    let mut packs = PackReader::new(&store.directory().packs());
     let mut reader = Reader::new(store.index(), store.node_names(), store.hasher().zero());
     for root in &manifest.roots {
         reader.each_leaf(root.name, &mut |_| true, &mut |first, _, leaf| {
@@ -58,20 +62,35 @@ pub fn list(store: &Store, manifest: &Hash) -> Result<Listing, StoreError> {
             store.catalog().correct_to_read(&mut leaf)?;
             for run in leaf.runs() {
                 list.add_names(leaf.names(run.first, run.pages)).map_err(not_written)?;
-                let extent = Extent {
-                    space: root.space,
-                    kind: if run.place == Place::ZERO { kind::ZERO } else { kind::RAW },
-                    first_page: first + run.first as u64,
-                    pages: run.pages as u64,
-                    pack: u64::from(run.place.pack),
-                    offset: run.place.offset(),
-                };
-                match &mut last {
-                    Some(last) if continues(last, &extent) => last.pages += extent.pages,
-                    other => {
-                        let done = other.replace(extent);
-                        done.map_or(Ok(()), |extent| list.add_extent(&extent)).map_err(not_written)?;
+                let mut at = 0;
+                while at < run.pages {
+                    let Stretch { kind, pages, offset, stored, skipped } = match run.place {
+                        Place::ZERO => {
+                            Stretch { kind: kind::ZERO, pages: run.pages, offset: 0, stored: 0, skipped: 0 }
+                        }
+                        place => {
+                            let place = Place { slot: place.slot + at as u32, ..place };
+                            packs.stretch(store.catalog(), place, run.pages - at)?
+                        }
+                    };
+                    let extent = Extent {
+                        space: root.space,
+                        kind,
+                        first_page: first + (run.first + at) as u64,
+                        pages: pages as u64,
+                        pack: u64::from(run.place.pack),
+                        offset,
+                        stored,
+                        skipped,
+                    };
+                    match &mut last {
+                        Some(last) if continues(last, &extent) => last.pages += extent.pages,
+                        other => {
+                            let done = other.replace(extent);
+                            done.map_or(Ok(()), |extent| list.add_extent(&extent)).map_err(not_written)?;
+                        }
                     }
+                    at += pages;
                 }
             }
             Ok(())
@@ -87,13 +106,19 @@ pub fn list(store: &Store, manifest: &Hash) -> Result<Listing, StoreError> {
     Ok(Listing { record: manifest.record, memfd, extents, pages })
 }
 
-/// Whether `next` comes right behind `last`, in its space and in its pack.
+/// Whether `next` comes right behind `last`, in its space and in its pack, or block.
 fn continues(last: &Extent, next: &Extent) -> bool {
     last.space == next.space
         && last.kind == next.kind
         && last.first_page + last.pages == next.first_page
-        && (last.kind == kind::ZERO
-            || last.pack == next.pack && last.offset + last.pages * PAGE == next.offset)
+        && match last.kind {
+            kind::ZERO => true,
+            kind::RAW => last.pack == next.pack && last.offset + last.pages * PAGE == next.offset,
+            _ => {
+                (last.pack, last.offset) == (next.pack, next.offset)
+                    && u64::from(last.skipped) + last.pages == u64::from(next.skipped)
+            }
+        }
 }
 
 /// The memfd in the making: names and extents go there as they are found. There may be millions of either.
@@ -170,5 +195,7 @@ fn encode(extent: &Extent) -> [u8; EXTENT] {
     bytes[16..24].copy_from_slice(&extent.pages.to_ne_bytes());
     bytes[24..32].copy_from_slice(&extent.pack.to_ne_bytes());
     bytes[32..40].copy_from_slice(&extent.offset.to_ne_bytes());
+    bytes[40..44].copy_from_slice(&extent.stored.to_ne_bytes());
+    bytes[44..48].copy_from_slice(&extent.skipped.to_ne_bytes());
     bytes
 }

@@ -5,6 +5,7 @@
 //!
 //! Not here: what the requests do (`connection`), becoming a background process (`main.rs`).
 
+mod background;
 mod connection;
 mod restricted;
 
@@ -27,6 +28,8 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::eventfd::EventFd,
 };
+
+use background::Background;
 
 use crate::{error::StoreError, location::socket_path, store::Store};
 
@@ -57,8 +60,9 @@ struct Shared {
     stopping: AtomicBool,
     /// The server ends.
     ended: AtomicBool,
-    /// Written to when a connection ends and when the server is to stop.
+    /// Written to when a connection ends, when the server is to stop, and when nothing is left to be done in the background.
     wake: EventFd,
+    background: Background,
 }
 
 impl Server {
@@ -81,6 +85,7 @@ impl Server {
             stopping: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             wake,
+            background: Background::default(),
         };
         Ok(Self { listener, socket, idle, shared: Arc::new(shared) })
     }
@@ -96,20 +101,32 @@ impl Server {
     /// # Errors
     /// The listening socket fails.
     pub fn run(mut self) -> Result<(), StoreError> {
-        let failed = |error| StoreError::io("cannot listen on", &self.socket)(error);
+        let background = background::start(&self.shared)
+            .map_err(StoreError::io("cannot start a thread for", self.shared.store.directory().path()))?;
+        let served = self.serve_all();
+        self.shared.ended.store(true, Ordering::Release);
+        self.shared.background.end();
+        let _ = background.join();
+        self.shared.store.close();
+        served
+    }
+
+    fn serve_all(&mut self) -> Result<(), StoreError> {
+        let socket = self.socket.clone();
+        let failed = |error| StoreError::io("cannot listen on", &socket)(error);
         let mut last_used = Instant::now();
         let mut idle = self.idle.max(FIRST);
         loop {
             if self.shared.ended.load(Ordering::Acquire) {
                 let _ = fs::remove_file(&self.socket);
-                self.shared.store.close();
                 return Ok(());
             }
             let busy = self.shared.connections.load(Ordering::Acquire) > 0 || self.shared.store.is_busy();
             if busy {
                 last_used = Instant::now();
                 idle = self.idle;
-            } else if last_used.elapsed() >= idle {
+                self.shared.background.stay();
+            } else if last_used.elapsed() >= idle && self.shared.background.settle() {
                 // From here on a client finds no socket and starts another server, which waits for the
                 // lock of this one. One that got in just before is still served.
                 let _ = fs::remove_file(&self.socket);
@@ -119,13 +136,12 @@ impl Server {
                         self.serve(stream);
                         continue;
                     }
-                    Err(_) => {
-                        self.shared.store.close();
-                        return Ok(());
-                    }
+                    Err(_) => return Ok(()),
                 }
             }
-            let wait = if busy { HOUSEKEEPING } else { idle.saturating_sub(last_used.elapsed()) };
+            // What is being done before it leaves wakes it.
+            let left = idle.saturating_sub(last_used.elapsed());
+            let wait = if busy || left.is_zero() { HOUSEKEEPING } else { left };
             let timeout = PollTimeout::try_from(wait.min(HOUSEKEEPING) + Duration::from_millis(1))
                 .unwrap_or(PollTimeout::MAX);
             let mut events = [

@@ -27,7 +27,7 @@ use crate::{
     manifest::Version,
     nodelog::NodeLog,
     pack::{
-        Place,
+        Form, Place,
         open::OpenPack,
         pool::PackPool,
         set::PlaceSet,
@@ -153,6 +153,16 @@ impl Session {
         self.lock().bases.push(base);
     }
 
+    /// Notes that pages have moved.
+    pub fn follow(&self, moves: &[(Place, Place)]) {
+        let mut state = self.lock();
+        for (from, to) in moves {
+            if state.used.contains(*from) {
+                state.used.insert(*to, 1);
+            }
+        }
+    }
+
     /// Adds to `places` what the session may refer to; returns the bases of its dumps.
     pub fn in_use(&self, places: &mut PlaceSet) -> Vec<Hash> {
         let state = self.lock();
@@ -246,7 +256,7 @@ impl Session {
                 if let Some(full) = state.packs.last_mut() {
                     jobs.extend(self.footer_job(full));
                 }
-                state.packs.push(store.pool().lease()?);
+                state.packs.push(store.pool().lease(Form::Plain)?);
             }
             let Some(pack) = state.packs.last_mut() else { continue };
             match &mut draft {
@@ -331,8 +341,8 @@ impl Session {
         }
         // What a dump that has not ended has added is about to be cut off: it must not become known.
         if state.packs.iter().any(|pack| pack.end() > pack.durable) {
-            let ends: BTreeMap<u32, u64> =
-                state.packs.iter().map(|pack| (pack.file.number, pack.durable)).collect();
+            let plain = state.packs.iter().filter(|pack| pack.form == Form::Plain);
+            let ends: BTreeMap<u32, u64> = plain.map(|pack| (pack.file.number, pack.durable)).collect();
             state.written.retain(|place| ends.get(&place.pack).is_some_and(|end| place.offset() < *end));
         }
         let grown = state
@@ -344,6 +354,7 @@ impl Session {
                 from: pack.committed,
                 to: pack.durable,
                 pages: pack.pages,
+                form: pack.form,
             })
             .collect();
         Ok(Outcome {

@@ -63,6 +63,7 @@ pub struct Store {
     committing: Mutex<()>,
     leases: Arc<Leases>,
     leaves: Leaves,
+    compresses: bool,
     directory: Arc<Directory>,
 }
 
@@ -79,8 +80,7 @@ impl Store {
         let catalog = Arc::new(Catalog::new(index)?);
         let known = catalog.packs();
         let next = recover_packs(&directory.packs(), &known)?.max(catalog.index().last_removed_pack()? + 1);
-        let lengths = known.iter().map(|(number, record)| (*number, record.committed));
-        let pool = Arc::new(PackPool::new(&directory.packs(), lengths, next));
+        let pool = Arc::new(PackPool::new(&directory.packs(), known, next));
         let threads = |source| StoreError::Io {
             action: "cannot start threads for",
             path: directory.path().to_owned(),
@@ -104,6 +104,7 @@ impl Store {
             committing: Mutex::default(),
             leases: Arc::default(),
             leaves: Leaves::default(),
+            compresses: !is_disabled("compression"),
             sessions: Mutex::default(),
             session_over: Condvar::new(),
         })
@@ -157,6 +158,12 @@ impl Store {
     #[must_use]
     pub fn indexer(&self) -> &Indexer {
         &self.indexer
+    }
+
+    /// Whether pages that are moved are compressed.
+    #[must_use]
+    pub fn compresses(&self) -> bool {
+        self.compresses
     }
 
     #[must_use]
@@ -366,6 +373,11 @@ impl Store {
     fn sessions(&self) -> MutexGuard<'_, HashMap<u64, Arc<Session>>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether STASIS_DISABLE, names with commas between, names this part.
+fn is_disabled(part: &str) -> bool {
+    std::env::var("STASIS_DISABLE").is_ok_and(|names| names.split(',').any(|name| name == part))
 }
 
 /// Removes packs without a record and cuts the others to what is committed; returns the number for

@@ -137,5 +137,7 @@ fn extent(bytes: &[u8; size_of::<Extent>()]) -> Extent {
         pages: word(16),
         pack: word(24),
         offset: word(32),
+        stored: half(40),
+        skipped: half(44),
     }
 }

@@ -5,13 +5,16 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use stasis_protocol::store::{CheckpointRecord, Hash};
+use stasis_protocol::store::{CheckpointRecord, Hash, kind};
 
 use crate::{
     error::{StoreError, hex},
     hash::{PAGE_SIZE, Page},
     manifest::{Leaf, Manifest, Reader},
-    pack::{self, Place, reader::PackReader},
+    pack::{
+        self, Place,
+        reader::{PackReader, Stretch},
+    },
     reference,
     store::Store,
 };
@@ -88,15 +91,16 @@ fn check_leaf(store: &Store, packs: &mut PackReader, leaf: &Leaf, buffer: &mut V
         let names = leaf.names(run.first, run.pages);
         buffer.resize(run.pages * PAGE_SIZE, 0);
         let pack = run.place.pack;
-        let is_read = packs.read(pack, run.place.offset(), buffer).is_ok();
+        let place = |at: usize| Place { slot: run.place.slot + at as u32, ..run.place };
+        let is_read = packs.read_pages(store.catalog(), run.place, buffer).is_ok();
         if !is_read {
             // Page by page, to name those that cannot be read.
             for (at, name) in names.iter().enumerate() {
-                let offset = run.place.offset() + (at * PAGE_SIZE) as u64;
                 let page = &mut buffer[at * PAGE_SIZE..(at + 1) * PAGE_SIZE];
-                if let Err(error) = packs.read(pack, offset, page) {
+                if let Err(error) = packs.read_pages(store.catalog(), place(at), page) {
                     page.fill(0);
-                    damage.insert(*name, format!("page {}, offset {offset:#x}: {error}", hex(name)));
+                    let lies = lies(store, packs, place(at));
+                    damage.insert(*name, format!("page {}, {lies}: {error}", hex(name)));
                 }
             }
         }
@@ -104,22 +108,29 @@ fn check_leaf(store: &Store, packs: &mut PackReader, leaf: &Leaf, buffer: &mut V
         let mut read = vec![[0; 32]; pages.len()];
         store.hasher().name_pages(&pages, &mut read);
         for (at, (name, read)) in names.iter().zip(&read).enumerate() {
-            let place = Place { slot: run.place.slot + at as u32, ..run.place };
+            let place = place(at);
             if name == read {
                 whole.extend(Some(place).filter(|place| store.catalog().is_damaged(*place)));
             } else {
                 damaged.push(place);
-                let offset = run.place.offset() + (at * PAGE_SIZE) as u64;
                 let path = pack::path(&store.directory().packs(), pack);
                 damage.entry(*name).or_insert_with(|| {
-                    format!(
-                        "page {}: {}, offset {offset:#x}, holds something else",
-                        hex(name),
-                        path.display()
-                    )
+                    let lies = lies(store, packs, place);
+                    format!("page {}: {}, {lies}, holds something else", hex(name), path.display())
                 });
             }
         }
+    }
+}
+
+/// Where a page lies in its pack, for a message.
+fn lies(store: &Store, packs: &mut PackReader, place: Place) -> String {
+    match packs.stretch(store.catalog(), place, 1) {
+        Ok(Stretch { kind: kind::LZ4, offset, skipped, stored, .. }) => {
+            format!("offset {offset:#x} (page {} of a compressed block of {stored} bytes)", skipped + 1)
+        }
+        Ok(stretch) => format!("offset {:#x}", stretch.offset),
+        Err(_) => format!("page {}", place.slot),
     }
 }
 

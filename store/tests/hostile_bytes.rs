@@ -4,6 +4,7 @@
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
+    io::Write as _,
 };
 
 use proptest::prelude::*;
@@ -13,8 +14,12 @@ use stasis_protocol::{
     wire,
 };
 use stasis_store::{
-    pack::footer::{Footer, Run, check_header, trailer},
+    pack::{
+        Form,
+        footer::{Footer, Run, check_header, sound_runs, trailer},
+    },
     stream::{CheckpointFrame, EndFrame, Frame, LeafFrame, ProcessFrame, Reader, StreamRun, Writer},
+    unpack::Unpacker,
 };
 
 /// Notes the largest allocation of each thread.
@@ -149,7 +154,7 @@ proptest! {
         if sealed && bytes.len() >= 64 {
             // One that has its checksum and contradicts itself.
             bytes[..8].copy_from_slice(b"STASISFT");
-            bytes[8..12].copy_from_slice(&1u32.to_le_bytes());
+            bytes[8..12].copy_from_slice(&(1 + counts.0 % 2).to_le_bytes());
             bytes[12..16].copy_from_slice(&counts.0.to_le_bytes());
             bytes[16..24].copy_from_slice(&counts.1.to_le_bytes());
             let sum = blake3::hash(&bytes);
@@ -157,6 +162,7 @@ proptest! {
         }
         let largest = largest(|| {
             let _ = Footer::decode(&bytes);
+            let _ = sound_runs(&bytes, 4096, counts.1).count();
         });
         prop_assert!(largest <= BOUND, "{largest} bytes");
         let mut page = [0; 4096];
@@ -166,15 +172,51 @@ proptest! {
     }
 
     #[test]
-    fn a_footer_reads_back(pages in 0..300usize, segment in any::<u64>(), at in any::<prop::sample::Index>()) {
+    fn a_footer_reads_back(pages in 0..300usize, segment in 1..1000u64, at in any::<prop::sample::Index>()) {
         let names = (0..pages).map(|page| *blake3::hash(&[page as u8]).as_bytes()).collect();
-        let runs = vec![Run { kind: 0, pages: pages as u32, offset: segment }];
-        let footer = Footer { segment, runs, names };
-        let encoded = footer.encode(17 * 4096);
+        let segment = segment * 4096;
+        let runs = vec![Run::raw(pages as u32, segment)];
+        let footer = Footer { form: Form::Plain, segment, runs, names };
+        let encoded = footer.encode(segment + pages as u64 * 4096);
         let mut bytes: Vec<u8> = encoded.iter().flat_map(|page| page.0).collect();
         prop_assert_eq!(Footer::decode(&bytes), Ok(footer));
         let at = at.index(bytes.len());
         bytes[at] ^= 1;
         prop_assert!(Footer::decode(&bytes).is_err());
+    }
+
+    #[test]
+    fn a_block_of_anything_is_unpacked_into_its_room_or_refused(
+        mut bytes in prop::collection::vec(any::<u8>(), 0..2000),
+        flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+        real in any::<bool>(),
+        (stored, skipped) in any::<(u32, u32)>(),
+        pages in 1..40usize,
+    ) {
+        let mut memory = vec![7u8; 16 * 4096];
+        if real {
+            memory.iter_mut().zip(bytes.iter().cycle()).for_each(|(to, from)| *to = *from);
+            bytes = lz4_flex::block::compress(&memory);
+        }
+        let whole = bytes.clone();
+        for (at, byte) in flips {
+            if !bytes.is_empty() {
+                let at = at.index(bytes.len());
+                bytes[at] ^= byte;
+            }
+        }
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&bytes).unwrap();
+        let mut unpacker = Unpacker::default();
+        let mut to = vec![0; pages * 4096];
+        let _ = unpacker.read(&file, u64::from(skipped), stored, skipped, &mut to);
+        let _ = unpacker.read(&file, 0, bytes.len() as u32, skipped % 20, &mut to);
+        let largest = largest(|| drop(unpacker.read(&file, 0, stored, skipped, &mut to)));
+        prop_assert!(largest <= BOUND, "{largest} bytes");
+        let skipped = skipped as usize % 16;
+        if real && bytes == whole && skipped + pages <= 16 {
+            unpacker.read(&file, 0, bytes.len() as u32, skipped as u32, &mut to).unwrap();
+            prop_assert!(to == memory[skipped * 4096..][..to.len()]);
+        }
     }
 }

@@ -105,7 +105,7 @@ pub fn memory(setting: &Setting<'_>) -> anyhow::Result<Vec<Line>> {
     client.export(vec![first.id.clone(), last], OwnedFd::from(File::create(&stream)?))?;
     note(&server, "export")?;
     client.prune(vec![second.id])?;
-    client.collect()?;
+    client.collect(false)?;
     note(&server, "gc")?;
     let other = Server::start(directory.path(), "other")?;
     other.client()?.import(OwnedFd::from(File::open(&stream)?))?;

@@ -26,6 +26,9 @@ struct Report {
     packs_bytes: u64,
     /// On disk.
     index_bytes: u64,
+    /// Pages in packs that are compressed where that pays, as they were, and what those packs take.
+    compressed_from_bytes: u64,
+    compressed_to_bytes: u64,
     checkpoints: Vec<Entry>,
 }
 
@@ -35,8 +38,10 @@ struct Entry {
     label: Option<String>,
     logical_bytes: u64,
     distinct_bytes: u64,
-    /// What deleting it would give back.
+    /// Pages that no other checkpoint needs.
     own_bytes: u64,
+    /// What deleting it would give back: those pages as they lie on the disk.
+    own_on_disk_bytes: u64,
     #[serde(skip)]
     command: String,
 }
@@ -71,6 +76,7 @@ fn report(usage: DiskUsage, records: &HashMap<String, report::Checkpoint>, only:
                 logical_bytes: entry.logical,
                 distinct_bytes: entry.distinct,
                 own_bytes: entry.own,
+                own_on_disk_bytes: entry.own_on_disk,
                 command: first.map(|process| process.command.clone()).unwrap_or_default(),
                 id: entry.id,
             }
@@ -82,6 +88,8 @@ fn report(usage: DiskUsage, records: &HashMap<String, report::Checkpoint>, only:
         garbage_bytes: usage.stored.saturating_sub(usage.distinct),
         packs_bytes: usage.packs,
         index_bytes: usage.index,
+        compressed_from_bytes: usage.compressed,
+        compressed_to_bytes: usage.compressed_packs,
         checkpoints,
     }
 }
@@ -94,7 +102,7 @@ fn render(report: &Report, totals: bool) -> String {
             entry.label.clone().unwrap_or_else(|| "-".into()),
             bytes(entry.logical_bytes),
             bytes(entry.distinct_bytes),
-            bytes(entry.own_bytes),
+            bytes(entry.own_on_disk_bytes),
             entry.command.clone(),
         ]);
     }
@@ -102,13 +110,22 @@ fn render(report: &Report, totals: bool) -> String {
     if totals {
         text.push_str(&format!(
             "\n{} of memory in {} checkpoints, {} of it distinct; on disk {} of packs ({} garbage: `stasis gc`) \
-             and {} of index\n",
+             and {} of index; {}\n",
             bytes(report.logical_bytes),
             report.checkpoints.len(),
             bytes(report.distinct_bytes),
             bytes(report.packs_bytes),
             bytes(report.garbage_bytes),
-            bytes(report.index_bytes)
+            bytes(report.index_bytes),
+            match report.compressed_from_bytes.saturating_sub(report.compressed_to_bytes) {
+                0 => "nothing is compressed".into(),
+                saved => format!(
+                    "compression saves {}: {} are {}",
+                    bytes(saved),
+                    bytes(report.compressed_from_bytes),
+                    bytes(report.compressed_to_bytes)
+                ),
+            }
         ));
     }
     text

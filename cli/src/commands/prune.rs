@@ -57,7 +57,7 @@ pub fn run(context: &Context, args: &PruneArgs) -> anyhow::Result<ExitCode> {
         None
     } else {
         // They are deleted, whatever comes of this.
-        Some(store.collect()?)
+        Some(store.collect(false)?)
     };
     if context.json {
         output::json(&Report { gc: collected.as_ref().map(report::Collected::from), ..report })?;

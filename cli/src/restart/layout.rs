@@ -24,6 +24,7 @@ use stasis_store::client::PageNames;
 use super::{
     descriptors::{Files, Places},
     plan::{Plan, attempt, call, pointing},
+    read_ahead::ReadAhead,
     refusal,
     vdso::{self, Arrangement},
 };
@@ -367,8 +368,11 @@ impl Pages {
         let index = wanted - extent.first_page;
         let hash = self.hashes.get(first + index as usize).copied().unwrap_or_default();
         let hash = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-        let offset = extent.offset + index * PAGE_SIZE as u64;
-        (hash, format!("{}, offset {offset}", self.pack(extent.pack).display()))
+        let (offset, block) = match extent.kind {
+            kind::LZ4 => (extent.offset, " (a compressed block)"),
+            _ => (extent.offset + index * PAGE_SIZE as u64, ""),
+        };
+        (hash, format!("{}, offset {offset}{block}", self.pack(extent.pack).display()))
     }
 
     /// The path of a pack.
@@ -403,6 +407,7 @@ fn fills(
     let page = PAGE_SIZE as u64;
     let mut packs: BTreeMap<u64, (RawFd, RawFd)> = BTreeMap::new();
     let mut zeros: Option<RawFd> = None;
+    let mut read_ahead = ReadAhead::default();
     plan.header.hashes = pages.hashes.len() as u64;
     plan.header.hashes_fd = places.place(pages.hashes.as_fd().try_clone_to_owned()?)? as u64;
     for (extent, first_hash) in pages.of(MEMORY) {
@@ -437,17 +442,28 @@ fn fills(
                 }
             },
         };
+        let is_block = extent.kind == kind::LZ4;
+        if is_block {
+            read_ahead.add(fd, extent.offset, extent.stored.into());
+        }
         for part in parts {
             let mut address = part.start;
             while address < part.end {
                 let end = part.end.min(address + CHUNK);
                 let at = address - start;
+                // A block is read whole, which is no multiple of what a disk can be asked for.
+                let (direct, offset, skipped) = match is_block {
+                    true => (-1, extent.offset, extent.skipped.saturating_add((at / page) as u32)),
+                    false => (direct, extent.offset + at, 0),
+                };
                 plan.fills.push(Fill {
                     address,
                     len: end - address,
                     fd,
                     direct,
-                    offset: extent.offset + at,
+                    offset,
+                    stored: extent.stored,
+                    skipped,
                     hash: first_hash as u64 + at / page,
                     huge: plan.huge.partition_point(|&[piece, _]| piece < end) as u64,
                 });

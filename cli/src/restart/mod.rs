@@ -30,6 +30,7 @@ pub mod namespace;
 mod objects;
 mod place;
 mod plan;
+mod read_ahead;
 mod report;
 mod running;
 pub mod session;

@@ -12,7 +12,10 @@ use stasis_protocol::{
     image::Object,
     store::{Extent, kind},
 };
-use stasis_store::hash::{BATCH, Page, PageHasher};
+use stasis_store::{
+    hash::{BATCH, Page, PageHasher},
+    unpack::Unpacker,
+};
 
 use super::{computation::Saved, descriptors::Objects};
 
@@ -76,12 +79,22 @@ pub fn read(
     let page = PAGE_SIZE as u64;
     let path = pages.pack(extent.pack);
     let pack = File::open(&path).with_context(|| format!("the pack {}", path.display()))?;
+    let mut unpacker = Unpacker::default();
     for batch in range.clone().step_by(BATCH) {
         let count = (BATCH as u64).min(range.end - batch) as usize;
         let mut bytes = vec![0u8; count * PAGE_SIZE];
-        let offset = extent.offset + batch * page;
-        pack.read_exact_at(&mut bytes, offset)
-            .with_context(|| format!("the pack {}, offset {offset}", path.display()))?;
+        let (offset, read) = match extent.kind {
+            kind::LZ4 => {
+                let skipped = extent.skipped.saturating_add(batch as u32);
+                let read = unpacker.read(&pack, extent.offset, extent.stored, skipped, &mut bytes);
+                (extent.offset, read)
+            }
+            _ => {
+                let offset = extent.offset + batch * page;
+                (offset, pack.read_exact_at(&mut bytes, offset))
+            }
+        };
+        read.with_context(|| format!("the pack {}, offset {offset}", path.display()))?;
         let content: Vec<&Page> = bytes.as_chunks().0.iter().collect();
         let mut names = vec![[0u8; 32]; count];
         hasher.name_pages(&content, &mut names);

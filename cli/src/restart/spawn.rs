@@ -318,7 +318,7 @@ fn threads(image: &ProcessImage, plan: &mut Plan) {
 
 /// Chooses where the restorer lives while it works, and how many threads fill memory.
 fn fit(image: &ProcessImage, request: &Request<'_>, plan: &mut Plan) -> anyhow::Result<()> {
-    const STACK: u64 = 64 << 10;
+    const STACK: u64 = 256 << 10;
     const THREAD_STACK: u64 = 4096;
     const PARKING: u64 = 256 << 10;
     /// Below this one thread reads faster than others start, in bytes.

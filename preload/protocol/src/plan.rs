@@ -113,6 +113,10 @@ pub struct Fill {
     pub direct: i32,
     /// Where in the file, in bytes.
     pub offset: u64,
+    /// The bytes of an LZ4 block there, which holds the pages; 0: they lie there as they are.
+    pub stored: u32,
+    /// How many pages of the block come before.
+    pub skipped: u32,
     /// The index of the first page's hash.
     pub hash: u64,
     /// How many pieces of [`Header::huge`] must have their huge pages first.

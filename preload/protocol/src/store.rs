@@ -115,7 +115,10 @@ pub enum Request {
         ids: Vec<String>,
     },
     /// Gives back the room of what no checkpoint needs: [`Reply::Collected`].
-    Collect,
+    Collect {
+        /// Compresses what has not been, too, where that pays.
+        compress: bool,
+    },
     /// How much room each checkpoint takes: [`Reply::DiskUsage`].
     DiskUsage,
     /// What differs between two dumped processes, by their manifests: [`Reply::Differences`].
@@ -243,6 +246,10 @@ pub struct DiskUsage {
     pub packs: u64,
     /// On disk.
     pub index: u64,
+    /// Of `stored`, what lies in packs whose pages are compressed where that pays.
+    pub compressed: u64,
+    /// What those packs take on the disk.
+    pub compressed_packs: u64,
     /// Oldest first.
     pub checkpoints: Vec<CheckpointUsage>,
 }
@@ -255,6 +262,8 @@ pub struct CheckpointUsage {
     pub distinct: u64,
     /// Pages that no other checkpoint needs.
     pub own: u64,
+    /// What those take on the disk.
+    pub own_on_disk: u64,
 }
 
 /// Pages one after the other that differ between two dumped processes in the same way.
@@ -285,6 +294,12 @@ pub struct Collected {
     pub pages_moved: u64,
     /// Nodes of manifests.
     pub nodes_removed: u64,
+    /// Packs that were compressed.
+    pub packs_compressed: u64,
+    /// Bytes of pages in them, and of what else was copied and compressed.
+    pub compressed_from: u64,
+    /// What that became.
+    pub compressed_to: u64,
     /// Bytes of packs that were given back, less what was copied.
     pub freed: u64,
     /// Some files go only when a restart under way has opened them.
@@ -299,9 +314,18 @@ pub mod kind {
     pub const RAW: u32 = 0;
     /// A page of zeros; nothing is stored.
     pub const ZERO: u32 = 1;
+    /// One of up to [`BLOCK_PAGES`](super::BLOCK_PAGES) pages that are compressed together, as one LZ4 block.
+    pub const LZ4: u32 = 2;
 }
 
-/// Pages that lie one after the other in a space and in a pack.
+/// The most pages that are compressed together.
+pub const BLOCK_PAGES: usize = 16;
+
+/// The most bytes that compressed pages take: they would else lie raw.
+pub const BLOCK: usize = BLOCK_PAGES * crate::PAGE_SIZE;
+
+/// Pages that lie one after the other in a space and in a pack. All numbers come from a file, and whoever reads the pages
+/// takes them for hostile.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extent {
@@ -312,8 +336,12 @@ pub struct Extent {
     pub pages: u64,
     /// The pack's number; 0 where nothing is stored.
     pub pack: u64,
-    /// Where the first page lies in the pack, in bytes.
+    /// Where the first page lies in the pack, in bytes; of compressed pages, where the block does.
     pub offset: u64,
+    /// The bytes of the block; 0 where pages are not compressed.
+    pub stored: u32,
+    /// How many pages of the block come before the first.
+    pub skipped: u32,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

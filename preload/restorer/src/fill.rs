@@ -6,7 +6,10 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
-use stasis_protocol::plan::{Fill, step};
+use stasis_protocol::{
+    plan::{Fill, step},
+    store::BLOCK,
+};
 use stasis_sys::{Errno, file};
 
 use crate::{
@@ -127,6 +130,11 @@ fn read_all(plan: &Plan) {
         let index = NEXT.fetch_add(1, Ordering::Relaxed);
         let Some(fill) = plan.fills().get(index) else { return };
         await_collapsed(fill.huge);
+        if fill.stored > 0 {
+            unpack(fill, index);
+            verify(plan, &hasher, fill, index, 0, fill.len as usize);
+            continue;
+        }
         let mut done = 0;
         while done < fill.len as usize {
             let read = read(fill, index, done);
@@ -168,6 +176,43 @@ fn read(fill: &Fill, index: usize, done: usize) -> usize {
         }
     }
     rest
+}
+
+/// Fills memory with pages of a compressed block. What the plan says of it comes from a file, and so does the block.
+#[inline(never)]
+fn unpack(fill: &Fill, index: usize) {
+    let mut stored = [0u8; BLOCK];
+    let len = fill.stored as usize;
+    if len > BLOCK || fill.len as usize > BLOCK {
+        report::fail(step::PLAN, index, libc::EINVAL, fill.address);
+    }
+    let mut at = 0;
+    while at < len {
+        let address = stored.as_mut_ptr() as usize + at;
+        // SAFETY: inside `stored`, as `len` is.
+        match unsafe { file::pread_to(fill.fd, address, len - at, fill.offset + at as u64) } {
+            Ok(read) if read > 0 => at += read,
+            Ok(_) => report::fail(step::FILL, index, libc::ENODATA, fill.address),
+            Err(Errno(libc::EINTR)) => {}
+            Err(Errno(errno)) => report::fail(step::FILL, index, errno, fill.address),
+        }
+    }
+    // SAFETY: the plan maps what it fills, and this thread alone fills it.
+    let memory = unsafe { core::slice::from_raw_parts_mut(fill.address as *mut u8, fill.len as usize) };
+    // All of a block, for the most part.
+    if memory.len() == BLOCK && fill.skipped == 0 {
+        match lz4_flex::block::decompress_into(&stored[..len], memory) {
+            Ok(BLOCK) => return,
+            _ => report::fail(step::CORRUPT, index, libc::EIO, fill.address),
+        }
+    }
+    let mut pages = [0u8; BLOCK];
+    let start = (fill.skipped as usize).saturating_mul(PAGE_SIZE);
+    let unpacked = lz4_flex::block::decompress_into(&stored[..len], &mut pages).unwrap_or(0);
+    match pages[..unpacked.min(BLOCK)].get(start..start.saturating_add(memory.len())) {
+        Some(part) => memory.copy_from_slice(part),
+        None => report::fail(step::CORRUPT, index, libc::EIO, fill.address),
+    }
 }
 
 /// Checks `len` bytes of a fill, behind the first `done`.

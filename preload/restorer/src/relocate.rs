@@ -74,8 +74,8 @@ pub unsafe fn apply_in_place() {
 /// Each part of the area begins on a page.
 const PAGE: usize = stasis_protocol::PAGE_SIZE;
 
-/// Stack of the leader and of each thread that fills memory, in bytes.
-pub const STACK: usize = 64 << 10;
+/// Stack of the leader and of each thread that fills memory, in bytes: with a compressed block and what it holds.
+pub const STACK: usize = 256 << 10;
 
 /// Stack of a thread on its way into restored memory: it makes a few system calls.
 pub const THREAD_STACK: usize = PAGE;

@@ -3,16 +3,19 @@
 //! A leaf says where its pages lie. When a page has moved since, the leaf names a pack that has no record any
 //! more, and the index knows better: an entry of a page that moved is durable before its old pack goes.
 
-use std::sync::{RwLockReadGuard, mpsc};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, RwLockReadGuard, mpsc},
+};
 
 use super::{Added, Catalog, Indexer, PackGrowth, Task};
 use crate::{
     error::StoreError,
     failpoint::FailPoint,
     hash::Hash,
-    index::Changes,
+    index::{Changes, PackRecord},
     manifest::{Leaf, Stored},
-    pack::{Place, state::PackStates},
+    pack::{Place, set::PlaceSet, state::PackStates},
 };
 
 /// What is to be changed in the index when pages have moved.
@@ -27,9 +30,9 @@ pub struct Moves {
 }
 
 impl Catalog {
-    /// The packs from which nothing is taken any more by those who look pages up to refer to them.
-    pub fn condemn(&self, packs: &[u32]) {
-        self.states_mut().condemn(packs.iter().copied());
+    /// The packs from which nothing is taken any more by those who look pages up to refer to them, but what is `moving`.
+    pub fn condemn(&self, packs: &[u32], moving: Arc<PlaceSet>) {
+        self.states_mut().condemn(packs.iter().copied(), moving);
     }
 
     /// Takes that back.
@@ -117,8 +120,25 @@ impl Catalog {
         let packs = super::grown_records(&records, grown);
         let changes = Changes { packs, ..Changes::default() };
         self.index.write(&changes)?;
-        self.states_mut().add(changes.packs.iter().map(|(number, _)| *number));
+        self.states_mut().add(changes.packs.iter().map(|(number, record)| (*number, record.form)));
         records.extend(changes.packs);
+        Ok(())
+    }
+
+    /// Notes that packs, as far as they are committed, are not worth compressing.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn note_not_worth(&self, packs: &BTreeSet<u32>) -> Result<(), StoreError> {
+        let mut records = self.records();
+        let known = packs.iter().filter_map(|number| Some((*number, *records.get(number)?)));
+        let noted =
+            known.map(|(number, record)| (number, PackRecord { not_worth: record.committed, ..record }));
+        let changes = Changes { packs: noted.collect(), ..Changes::default() };
+        if !changes.packs.is_empty() {
+            self.index.write(&changes)?;
+            records.extend(changes.packs);
+        }
         Ok(())
     }
 

@@ -10,19 +10,27 @@
 //! end:    … | footer start u64 | segment start u64 | magic 8 | blake3 of all before 32
 //! ```
 //!
+//! That is version 1, of header and footers of plain packs. Compressed packs have version 2, in which each run goes on with
+//! the slot of its first page u32 and the bytes that it takes u32. A run of raw pages lies aligned; a compressed one
+//! is one block of up to 16 pages, anywhere.
+//!
 //! Segments follow each other without a gap, so footers can be read from the last to the first: each
-//! ends where the next segment starts. The runs leave room for records of other kinds.
+//! ends where the next segment starts.
 
-use super::{AlignedPage, PAGE};
+use stasis_protocol::store::{BLOCK, BLOCK_PAGES, kind};
+
+use super::{AlignedPage, FULL, Form, PAGE};
 use crate::hash::{Hash, PAGE_SIZE};
 
 const HEADER_MAGIC: &[u8; 8] = b"STASISPK";
 const FOOTER_MAGIC: &[u8; 8] = b"STASISFT";
 const TRAILER_MAGIC: &[u8; 8] = b"STASISTR";
-const VERSION: u32 = 1;
+const PLAIN: u32 = 1;
+const COMPRESSED: u32 = 2;
 
 const FIXED: usize = 32;
-const RUN: usize = 16;
+const PLAIN_RUN: usize = 16;
+const COMPRESSED_RUN: usize = 24;
 const TRAILER: usize = 56;
 
 /// Pages of one kind, one after the other.
@@ -31,13 +39,53 @@ pub struct Run {
     /// See [`stasis_protocol::store::kind`].
     pub kind: u32,
     pub pages: u32,
-    /// Where the first lies in the pack, in bytes.
+    /// Where the first lies in the pack, in bytes; where a block of compressed ones does.
     pub offset: u64,
+    /// Of the first; the others follow it.
+    pub slot: u32,
+    /// Bytes in the pack.
+    pub stored: u32,
+}
+
+impl Run {
+    /// Raw pages, of a plain pack.
+    #[must_use]
+    pub fn raw(pages: u32, offset: u64) -> Self {
+        let slot = u32::try_from(offset / PAGE).unwrap_or(u32::MAX);
+        Self { kind: kind::RAW, pages, offset, slot, stored: pages.saturating_mul(PAGE_SIZE as u32) }
+    }
+
+    fn decode(bytes: &[u8], form: Form) -> Option<Self> {
+        let kind = read_u32(bytes, 0)?;
+        let raw = Self { kind, ..Self::raw(read_u32(bytes, 4)?, read_u64(bytes, 8)?) };
+        Some(match form {
+            Form::Plain => raw,
+            Form::Compressed => Self { slot: read_u32(bytes, 16)?, stored: read_u32(bytes, 20)?, ..raw },
+        })
+    }
+
+    /// Whether it can be one of a segment from `segment` to `end`. What is of a kind that this program does not know
+    /// can not be read either.
+    fn is_sound(&self, segment: u64, end: u64) -> bool {
+        let fits = match self.kind {
+            kind::RAW => {
+                self.offset.is_multiple_of(PAGE) && u64::from(self.stored) == u64::from(self.pages) * PAGE
+            }
+            kind::LZ4 => self.pages as usize <= BLOCK_PAGES && self.stored as usize <= BLOCK,
+            _ => false,
+        };
+        let slots = u64::from(self.slot) + u64::from(self.pages);
+        fits && self.slot > 0
+            && slots <= FULL / PAGE + 1
+            && self.offset >= segment
+            && self.offset.checked_add(self.stored.into()).is_some_and(|behind| behind <= end)
+    }
 }
 
 /// What a footer says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Footer {
+    pub form: Form,
     /// Where the segment starts in the pack, in bytes.
     pub segment: u64,
     pub runs: Vec<Run>,
@@ -45,12 +93,19 @@ pub struct Footer {
     pub names: Vec<Hash>,
 }
 
+fn version(form: Form) -> u32 {
+    match form {
+        Form::Plain => PLAIN,
+        Form::Compressed => COMPRESSED,
+    }
+}
+
 /// The first page of pack `number`.
 #[must_use]
-pub fn header(number: u32) -> AlignedPage {
+pub fn header(number: u32, form: Form) -> AlignedPage {
     let mut page = AlignedPage::ZERO;
     page.0[..8].copy_from_slice(HEADER_MAGIC);
-    page.0[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    page.0[8..12].copy_from_slice(&version(form).to_le_bytes());
     page.0[12..16].copy_from_slice(&(PAGE_SIZE as u32).to_le_bytes());
     page.0[16..24].copy_from_slice(&u64::from(number).to_le_bytes());
     page
@@ -62,11 +117,12 @@ pub fn header(number: u32) -> AlignedPage {
 /// What is wrong with it.
 pub fn check_header(page: &[u8; PAGE_SIZE], number: u32) -> Result<(), String> {
     let version = read_u32(page, 8).unwrap_or(0);
+    let form = if version == COMPRESSED { Form::Compressed } else { Form::Plain };
     if &page[..8] != HEADER_MAGIC {
         Err("it does not begin as a pack does".into())
-    } else if version > VERSION {
-        Err(format!("it has pack format {version}, this program knows formats up to {VERSION}"))
-    } else if page[..] != header(number).0[..] {
+    } else if version > COMPRESSED {
+        Err(format!("it has pack format {version}, this program knows formats up to {COMPRESSED}"))
+    } else if page[..] != header(number, form).0[..] {
         Err("its header is not that of this pack".into())
     } else {
         Ok(())
@@ -77,10 +133,11 @@ impl Footer {
     /// The footer as it lies in the pack from `start` on, in bytes.
     #[must_use]
     pub fn encode(&self, start: u64) -> Vec<AlignedPage> {
-        let used = FIXED + self.runs.len() * RUN + self.names.len() * 32 + TRAILER;
+        let run_len = if self.form == Form::Plain { PLAIN_RUN } else { COMPRESSED_RUN };
+        let used = FIXED + self.runs.len() * run_len + self.names.len() * 32 + TRAILER;
         let mut bytes = Vec::with_capacity(used.next_multiple_of(PAGE_SIZE));
         bytes.extend_from_slice(FOOTER_MAGIC);
-        bytes.extend_from_slice(&VERSION.to_le_bytes());
+        bytes.extend_from_slice(&version(self.form).to_le_bytes());
         bytes.extend_from_slice(&(self.runs.len() as u32).to_le_bytes());
         bytes.extend_from_slice(&(self.names.len() as u64).to_le_bytes());
         bytes.extend_from_slice(&self.segment.to_le_bytes());
@@ -88,6 +145,10 @@ impl Footer {
             bytes.extend_from_slice(&run.kind.to_le_bytes());
             bytes.extend_from_slice(&run.pages.to_le_bytes());
             bytes.extend_from_slice(&run.offset.to_le_bytes());
+            if self.form == Form::Compressed {
+                bytes.extend_from_slice(&run.slot.to_le_bytes());
+                bytes.extend_from_slice(&run.stored.to_le_bytes());
+            }
         }
         bytes.extend_from_slice(self.names.as_flattened());
         bytes.resize(used.next_multiple_of(PAGE_SIZE) - TRAILER, 0);
@@ -109,36 +170,60 @@ impl Footer {
         if blake3::hash(body).as_bytes() != checksum {
             return Err("a footer does not have its checksum".into());
         }
-        if body.get(..8) != Some(&FOOTER_MAGIC[..]) || read_u32(body, 8) != Some(VERSION) {
-            return Err("a footer has an unknown format".into());
-        }
+        let (form, run_len) = match read_u32(body, 8).filter(|_| body.starts_with(FOOTER_MAGIC)) {
+            Some(PLAIN) => (Form::Plain, PLAIN_RUN),
+            Some(COMPRESSED) => (Form::Compressed, COMPRESSED_RUN),
+            _ => return Err("a footer has an unknown format".into()),
+        };
         let runs = read_u32(body, 12).ok_or_else(bad)? as usize;
         let pages = read_u64(body, 16).ok_or_else(bad)? as usize;
         let segment = read_u64(body, 24).ok_or_else(bad)?;
-        let names_at = runs.checked_mul(RUN).and_then(|len| len.checked_add(FIXED)).ok_or_else(bad)?;
+        let end = body.len().checked_sub(TRAILER - 32).and_then(|at| read_u64(body, at)).ok_or_else(bad)?;
+        let names_at = runs.checked_mul(run_len).and_then(|len| len.checked_add(FIXED)).ok_or_else(bad)?;
         let names_len = pages.checked_mul(32).ok_or_else(bad)?;
         let table = body.get(FIXED..names_at).ok_or_else(bad)?;
         let names =
             names_at.checked_add(names_len).and_then(|end| body.get(names_at..end)).ok_or_else(bad)?;
-        let runs: Vec<Run> = table
-            .as_chunks::<RUN>()
-            .0
-            .iter()
-            .filter_map(|run| {
-                Some(Run { kind: read_u32(run, 0)?, pages: read_u32(run, 4)?, offset: read_u64(run, 8)? })
-            })
-            .collect();
-        if runs.iter().map(|run| u64::from(run.pages)).sum::<u64>() != pages as u64 {
+        let runs: Vec<Run> = table.chunks_exact(run_len).filter_map(|run| Run::decode(run, form)).collect();
+        if runs.iter().map(|run| u64::from(run.pages)).sum::<u64>() != pages as u64
+            || !runs.iter().all(|run| run.is_sound(segment, end))
+        {
             return Err(bad());
         }
-        Ok(Self { segment, runs, names: names.as_chunks::<32>().0.to_vec() })
+        Ok(Self { form, segment, runs, names: names.as_chunks::<32>().0.to_vec() })
     }
 
     /// How many bytes the footer of a segment with so many pages in one run takes.
     #[must_use]
     pub fn len_for(pages: usize) -> u64 {
-        ((FIXED + RUN + pages * 32 + TRAILER) as u64).next_multiple_of(PAGE)
+        ((FIXED + PLAIN_RUN + pages * 32 + TRAILER) as u64).next_multiple_of(PAGE)
     }
+
+    /// No footer takes more bytes.
+    #[must_use]
+    pub fn longest() -> u64 {
+        let pages = (FULL / PAGE) as usize + 1;
+        ((FIXED + pages * (COMPRESSED_RUN + 32) + TRAILER) as u64).next_multiple_of(PAGE)
+    }
+}
+
+/// How many runs the footer of a compressed pack that begins with `bytes` has.
+#[must_use]
+pub fn run_count(bytes: &[u8]) -> usize {
+    read_u32(bytes, 12).map_or(0, |runs| runs as usize).min((FULL / PAGE) as usize)
+}
+
+/// The bytes of such a footer up to the end of its runs.
+#[must_use]
+pub fn table_len(runs: usize) -> usize {
+    FIXED + runs * COMPRESSED_RUN
+}
+
+/// The runs of such a footer that can be ones of a segment from `segment` to `end`.
+pub fn sound_runs(bytes: &[u8], segment: u64, end: u64) -> impl Iterator<Item = Run> {
+    let table = bytes.get(FIXED..).unwrap_or_default().chunks_exact(COMPRESSED_RUN);
+    let runs = table.filter_map(|run| Run::decode(run, Form::Compressed));
+    runs.filter(move |run| run.is_sound(segment, end))
 }
 
 /// Where the footer that ends with `last` (the last page before a segment's end) starts, and where its
@@ -172,8 +257,8 @@ mod tests {
     fn a_footer_reads_back_and_a_flipped_bit_is_seen() {
         for pages in [0, 1, 125, 126, 1000] {
             let names: Vec<Hash> = (0..pages).map(|i| *blake3::hash(&[i as u8]).as_bytes()).collect();
-            let runs = vec![Run { kind: 0, pages: pages as u32, offset: 4096 }];
-            let footer = Footer { segment: 4096, runs, names };
+            let runs = vec![Run::raw(pages as u32, 4096)];
+            let footer = Footer { form: Form::Plain, segment: 4096, runs, names };
             let start = 4096 + pages as u64 * PAGE;
             let mut bytes = flat(&footer.encode(start));
             assert_eq!(bytes.len() as u64, Footer::len_for(pages));
@@ -185,9 +270,41 @@ mod tests {
     }
 
     #[test]
+    fn a_footer_of_blocks_reads_back_and_lies_within_its_segment() {
+        let block = Run { kind: kind::LZ4, pages: 16, offset: 4096, slot: 1, stored: 1000 };
+        let raw = Run { slot: 17, ..Run::raw(2, 8192) };
+        let last = Run { pages: 3, offset: 16384, slot: 19, stored: 77, ..block };
+        let encode = |runs: Vec<Run>| {
+            let footer = Footer { form: Form::Compressed, segment: 4096, runs, names: vec![[1; 32]; 21] };
+            (flat(&footer.encode(20480)), footer)
+        };
+        let (bytes, footer) = encode(vec![block, raw, last]);
+        assert_eq!(
+            (Footer::decode(&bytes), trailer(bytes.last_chunk().unwrap())),
+            (Ok(footer), Some((20480, 4096)))
+        );
+        for wrong in [
+            Run { kind: 9, ..last },
+            Run { stored: BLOCK as u32 + 1, offset: 4096, ..last },
+            Run { offset: 20480 - 76, ..last },
+            Run { offset: 4095, ..last },
+            Run { offset: u64::MAX, ..last },
+            Run { slot: 0, ..last },
+            Run { slot: (FULL / PAGE) as u32, ..last },
+            Run { kind: kind::RAW, ..last },
+        ] {
+            assert!(Footer::decode(&encode(vec![block, raw, wrong]).0).is_err(), "{wrong:?}");
+        }
+        let many = Run { pages: 19, ..block };
+        assert!(Footer::decode(&encode(vec![many, Run { slot: 20, ..raw }]).0).is_err());
+    }
+
+    #[test]
     fn a_header_names_its_pack() {
-        assert_eq!(check_header(&header(5).0, 5), Ok(()));
-        assert!(check_header(&header(5).0, 6).is_err());
+        for form in [Form::Plain, Form::Compressed] {
+            assert_eq!(check_header(&header(5, form).0, 5), Ok(()));
+            assert!(check_header(&header(5, form).0, 6).is_err());
+        }
         assert!(check_header(&[0; PAGE_SIZE], 0).is_err());
     }
 }

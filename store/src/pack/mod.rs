@@ -4,9 +4,15 @@
 //! which they came (which is address order), and a footer that names them. Whatever follows the last
 //! durable footer was never promised to anybody.
 //!
+//! Checkpoints write *plain* packs, in which a page's slot is where it lies. What is moved later goes to *compressed*
+//! ones, where slots are given to pages one after the other and footers say where blocks of them lie: manifests and
+//! index name pages of both in the same way.
+//!
 //! Not here: which pages are worth writing (`session`), where a page of a name lies (`index`).
 
+pub mod block;
 pub mod footer;
+pub mod map;
 pub mod open;
 pub mod pool;
 pub mod reader;
@@ -16,6 +22,8 @@ pub mod writer;
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use crate::hash::PAGE_SIZE;
 
 /// The size of a page as an offset.
@@ -23,6 +31,16 @@ pub const PAGE: u64 = PAGE_SIZE as u64;
 
 /// A pack that has reached this length, in bytes, takes no more segments.
 pub const FULL: u64 = 256 << 20;
+
+/// How a pack gives slots to pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Form {
+    /// All pages are raw, and a slot is where one lies.
+    #[default]
+    Plain,
+    /// Slots count pages. What pays is compressed.
+    Compressed,
+}
 
 /// A page in memory aligned for direct I/O (open(2), O_DIRECT).
 #[repr(C, align(4096))]
@@ -38,8 +56,8 @@ impl AlignedPage {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     pub pack: u32,
-    /// The offset in the pack divided by the page size. Never 0 (there is the header) but for
-    /// [`Place::ZERO`].
+    /// In a plain pack the offset divided by the page size, in a compressed one which page it is, counted from 1.
+    /// Never 0 (there is the header) but for [`Place::ZERO`].
     pub slot: u32,
 }
 
@@ -47,7 +65,7 @@ impl Place {
     /// The place of pages of zeros, which are not stored.
     pub const ZERO: Self = Self { pack: 0, slot: 0 };
 
-    /// Where the page starts in its pack, in bytes.
+    /// Where the page starts in its pack, in bytes, if that is a plain one.
     #[must_use]
     pub fn offset(self) -> u64 {
         u64::from(self.slot) * PAGE

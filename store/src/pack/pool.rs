@@ -9,8 +9,8 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use super::{FULL, open::OpenPack};
-use crate::error::StoreError;
+use super::{FULL, Form, PAGE, open::OpenPack};
+use crate::{error::StoreError, index::PackRecord};
 
 /// How many packs stay open when nobody appends to them.
 const KEPT_OPEN: usize = 8;
@@ -24,19 +24,18 @@ pub struct PackPool {
 
 struct State {
     open: Vec<OpenPack>,
-    /// Packs with room that are not open: number and committed length in bytes.
-    closed: BTreeMap<u32, u64>,
+    /// Packs with room that are not open.
+    closed: BTreeMap<u32, PackRecord>,
     /// Packs that somebody appends to.
     lent: BTreeSet<u32>,
     next: u32,
 }
 
 impl PackPool {
-    /// A pool over the directory `packs`, where `known` are the packs with their committed lengths in
-    /// bytes; new packs are numbered from `next`.
+    /// A pool over the directory `packs`, where `known` are the packs; new packs are numbered from `next`.
     #[must_use]
-    pub fn new(packs: &Path, known: impl IntoIterator<Item = (u32, u64)>, next: u32) -> Self {
-        let closed = known.into_iter().filter(|(_, len)| *len < FULL).collect();
+    pub fn new(packs: &Path, known: impl IntoIterator<Item = (u32, PackRecord)>, next: u32) -> Self {
+        let closed = known.into_iter().filter(|(_, record)| has_room(record)).collect();
         let state = Mutex::new(State { open: Vec::new(), closed, lent: BTreeSet::new(), next });
         Self { packs: packs.to_owned(), opening: Mutex::new(()), state }
     }
@@ -50,28 +49,34 @@ impl PackPool {
         let _opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
         let needed = {
             let state = self.lock();
-            state.open.is_empty() && state.lent.is_empty()
+            state.open.iter().all(|pack| pack.form != Form::Plain) && state.lent.is_empty()
         };
         if needed {
-            let pack = self.open()?;
+            let pack = self.open(Form::Plain)?;
             self.give_back(pack);
         }
         Ok(())
     }
 
-    /// A pack that nobody else appends to, until it is given back.
+    /// A pack of this form that nobody else appends to, until it is given back.
     ///
     /// # Errors
     /// A new one cannot be made.
-    pub fn lease(&self) -> Result<OpenPack, StoreError> {
-        if let Some(pack) = self.lock().lend_open() {
+    pub fn lease(&self, form: Form) -> Result<OpenPack, StoreError> {
+        if let Some(pack) = self.lock().lend_open(form) {
             return Ok(pack);
         }
         let _opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pack) = self.lock().lend_open() {
+        if let Some(pack) = self.lock().lend_open(form) {
             return Ok(pack);
         }
-        self.open()
+        self.open(form)
+    }
+
+    /// Whether somebody appends to a pack.
+    #[must_use]
+    pub fn is_lent(&self, number: u32) -> bool {
+        self.lock().lent.contains(&number)
     }
 
     /// Sees to it that nobody appends to a pack from now on; returns whether that is so.
@@ -85,22 +90,24 @@ impl PackPool {
         true
     }
 
-    /// Takes that back; `committed` is the length of the pack in bytes.
-    pub fn put_back(&self, number: u32, committed: u64) {
-        if committed < FULL {
-            self.lock().closed.insert(number, committed);
+    /// Takes that back.
+    pub fn put_back(&self, number: u32, record: PackRecord) {
+        if has_room(&record) {
+            self.lock().closed.insert(number, record);
         }
     }
 
-    fn open(&self) -> Result<OpenPack, StoreError> {
+    fn open(&self, form: Form) -> Result<OpenPack, StoreError> {
         loop {
-            let (number, committed) = {
+            let (number, record) = {
                 let mut state = self.lock();
-                let Some((number, committed)) = state.closed.pop_last() else { break };
+                let last = state.closed.iter().rev().find(|(_, record)| record.form == form);
+                let Some((number, record)) = last.map(|(number, record)| (*number, *record)) else { break };
+                state.closed.remove(&number);
                 state.lent.insert(number);
-                (number, committed)
+                (number, record)
             };
-            match OpenPack::reopen(&self.packs, number, committed) {
+            match OpenPack::reopen(&self.packs, number, &record) {
                 Ok(pack) => return Ok(pack),
                 // What is in it is `verify`'s business; for new pages another will do.
                 Err(error) => eprintln!("not appending to a pack: {error}"),
@@ -114,7 +121,7 @@ impl PackPool {
             state.lent.insert(number);
             number
         };
-        OpenPack::create(&self.packs, number)
+        OpenPack::create(&self.packs, number, form)
     }
 
     /// Takes a pack back. What is not committed of it must have been rewound.
@@ -127,7 +134,7 @@ impl PackPool {
         if state.open.len() < KEPT_OPEN {
             state.open.push(pack);
         } else {
-            state.closed.insert(pack.file.number, pack.committed);
+            state.closed.insert(pack.file.number, pack.record());
         }
     }
 
@@ -137,9 +144,15 @@ impl PackPool {
 }
 
 impl State {
-    fn lend_open(&mut self) -> Option<OpenPack> {
-        let pack = self.open.pop()?;
+    fn lend_open(&mut self, form: Form) -> Option<OpenPack> {
+        let last = self.open.iter().rposition(|pack| pack.form == form)?;
+        let pack = self.open.remove(last);
         self.lent.insert(pack.file.number);
         Some(pack)
     }
+}
+
+/// As [`OpenPack::room`] would say.
+fn has_room(record: &PackRecord) -> bool {
+    record.committed < FULL && (record.form == Form::Plain || record.pages + 1 < FULL / PAGE)
 }

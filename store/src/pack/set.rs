@@ -103,15 +103,19 @@ impl PlaceSet {
         self.packs.values().map(|words| ones(words)).sum()
     }
 
+    /// How many of them `other` does not have, by pack.
+    pub fn counts_without(&self, other: &Self) -> impl Iterator<Item = (u32, u64)> {
+        self.packs.iter().map(|(pack, ours)| {
+            let common = other.packs.get(pack).into_iter().flat_map(|theirs| ours.iter().zip(theirs));
+            let common = common.map(|(ours, theirs)| u64::from((ours & theirs).count_ones())).sum::<u64>();
+            (*pack, ones(ours) - common)
+        })
+    }
+
     /// How many of them `other` does not have.
     #[must_use]
     pub fn count_without(&self, other: &Self) -> u64 {
-        let mut len = self.count();
-        for (pack, ours) in &self.packs {
-            let common = other.packs.get(pack).into_iter().flat_map(|theirs| ours.iter().zip(theirs));
-            len -= common.map(|(ours, theirs)| u64::from((ours & theirs).count_ones())).sum::<u64>();
-        }
-        len
+        self.counts_without(other).map(|(_, count)| count).sum()
     }
 
     /// How many places of a pack there are.

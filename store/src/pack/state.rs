@@ -1,16 +1,23 @@
 //! Which packs belong to the store at this moment.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::{Form, Place, set::PlaceSet};
 
 /// The packs that have a record, and those of them that are about to be given up.
 #[derive(Debug, Default)]
 pub struct PackStates {
-    known: BTreeSet<u32>,
+    known: BTreeMap<u32, Form>,
     condemned: BTreeSet<u32>,
+    /// Pages of condemned packs that are being moved: they will be elsewhere before their pack is gone.
+    moving: Arc<PlaceSet>,
 }
 
 impl PackStates {
-    pub fn add(&mut self, packs: impl IntoIterator<Item = u32>) {
+    pub fn add(&mut self, packs: impl IntoIterator<Item = (u32, Form)>) {
         self.known.extend(packs);
     }
 
@@ -21,23 +28,41 @@ impl PackStates {
         }
     }
 
-    pub fn condemn(&mut self, packs: impl IntoIterator<Item = u32>) {
+    /// `moving` are the pages of them, and maybe of others, that stay.
+    pub fn condemn(&mut self, packs: impl IntoIterator<Item = u32>, moving: Arc<PlaceSet>) {
         self.condemned.extend(packs);
+        self.moving = moving;
     }
 
     pub fn absolve(&mut self, pack: u32) {
         self.condemned.remove(&pack);
+        if self.condemned.is_empty() {
+            self.moving = Arc::default();
+        }
+    }
+
+    /// How slots of a pack are given, where it is known.
+    #[must_use]
+    pub fn form(&self, pack: u32) -> Form {
+        self.known.get(&pack).copied().unwrap_or_default()
     }
 
     /// Whether a page in it can be read.
     #[must_use]
     pub fn is_known(&self, pack: u32) -> bool {
-        self.known.contains(&pack)
+        self.known.contains_key(&pack)
     }
 
-    /// Whether new checkpoints may refer to it.
+    /// Whether a pack is there to stay.
     #[must_use]
     pub fn is_usable(&self, pack: u32) -> bool {
-        self.known.contains(&pack) && !self.condemned.contains(&pack)
+        self.known.contains_key(&pack) && !self.condemned.contains(&pack)
+    }
+
+    /// Whether new checkpoints may refer to a page: it stays, there or elsewhere.
+    #[must_use]
+    pub fn is_staying(&self, place: Place) -> bool {
+        self.known.contains_key(&place.pack)
+            && (!self.condemned.contains(&place.pack) || self.moving.contains(place))
     }
 }

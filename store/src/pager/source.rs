@@ -18,6 +18,7 @@ use super::table::Pages;
 use crate::{
     hash::{BATCH, PAGE_SIZE, Page, PageHasher},
     stored::PageNames,
+    unpack::Unpacker,
 };
 
 /// Where a run of pages lies.
@@ -26,6 +27,8 @@ struct Piece {
     pages: u64,
     pack: usize,
     offset: u64,
+    /// Of a block that holds them: its bytes, and how many of its pages come before.
+    block: Option<(u32, u32)>,
     /// The index of its first name.
     first_name: usize,
 }
@@ -41,7 +44,7 @@ pub struct Source {
 /// Why a page cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum Damage {
-    #[error("page {page:x}000 cannot be read from {}: {error}", pack.display())]
+    #[error("page {page:x}000 cannot be read from {}: {error}; run `stasis verify`, and restart from another checkpoint", pack.display())]
     Unreadable { page: u64, pack: PathBuf, error: io::Error },
     #[error(
         "page {page:x}000 is damaged: {}, offset {offset}, does not hold what its hash {name} says; run `stasis verify`, \
@@ -91,11 +94,19 @@ impl Source {
                 };
                 let start = pages.start.max(extent.first_page);
                 let skipped = start - extent.first_page;
+                let (offset, block) = match extent.kind {
+                    kind::RAW => (extent.offset + skipped * PAGE_SIZE as u64, None),
+                    _ => {
+                        let before = u32::try_from(u64::from(extent.skipped) + skipped);
+                        (extent.offset, Some((extent.stored, before.unwrap_or(u32::MAX))))
+                    }
+                };
                 source.pieces.push(Piece {
                     first_page: start,
                     pages: pages.end.min(end) - start,
                     pack,
-                    offset: extent.offset + skipped * PAGE_SIZE as u64,
+                    offset,
+                    block,
                     first_name: first + skipped as usize,
                 });
             }
@@ -132,16 +143,29 @@ impl Source {
         // Pages that were not checked yet, each with the number of its name, and where the first lies in the buffer.
         let mut read: Vec<(u64, usize)> = Vec::with_capacity(STEP);
         let (mut unchecked, mut at) = (0, 0);
+        let mut unpacker = Unpacker::default();
         for run in runs {
             let mut page = run.start;
             while page < run.end {
                 let (piece, skipped) = self.find(page)?;
-                let pages = (piece.pages - skipped).min(run.end - page).min((STEP - read.len()) as u64);
+                // A block is unpacked once.
+                let wanted = (piece.pages - skipped).min(run.end - page);
+                if piece.block.is_some() && wanted > (STEP - read.len()) as u64 {
+                    self.verify(&read, &buffer[unchecked..at])?;
+                    read.clear();
+                    unchecked = at;
+                }
+                let pages = wanted.min((STEP - read.len()) as u64);
                 let len = pages as usize * PAGE_SIZE;
                 let (path, file) = &self.packs[piece.pack];
-                let offset = piece.offset + skipped * PAGE_SIZE as u64;
-                file.read_exact_at(&mut buffer[at..at + len], offset)
-                    .map_err(|error| Damage::Unreadable { page, pack: path.clone(), error })?;
+                let to = &mut buffer[at..at + len];
+                match piece.block {
+                    None => file.read_exact_at(to, piece.offset + skipped * PAGE_SIZE as u64),
+                    Some((stored, before)) => {
+                        unpacker.read(file, piece.offset, stored, before.saturating_add(skipped as u32), to)
+                    }
+                }
+                .map_err(|error| Damage::Unreadable { page, pack: path.clone(), error })?;
                 read.extend((page..page + pages).zip(piece.first_name + skipped as usize..));
                 (page, at) = (page + pages, at + len);
                 if read.len() == STEP {
@@ -185,7 +209,11 @@ impl Source {
             Ok((piece, skipped)) => Damage::Corrupt {
                 page,
                 pack: self.packs[piece.pack].0.clone(),
-                offset: piece.offset + skipped * PAGE_SIZE as u64,
+                offset: if piece.block.is_some() {
+                    piece.offset
+                } else {
+                    piece.offset + skipped * PAGE_SIZE as u64
+                },
                 name: self
                     .names
                     .get(number)

@@ -211,6 +211,7 @@ impl<'a> Connection<'a> {
             },
             Request::Export { .. } | Request::Import => {
                 let answer = self.stream(request, descriptors);
+                self.shared.background.look();
                 let reply = answer.unwrap_or_else(|error| Reply::Refused(error.to_string()));
                 self.reply(&reply)?;
             }
@@ -233,7 +234,9 @@ impl<'a> Connection<'a> {
             Request::EndDump { record } => self.end_dump(record)?,
             Request::Commit { token, draft } => {
                 self.end_lent(Some(token));
-                Reply::Committed(store.commit(token, draft)?)
+                let record = store.commit(token, draft)?;
+                self.shared.background.look();
+                Reply::Committed(record)
             }
             Request::Discard { token } => {
                 self.end_lent(Some(token));
@@ -254,7 +257,7 @@ impl<'a> Connection<'a> {
             Request::ReadRecord { manifest } => {
                 Reply::Record(Manifest::load(store.index(), store.node_names(), &manifest)?.record)
             }
-            Request::Collect => Reply::Collected(gc::collect(store)?),
+            Request::Collect { compress } => Reply::Collected(gc::collect(store, compress)?),
             Request::KeepWorkingSet { checkpoint, pid, set } => {
                 store.catalog().keep_working_set(&checkpoint, pid, set)?;
                 Reply::Done

@@ -84,7 +84,7 @@ impl Restriction {
             Request::Shutdown => "Shutdown".into(),
             Request::Restrict { .. } => "Restrict".into(),
             Request::Prune { .. } => "Prune".into(),
-            Request::Collect => "Collect".into(),
+            Request::Collect { .. } => "Collect".into(),
             Request::DiskUsage => "DiskUsage".into(),
             Request::Diff { .. } => "Diff".into(),
             Request::ReadRecord { .. } => "ReadRecord".into(),

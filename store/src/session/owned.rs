@@ -7,7 +7,8 @@ use crate::{
     error::StoreError,
     hash::{Hash, PAGE_SIZE},
     pack::{
-        AlignedPage, Place,
+        AlignedPage, Form, Place,
+        block::Block,
         writer::{Job, PackFile, Source},
     },
     store::Store,
@@ -47,6 +48,52 @@ impl Session {
         placed.map_err(|error| self.fail(error))
     }
 
+    /// Gives places to the pages of blocks, in compressed packs; they are being written when this returns, or when a footer
+    /// is. A session that has placed pages otherwise cannot do that.
+    ///
+    /// # Errors
+    /// The session has failed, or there is no room.
+    pub fn place_blocks(self: &Arc<Self>, store: &Store, blocks: &[Block]) -> Result<(), StoreError> {
+        store.directory().check_room(blocks.iter().map(|block| block.bytes.len() as u64).sum())?;
+        let mut jobs = Vec::new();
+        let placed = {
+            let mut state = self.lock();
+            state.check()?;
+            self.append_blocks(store, &mut state, blocks, &mut jobs)
+        };
+        for job in jobs {
+            store.writers().submit(job);
+        }
+        placed.map_err(|error| self.fail(error))
+    }
+
+    fn append_blocks(
+        self: &Arc<Self>,
+        store: &Store,
+        state: &mut State,
+        blocks: &[Block],
+        jobs: &mut Vec<Job>,
+    ) -> Result<(), StoreError> {
+        for block in blocks {
+            if state.packs.last().is_none_or(|pack| pack.room() < block.names.len() as u64) {
+                if let Some(full) = state.packs.last_mut() {
+                    jobs.extend(self.footer_job(full));
+                }
+                state.packs.push(store.pool().lease(Form::Compressed)?);
+            }
+            let Some(pack) = state.packs.last_mut() else { continue };
+            let first = pack.append_block(block);
+            for (name, slot) in block.names.iter().zip(first.slot..) {
+                state.written.insert(*name, Place { slot, ..first });
+            }
+            let file = Arc::clone(&pack.file);
+            if let Some((pages, offset)) = pack.take_blocks() {
+                jobs.push(self.owned_job(Draft { file, offset, pages }));
+            }
+        }
+        Ok(())
+    }
+
     fn append_owned(
         self: &Arc<Self>,
         store: &Store,
@@ -66,7 +113,7 @@ impl Session {
                 if let Some(full) = state.packs.last_mut() {
                     jobs.extend(self.footer_job(full));
                 }
-                match store.pool().lease() {
+                match store.pool().lease(Form::Plain) {
                     Ok(pack) => state.packs.push(pack),
                     Err(error) => return Err(error),
                 }

@@ -4,7 +4,10 @@
 //! note what they found; for a moment, the collection holds it alone. While it sweeps, whatever a commit refers to
 //! is added to what must stay, before the commit looks whether it is there.
 
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{
+    Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use super::Store;
 use crate::{
@@ -20,6 +23,8 @@ use crate::{
 pub struct Sharing {
     gate: RwLock<()>,
     collection: Mutex<()>,
+    /// How many wait for it.
+    wanted: AtomicUsize,
     /// While nodes are being swept: those that must stay.
     live: Mutex<Option<NodeSet>>,
 }
@@ -61,7 +66,25 @@ impl Store {
 
     /// The right to collect garbage.
     pub fn collection(&self) -> MutexGuard<'_, ()> {
-        self.sharing.collection.lock().unwrap_or_else(PoisonError::into_inner)
+        self.sharing.wanted.fetch_add(1, Ordering::AcqRel);
+        let turn = self.sharing.collection.lock().unwrap_or_else(PoisonError::into_inner);
+        self.sharing.wanted.fetch_sub(1, Ordering::AcqRel);
+        turn
+    }
+
+    /// The same for who gives way to others, if nobody has it.
+    pub fn try_collection(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.sharing.collection.try_lock() {
+            Ok(turn) => Some(turn),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Whether somebody waits for the right to collect garbage.
+    #[must_use]
+    pub fn is_collection_wanted(&self) -> bool {
+        self.sharing.wanted.load(Ordering::Acquire) > 0
     }
 
     /// Nodes that are not `live` are going to be removed.
@@ -94,6 +117,17 @@ impl Store {
         let places = self.catalog.places(names)?;
         session.use_places(places.iter().flatten().copied());
         Ok(places)
+    }
+
+    /// Tells checkpoints under way of pages that have moved, from where to where: what they found where it was is needed where it is.
+    pub fn follow(&self, moves: impl FnOnce() -> Vec<(Place, Place)>) {
+        // Whoever looked pages up before the index knew has noted them.
+        drop(self.exclusive());
+        let sessions: Vec<_> = self.sessions().values().cloned().collect();
+        if !sessions.is_empty() {
+            let moves = moves();
+            sessions.iter().for_each(|session| session.follow(&moves));
+        }
     }
 
     /// Adds to `places` what checkpoints under way refer to; returns the bases of their dumps.

@@ -19,7 +19,10 @@ use nix::{
 use stasis_protocol::store::{
     CheckpointDraft, CheckpointRecord, DumpStats, Hash, ProcessEntry, Space, StagedRun, kind,
 };
-use stasis_store::client::{Client, ClientError};
+use stasis_store::{
+    client::{Client, ClientError},
+    unpack::Unpacker,
+};
 use tempfile::TempDir;
 
 pub const PAGE: usize = 4096;
@@ -135,6 +138,19 @@ pub fn page(seed: u64) -> Page {
     page
 }
 
+/// The same for pages that compress to a fifth or so.
+pub fn soft_page(seed: u64) -> Page {
+    let mut page = [0; PAGE];
+    let hard = self::page(seed);
+    page.chunks_mut(512).for_each(|part| part.copy_from_slice(&hard[..512]));
+    page
+}
+
+/// As [`memory`], of pages that compress.
+pub fn soft_memory(first: u64, count: u64, seed: u64) -> Pages {
+    (0..count).map(|at| ((0, first + at), soft_page(seed + at))).collect()
+}
+
 /// `count` pages from `first` on in the process' memory, of contents from `seed` on.
 pub fn memory(first: u64, count: u64, seed: u64) -> Pages {
     (0..count).map(|at| ((0, first + at), page(seed + at))).collect()
@@ -225,14 +241,25 @@ pub fn read_back(client: &mut Client, manifest: &Hash) -> Pages {
     let mut names = names.iter();
     let mut pages = Pages::new();
     let mut last = None;
+    let mut unpacker = Unpacker::default();
     for extent in extents {
         assert!(last < Some((extent.space, extent.first_page)), "extents are sorted");
         for at in 0..extent.pages {
             let mut page = [0; PAGE];
-            if extent.kind == kind::RAW {
+            let pack = || {
                 let path = process.directory.join(format!("packs/{:08x}.pack", extent.pack));
-                let offset = extent.offset + at * PAGE as u64;
-                File::open(path).unwrap().read_exact_at(&mut page, offset).unwrap();
+                File::open(path).unwrap()
+            };
+            match extent.kind {
+                kind::RAW => {
+                    assert_eq!((extent.offset % PAGE as u64, extent.stored), (0, 0));
+                    pack().read_exact_at(&mut page, extent.offset + at * PAGE as u64).unwrap();
+                }
+                kind::LZ4 => {
+                    let skipped = extent.skipped + at as u32;
+                    unpacker.read(&pack(), extent.offset, extent.stored, skipped, &mut page).unwrap();
+                }
+                _ => {}
             }
             assert_eq!(blake3::keyed_hash(&process.key, &page).as_bytes(), names.next().unwrap());
             pages.insert((extent.space, extent.first_page + at), page);

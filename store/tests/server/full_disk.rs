@@ -125,7 +125,7 @@ fn a_collection_without_room_gives_back_what_it_can_and_names_the_rest() {
 
     let hog = fill(&disk, 5 << 20);
     assert_eq!(client.prune(vec![gone.id, dead.id]).unwrap().len(), 2);
-    let collected = client.collect().unwrap();
+    let collected = client.collect(true).unwrap();
     assert_eq!((collected.packs_removed, collected.packs_compacted), (1, 0), "{collected:?}");
     assert!(collected.freed >= 500 * 4096 && collected.left.len() == 1, "{collected:?}");
     let left = &collected.left[0];
@@ -137,14 +137,14 @@ fn a_collection_without_room_gives_back_what_it_can_and_names_the_rest() {
     // Not a byte left: whatever it says, nothing is lost.
     fs::remove_file(hog).unwrap();
     let hog = fill(&disk, 0);
-    match client.collect() {
+    match client.collect(true) {
         Ok(collected) => assert!(collected.left[0].contains("is full"), "{collected:?}"),
         Err(problem) => assert!(problem.to_string().contains("is full"), "{problem}"),
     }
     whole(&mut client);
 
     fs::remove_file(hog).unwrap();
-    let collected = client.collect().unwrap();
+    let collected = client.collect(true).unwrap();
     assert_eq!((collected.packs_compacted, collected.left.len()), (1, 0), "{collected:?}");
     whole(&mut client);
     server.crash();

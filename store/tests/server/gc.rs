@@ -55,12 +55,12 @@ fn what_nothing_refers_to_is_given_back_and_the_rest_is_whole() {
     let records: Vec<_> =
         (1..9).map(|token| checkpoint(&mut client, token, &pages(token)).unwrap()).collect();
     let before = size(&store);
-    let nothing = client.collect().unwrap();
+    let nothing = client.collect(true).unwrap();
     assert_eq!((nothing.packs_removed, nothing.pages_moved, nothing.nodes_removed), (0, 0, 0));
     assert_eq!(size(&store), before);
 
     prune(&mut client, &records[1..].iter().collect::<Vec<_>>());
-    let collected = client.collect().unwrap();
+    let collected = client.collect(true).unwrap();
     assert_eq!((collected.packs_compacted, collected.pages_moved), (1, 2000), "{collected:?}");
     assert!(collected.nodes_removed > 7 && collected.left.is_empty() && !collected.waiting);
     // Headers, footers and the rest of a page beside 2000 pages.
@@ -69,7 +69,7 @@ fn what_nothing_refers_to_is_given_back_and_the_rest_is_whole() {
     assert_eq!(collected.freed, before - 2000 * 4096);
     let expected = BTreeMap::from([(records[0].id.clone(), 1)]);
     check(&mut client, &expected);
-    let again = client.collect().unwrap();
+    let again = client.collect(true).unwrap();
     assert_eq!((again.packs_compacted, again.pages_moved, again.nodes_removed, again.freed), (0, 0, 0, 0));
 
     // What moved is known where it is, and by the next server as well.
@@ -83,7 +83,7 @@ fn what_nothing_refers_to_is_given_back_and_the_rest_is_whole() {
     let last = checkpoint(&mut client, 30, &pages(30)).unwrap();
     assert_eq!(last.draft.processes[0].stats.written, 1000);
     prune(&mut client, &[&records[0], &last]);
-    let collected = client.collect().unwrap();
+    let collected = client.collect(true).unwrap();
     assert!(collected.packs_removed > 0 && collected.pages_moved == 0, "{collected:?}");
     assert!(size(&store) <= 4096, "{}", size(&store));
 
@@ -112,7 +112,7 @@ fn a_reader_keeps_what_it_was_told_of() {
     let (extents, names) = process.pages().unwrap();
     prune(&mut client, &[&first, &second, &third]);
     let kept = checkpoint(&mut client, 4, &memory(0x1000, 500, 0)).unwrap();
-    let collected = client.collect().unwrap();
+    let collected = client.collect(true).unwrap();
     assert!(collected.waiting && collected.packs_compacted == 1, "{collected:?}");
     let mut names = names.iter();
     for extent in extents.iter().filter(|extent| extent.kind == kind::RAW) {
@@ -151,7 +151,7 @@ fn a_dump_under_way_keeps_what_it_found() {
     send(&mut full, &pages(2)).unwrap();
 
     prune(&mut client, &[&base, &other, &garbage]);
-    let collected = client.collect().unwrap();
+    let collected = client.collect(true).unwrap();
     assert_eq!(collected.packs_removed, 0, "{collected:?}");
 
     // What goes on after the collection finds nothing of what is gone.
@@ -169,7 +169,7 @@ fn a_dump_under_way_keeps_what_it_found() {
         assert!(read_back(&mut client, manifest(&full_record)) == expected, "round {round}");
         let damage = client.verify(None).unwrap().damage;
         assert!(damage.is_empty(), "{damage:?}");
-        client.collect().unwrap();
+        client.collect(true).unwrap();
     }
     // A base that is gone is told at once, so that the dump can be made whole.
     assert!(!client.begin_dump(13, 1, Some(*manifest(&garbage))).unwrap());
@@ -187,7 +187,7 @@ fn checkpoints_restarts_and_collections_at_the_same_time() {
             let mut client = server.client();
             let mut moved = 0;
             while !stop.load(Ordering::Relaxed) {
-                moved += client.collect().unwrap().pages_moved;
+                moved += client.collect(true).unwrap().pages_moved;
             }
             moved
         });
@@ -245,7 +245,7 @@ fn checkpoints_restarts_and_collections_at_the_same_time() {
         taken
     });
     let mut client = server.client();
-    client.collect().unwrap();
+    client.collect(true).unwrap();
     assert_eq!(client.list().unwrap().len(), 6);
     server.crash();
     let server = store.serve();
@@ -294,7 +294,7 @@ fn a_crash_at_any_step_of_a_collection_loses_nothing() {
             .unwrap();
         let expected = prepare(&server);
         if let Ok(mut client) = Client::connect(&store.directory) {
-            assert!(client.collect().is_err(), "{armed} was never reached");
+            assert!(client.collect(true).is_err(), "{armed} was never reached");
         }
         server.child.wait().unwrap();
         for round in 0..2 {
@@ -302,7 +302,7 @@ fn a_crash_at_any_step_of_a_collection_loses_nothing() {
             let mut client = server.client();
             check(&mut client, &expected);
             if round == 1 {
-                let collected = client.collect().unwrap();
+                let collected = client.collect(true).unwrap();
                 assert!(collected.left.is_empty(), "{armed}: {collected:?}");
                 assert!(size(&store) < 3300 * 4096, "{armed}: {} bytes", size(&store));
                 let same = dump(&mut client, 20, &pages(1)).unwrap();
@@ -329,7 +329,7 @@ fn a_damaged_page_keeps_its_pack() {
     let path = store.directory.join(format!("packs/{:08x}.pack", extent.pack));
     flip(&path, extent.offset + 7 * 4096);
     prune(&mut client, &[&gone]);
-    let collected = client.collect().unwrap();
+    let collected = client.collect(true).unwrap();
     assert_eq!((collected.packs_compacted, collected.left.len()), (0, 1), "{collected:?}");
     assert!(
         collected.left[0].contains(&path.display().to_string()) && collected.left[0].contains("0x"),
@@ -371,7 +371,7 @@ fn a_pack_that_is_missing_or_cut_short_is_left_and_named() {
         let server = store.serve();
         let mut client = server.client();
         prune(&mut client, &[&gone]);
-        let collected = client.collect().unwrap();
+        let collected = client.collect(true).unwrap();
         assert_eq!((collected.packs_compacted, collected.packs_removed), (0, 0), "{collected:?}");
         assert!(collected.left[0].contains(&path.display().to_string()), "{collected:?}");
         let damaged = client.verify(Some(&kept.id)).unwrap().damage;
@@ -380,7 +380,7 @@ fn a_pack_that_is_missing_or_cut_short_is_left_and_named() {
         assert!(read_back(&mut client, manifest(&new)) == pages(3));
         // When nothing needs it any more it goes.
         prune(&mut client, &[&kept]);
-        client.collect().unwrap();
+        client.collect(true).unwrap();
         assert!(!store.packs().contains(&path), "{:?}", store.packs());
         assert!(client.verify(None).unwrap().damage.is_empty());
     }

@@ -55,7 +55,7 @@ fn a_page_that_verify_found_damaged_is_stored_again_and_heals_all_that_have_it()
     // The damaged copies are garbage: their pack can be emptied, and the healed pages stay.
     let gone = checkpoint(&mut client, 6, &memory(0x9_0000, 3000, 90_000)).unwrap();
     client.prune(vec![gone.id]).unwrap();
-    let collected = client.collect().unwrap();
+    let collected = client.collect(true).unwrap();
     assert_eq!((collected.packs_compacted, collected.left), (1, vec![]));
     for record in [&first, &second] {
         assert!(read_back(&mut client, manifest(record)) == pages);

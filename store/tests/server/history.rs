@@ -57,11 +57,11 @@ fn any_of_a_hundred_versions_stays_when_others_go() {
         history.iter().partition(|(record, _)| [7, 40, 64, 65, 77, 99].contains(&record.sequence));
     client.prune(gone.iter().map(|(record, _)| record.id.clone()).collect()).unwrap();
     for _ in 0..2 {
-        let collected = client.collect().unwrap();
+        let collected = client.collect(true).unwrap();
         assert!(collected.left.is_empty(), "{collected:?}");
         check(&mut client, &kept);
     }
-    assert!(client.collect().unwrap().nodes_removed == 0, "what is left is needed");
+    assert!(client.collect(true).unwrap().nodes_removed == 0, "what is left is needed");
     server.crash();
     let server = store.serve();
     let mut client = server.client();
@@ -94,10 +94,10 @@ fn the_same_page_in_two_histories_is_the_same_leaf() {
         expected.insert(token, (next(&mut client, token, base, &changes), pages));
     }
     client.prune(history.iter().map(|(record, _)| record.id.clone()).collect()).unwrap();
-    client.collect().unwrap();
+    client.collect(true).unwrap();
     check(&mut client, &expected.values().collect::<Vec<_>>());
     client.prune(vec![expected[&51].0.id.clone(), other.id]).unwrap();
-    client.collect().unwrap();
+    client.collect(true).unwrap();
     check(&mut client, &[&expected[&52]]);
     assert_eq!(dump(&mut client, 60, &expected[&52].1).unwrap().1.written, 0);
 }

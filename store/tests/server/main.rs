@@ -1,5 +1,6 @@
 //! The store through its real server process and its socket.
 
+mod compression;
 mod crash;
 mod damage;
 mod dump;

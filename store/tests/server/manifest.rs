@@ -52,7 +52,7 @@ fn a_damaged_manifest_stops_a_collection_by_name_and_a_full_dump_heals_it() {
         let server = store.serve();
         let mut client = server.client();
         let before: Vec<_> = store.packs();
-        let Err(ClientError::Refused(said)) = client.collect() else {
+        let Err(ClientError::Refused(said)) = client.collect(true) else {
             panic!("a collection of what is damaged")
         };
         for part in [&second.id[..], "pid 1", "manifest", "Nothing was removed", "stasis prune --no-gc"] {
@@ -68,7 +68,7 @@ fn a_damaged_manifest_stops_a_collection_by_name_and_a_full_dump_heals_it() {
             assert!(read_back(&mut client, &record.draft.processes[0].manifest) == pages, "{}", tag as char);
         }
         assert!(client.verify(None).unwrap().damage.is_empty());
-        let collected = client.collect().unwrap();
+        let collected = client.collect(true).unwrap();
         assert!(collected.freed > 0, "{collected:?}");
         assert!(read_back(&mut client, &second.draft.processes[0].manifest) == pages);
     }

@@ -68,7 +68,7 @@ fn give_back(client: &mut Client, told: &Mutex<Told>) -> Option<()> {
             });
         }
         client.prune(ids).ok()?;
-        client.collect().ok()?;
+        client.collect(true).ok()?;
     }
 }
 
@@ -151,7 +151,7 @@ fn two_hundred_crashes_under_load_lose_nothing_committed() {
     let all = client.list().unwrap();
     assert!(all.len() > 10, "{} checkpoints were left", all.len());
     client.prune(all.into_iter().map(|record| record.id).collect()).unwrap();
-    client.collect().unwrap();
+    client.collect(true).unwrap();
     let usage = client.disk_usage().unwrap();
     assert_eq!((usage.stored, usage.distinct), (0, 0));
 }

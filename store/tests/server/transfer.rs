@@ -100,7 +100,7 @@ fn checkpoints_are_in_another_store_what_they_were() {
     let again = import(&mut target, &bytes).unwrap();
     assert_eq!((again.known, again.checkpoints.len(), again.written), (3, 0, 0));
     target.prune(vec![records[2].id.clone()]).unwrap();
-    target.collect().unwrap();
+    target.collect(true).unwrap();
     let again = import(&mut target, &bytes).unwrap();
     assert_eq!((again.known, &again.checkpoints[0].id), (2, &records[2].id));
     assert!(read_back(&mut target, &again.checkpoints[0].draft.processes[0].manifest) == pages(3));

@@ -51,7 +51,7 @@ fn a_checkpoint_has_its_own_or_that_of_the_nearest_before_it() {
     client.keep_working_set(&second.id, pid(&second), set(300)).unwrap();
     assert_eq!(known(&mut client, &first), set(100));
     assert_eq!(known(&mut client, &third), set(300));
-    client.collect().unwrap();
+    client.collect(true).unwrap();
     assert_eq!(known(&mut client, &third), set(300));
 }
 
@@ -67,7 +67,7 @@ fn it_goes_with_its_checkpoint_and_to_those_that_have_it_from_there() {
     client.keep_working_set(&first.id, pid(&first), set(100)).unwrap();
     client.keep_working_set(&own.id, pid(&own), set(400)).unwrap();
     client.prune(vec![first.id.clone(), second.id.clone()]).unwrap();
-    client.collect().unwrap();
+    client.collect(true).unwrap();
     assert!(known(&mut client, &first).is_empty() && known(&mut client, &second).is_empty());
     assert_eq!((known(&mut client, &third), known(&mut client, &own)), (set(100), set(400)));
     client.prune(vec![third.id.clone(), own.id.clone()]).unwrap();
