@@ -84,7 +84,7 @@ fn a_damaged_block_ends_a_restart_by_name() {
             file.write_all_at(b"damaged", offset).expect("a write");
         }
     }
-    for how in ["--eager", "--lazy"] {
+    for how in ["--lazy"] {
         let running = restart(&lab, &[&id, how]);
         let files = running.files().clone();
         assert!(!running.wait_exit().success(), "{how}");
