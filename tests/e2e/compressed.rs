@@ -84,13 +84,13 @@ fn a_damaged_block_ends_a_restart_by_name() {
             file.write_all_at(b"damaged", offset).expect("a write");
         }
     }
-    for how in ["--lazy"] {
-        let running = restart(&lab, &[&id, how]);
-        let files = running.files().clone();
-        assert!(!running.wait_exit().success(), "{how}");
-        let said = fs::read_to_string(&files.stderr).expect("what it said");
-        assert!(said.contains("damaged") && said.contains("stasis verify"), "{how}: {said}");
-    }
+    let eager = lab.run(["restart", &id, "--eager"]);
+    assert!(eager.code() == 5 && eager.stderr.contains("damaged"), "{eager}");
+    let lazy = restart(&lab, &[&id, "--lazy"]);
+    let files = lazy.files().clone();
+    assert!(!lazy.wait_exit().success());
+    let said = fs::read_to_string(&files.stderr).expect("what it said");
+    assert!(said.contains("damaged") && said.contains("stasis verify"), "{said}");
     let verified = lab.run(["verify"]);
     assert!(verified.code() != 0 && verified.stdout.contains("compressed block"), "{}", verified.stdout);
 }

@@ -257,6 +257,9 @@ struct Mover<'a> {
     known: HashSet<Hash, BuildHasherDefault<NameHasher>>,
 }
 
+/// The names of all pages of a pack, and where those are that were copied.
+type Emptied = (Vec<Hash>, Vec<(Hash, Place)>);
+
 /// Why a pack was not emptied.
 enum Problem {
     /// Which page it is, where it is one.
@@ -301,7 +304,7 @@ impl<'a> Mover<'a> {
     }
 
     /// Returns the names of all pages of the pack, and where those are that were copied.
-    fn one(&mut self, victim: &Victim) -> Result<(Vec<Hash>, Vec<(Hash, Place)>), Problem> {
+    fn one(&mut self, victim: &Victim) -> Result<Emptied, Problem> {
         let footers = self.packs.footers(victim.number, PAGE, victim.record.committed)?;
         let mut pages: Vec<(Hash, Place)> =
             footers.iter().flat_map(|footer| entries(victim.number, footer)).collect();
@@ -319,7 +322,7 @@ impl<'a> Mover<'a> {
                 return Err(Problem::Stopped);
             }
             let bytes = self.read(chunk)?;
-            self.hand_on(chunk, bytes.as_chunks::<PAGE_SIZE>().0).map_err(|_| Problem::Stopped)?;
+            self.hand_on(chunk, bytes.as_chunks::<PAGE_SIZE>().0)?;
         }
         Ok((pages.into_iter().map(|(name, _)| name).collect(), live))
     }
@@ -346,12 +349,12 @@ impl<'a> Mover<'a> {
         Ok(bytes)
     }
 
-    fn hand_on(&mut self, chunk: &[(Hash, Place)], pages: &[Page]) -> Result<(), mpsc::SendError<Step>> {
+    fn hand_on(&mut self, chunk: &[(Hash, Place)], pages: &[Page]) -> Result<(), Problem> {
         let fresh: Vec<bool> = chunk.iter().map(|(name, _)| self.known.insert(*name)).collect();
         let Some(compressor) = &mut self.compressor else {
             let pages = chunk.iter().zip(pages).zip(fresh).filter(|(_, fresh)| *fresh);
             let pages = pages.map(|(((name, _), page), _)| (*name, AlignedPage(*page)));
-            return self.steps.send(Step::Pages(pages.collect()));
+            return self.send(Step::Pages(pages.collect()));
         };
         let names: Vec<Hash> =
             chunk.iter().zip(&fresh).filter(|(_, fresh)| **fresh).map(|((name, _), _)| *name).collect();
@@ -361,6 +364,10 @@ impl<'a> Mover<'a> {
             let pages = pages.iter().zip(fresh).filter(|(_, fresh)| *fresh);
             compressor.blocks(&names, &pages.map(|(page, _)| *page).collect::<Vec<_>>())
         };
-        self.steps.send(Step::Blocks(blocks))
+        self.send(Step::Blocks(blocks))
+    }
+
+    fn send(&self, step: Step) -> Result<(), Problem> {
+        self.steps.send(step).map_err(|_| Problem::Stopped)
     }
 }

@@ -140,7 +140,13 @@ fn what_does_not_pay_stays_where_it_is() {
 #[test]
 fn compression_can_be_turned_off_and_what_is_compressed_stays_readable() {
     let store = Store::new();
-    let off = || store.serve_with(|command| drop(command.env("STASIS_DISABLE", "lazy,compression"))).unwrap();
+    let off = || {
+        store
+            .serve_with(|command| {
+                command.env("STASIS_DISABLE", "lazy,compression");
+            })
+            .unwrap()
+    };
     let server = off();
     let mut client = server.client();
     let expected = take(&mut client, 1..2);
@@ -172,7 +178,9 @@ fn a_crash_at_any_step_of_compressing_loses_nothing() {
         server.client().shutdown().unwrap();
         drop(server);
         let before = size(&store);
-        let server = store.serve_with(|command| drop(command.env(VARIABLE, point.name())));
+        let server = store.serve_with(|command| {
+            command.env(VARIABLE, point.name());
+        });
         let Some(mut server) = server else { panic!("{} does not belong to opening a store", point.name()) };
         assert!(server.client().collect(true).is_err(), "{} was never reached", point.name());
         assert_eq!(server.child.wait().unwrap().signal(), Some(9), "{}", point.name());
@@ -349,7 +357,13 @@ fn checkpoints_and_restarts_while_packs_are_compressed() {
 #[test]
 fn a_server_that_nobody_needs_compresses_before_it_leaves() {
     let store = Store::new();
-    let serve = || store.serve_with(|command| drop(command.args(["--idle-seconds", "0.1"]))).unwrap();
+    let serve = || {
+        store
+            .serve_with(|command| {
+                command.args(["--idle-seconds", "0.1"]);
+            })
+            .unwrap()
+    };
     let mut server = serve();
     let expected = take(&mut server.client(), 1..3);
     let before = size(&store);
