@@ -157,6 +157,7 @@ mod descriptors {
         epoll: "epoll";
         signalfd: "signalfd";
         inotify: "inotify" ["read"];
+        options_filters_and_groups_of_sockets: "socket_options";
         duplicates: "dup";
         closed_by_exec: "fd_exec";
         owners_and_signals: "fd_owner";
