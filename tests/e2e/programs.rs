@@ -93,6 +93,7 @@ mod memory {
         sparse_mapping: "sparse";
         advice: "madvise";
         locked: "mlock";
+        sealed_and_locked_as_it_is_touched: "sealed_memory";
         growing_downwards: "growsdown";
         mapped_files: "private_file";
         shared_anonymous: "shared_memory";
@@ -157,6 +158,9 @@ mod descriptors {
         epoll: "epoll";
         signalfd: "signalfd";
         inotify: "inotify" ["read"];
+        pidfds: "pidfd";
+        proc_files_of_the_process_itself: "proc_files";
+        options_filters_and_groups_of_sockets: "socket_options";
         duplicates: "dup";
         closed_by_exec: "fd_exec";
         owners_and_signals: "fd_owner";
@@ -205,8 +209,8 @@ mod refused {
     use super::*;
 
     #[test]
-    fn a_pidfd() {
-        Workload { program: "pidfd", arguments: &[] }.is_refused(&["pidfd", "fd "]);
+    fn a_pidfd_of_a_process_outside() {
+        Workload { program: "pidfd_outside", arguments: &[] }.is_refused(&["pidfd", "process 1,", "fd "]);
     }
 
     #[test]
@@ -277,7 +281,7 @@ mod refused {
 
     #[test]
     fn each_would_notice_natively_what_it_loses() {
-        for program in ["pidfd", "mq_notified", "cwd_deleted", "signal_block_raw"] {
+        for program in ["pidfd_outside", "mq_notified", "cwd_deleted", "signal_block_raw"] {
             Workload { program, arguments: &[] }.notices_what_is_lost();
         }
     }

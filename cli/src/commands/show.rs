@@ -145,6 +145,7 @@ fn kind(kind: &DescriptionKind) -> &'static str {
         DescriptionKind::Socket { .. } => "socket",
         DescriptionKind::MessageQueue { .. } => "message queue",
         DescriptionKind::Path { .. } => "path",
+        DescriptionKind::Process { .. } => "pidfd",
     }
 }
 
@@ -190,6 +191,8 @@ fn what(description: &Description, image: &ProcessImage) -> String {
             format!("{pair}, {} unread", bytes(unread))
         }
         DescriptionKind::MessageQueue { name, .. } => name.clone(),
+        DescriptionKind::Process { id: -1, .. } => "of a process that has ended".into(),
+        DescriptionKind::Process { id, .. } => format!("of {id}"),
         DescriptionKind::Socket { domain, socket_type, backlog, .. } => {
             format!(
                 "domain {domain}, type {socket_type}{}",

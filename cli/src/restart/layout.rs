@@ -32,6 +32,10 @@ use super::{
 /// How much one filling thread takes at a time, in bytes.
 const CHUNK: u64 = 2 << 20;
 
+/// mmap(2), Linux 6.11; mseal(2), Linux 6.10.
+const MAP_DROPPABLE: i32 = 0x08;
+const SYS_MSEAL: i64 = 462;
+
 /// Addresses that programs are loaded at are above and below; here hardly anything ever lies.
 pub const AREA_FROM: u64 = 0x1000_0000_0000;
 pub const AREA_TO: u64 = 0x5000_0000_0000;
@@ -42,7 +46,7 @@ const ADDRESS_END: u64 = (1 << 47) - 4096;
 /// Checks the address space: an image is hostile input.
 pub fn check(image: &ProcessImage, files: &Files<'_>, refusals: &mut Vec<Refusal>) {
     let page = PAGE_SIZE as u64;
-    let mut end = page;
+    let mut end = 0;
     for mapping in &image.mappings {
         let sound = mapping.start >= end
             && mapping.start < mapping.end
@@ -111,6 +115,11 @@ fn check_file(file: &FileIdentity, mapping: &image::Mapping, refusals: &mut Vec<
     }
 }
 
+/// Whether a file can be opened for writing, which nobody notices.
+fn is_writable(path: &str) -> bool {
+    OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW).open(path).is_ok()
+}
+
 /// Where the image has something.
 pub fn occupied(image: &ProcessImage) -> impl Iterator<Item = Range<u64>> {
     image.mappings.iter().map(|mapping| mapping.start..mapping.end)
@@ -173,7 +182,9 @@ pub fn plan(
                 fd = places.place(object)?;
             }
             Backing::File(file) => {
-                let write = mapping.shared && mapping.protection & libc::PROT_WRITE as u32 != 0;
+                let writes = mapping.protection & libc::PROT_WRITE as u32 != 0;
+                let may_write = writes || mapping.flags & flag::MAY_WRITE != 0;
+                let write = mapping.shared && (writes || may_write && is_writable(&file.path));
                 let key = (file.path.clone(), write);
                 fd = match files.get(&key) {
                     Some(fd) => *fd,
@@ -188,6 +199,9 @@ pub fn plan(
                     modified.push((mapping.start, mapping.end));
                 }
             }
+        }
+        if mapping.flags & flag::DROPPABLE != 0 {
+            flags = flags & !libc::MAP_PRIVATE | MAP_DROPPABLE;
         }
         if mapping.flags & flag::GROWSDOWN != 0 {
             flags |= libc::MAP_GROWSDOWN | libc::MAP_STACK;
@@ -325,7 +339,12 @@ pub fn advise(mapping: &stasis_protocol::image::Mapping, plan: &mut Plan) {
         plan.calls.push(pointing(named, 4, at));
     }
     if mapping.flags & flag::LOCKED != 0 {
-        plan.calls.push(call(libc::SYS_mlock, &[start, len]));
+        let on_fault = if mapping.flags & flag::LOCK_ON_FAULT != 0 { libc::MLOCK_ONFAULT as u64 } else { 0 };
+        // It is locked, and then pages are looked for where there may be none: guards, PROT_NONE, a file's end (ENOMEM).
+        plan.calls.push(attempt(libc::SYS_mlock2, &[start, len, on_fault]));
+    }
+    if mapping.flags & flag::SEALED != 0 {
+        plan.seals.push(call(SYS_MSEAL, &[start, len, 0]));
     }
 }
 

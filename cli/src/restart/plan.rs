@@ -27,6 +27,8 @@ pub struct Plan {
     /// Where memory lies that is whole already, where it is to be, its length.
     pub staged: Vec<[u64; 3]>,
     pub calls: Vec<Call>,
+    /// What is sealed when all else of memory is as it was.
+    pub seals: Vec<Call>,
     pub last_calls: Vec<Call>,
     pub thread_calls: Vec<Call>,
     /// The leader first; `calls` of each is set by [`Plan::finish`].
@@ -40,7 +42,7 @@ pub struct Plan {
 pub fn call(nr: i64, args: &[u64]) -> Call {
     let mut all = [0; 6];
     all[..args.len()].copy_from_slice(args);
-    Call { nr: nr as u64, args: all, relocate: 0, may_fail: 0 }
+    Call { nr: nr as u64, args: all, ..Call::default() }
 }
 
 /// The same, and its failure is none.
@@ -67,7 +69,8 @@ impl Plan {
     /// How many bytes the plan will have: an upper bound.
     pub fn len(&self) -> usize {
         let calls: usize = self.threads.iter().map(|(_, calls)| calls.len()).sum();
-        let calls = calls + self.calls.len() + self.last_calls.len() + self.thread_calls.len();
+        let calls =
+            calls + self.seals.len() + self.calls.len() + self.last_calls.len() + self.thread_calls.len();
         size_of::<Header>()
             + size_of_val(&*self.kernel_mappings)
             + size_of_val(&*self.mappings)
@@ -93,6 +96,7 @@ impl Plan {
         self.header.fills = append(&mut bytes, &self.fills);
         self.header.lazy = append(&mut bytes, &self.lazy);
         self.header.staged = append(&mut bytes, &self.staged);
+        self.calls.append(&mut self.seals);
         self.header.calls = append(&mut bytes, &self.calls);
         self.header.last_calls = append(&mut bytes, &self.last_calls);
         self.header.thread_calls = append(&mut bytes, &self.thread_calls);

@@ -140,6 +140,14 @@ pub mod flag {
     pub const SEQUENTIAL: u32 = 1 << 9;
     pub const RANDOM: u32 = 1 << 10;
     pub const HUGETLB: u32 = 1 << 11;
+    /// It may be made writable (mprotect(2)), whether it is now or not.
+    pub const MAY_WRITE: u32 = 1 << 12;
+    /// Locked as it is touched (mlock2(2), MLOCK_ONFAULT).
+    pub const LOCK_ON_FAULT: u32 = 1 << 13;
+    /// mseal(2).
+    pub const SEALED: u32 = 1 << 14;
+    /// MAP_DROPPABLE.
+    pub const DROPPABLE: u32 = 1 << 15;
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -417,6 +425,13 @@ pub enum DescriptionKind {
     /// A location only, not open for reading or writing (O_PATH).
     Path {
         file: FileIdentity,
+    },
+    /// A pidfd.
+    Process {
+        /// Of the process; -1: it has ended, and was waited for.
+        id: i32,
+        /// It is a thread's (PIDFD_THREAD).
+        thread: bool,
     },
 }
 

@@ -133,6 +133,9 @@ pub struct Call {
     pub relocate: u32,
     /// Whether a failure is no failure.
     pub may_fail: u32,
+    /// Where the descriptor that the call gives is to be: one more than its number; 0: it gives none, or anywhere.
+    pub onto: u32,
+    pub _pad: u32,
 }
 
 #[repr(C)]

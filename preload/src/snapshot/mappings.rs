@@ -104,6 +104,10 @@ fn vm_flags(text: &[u8]) -> u32 {
                 b"sr" => flag::SEQUENTIAL,
                 b"rr" => flag::RANDOM,
                 b"ht" => flag::HUGETLB,
+                b"mw" => flag::MAY_WRITE,
+                b"lf" => flag::LOCK_ON_FAULT,
+                b"sl" => flag::SEALED,
+                b"dp" => flag::DROPPABLE,
                 _ => 0,
             }
     })

@@ -125,9 +125,9 @@ impl Objects {
         Some(found.object.id)
     }
 
-    /// Makes an object at least as long as a mapping of it shows (its size is known only from that).
+    /// Makes an object at least as long as a mapping of it shows, where its size is known only from that.
     pub fn at_least(&mut self, id: u32, size: u64) {
-        if let Some(found) = self.0.get_mut(id as usize - 1) {
+        if let Some(found) = self.0.get_mut(id as usize - 1).filter(|found| !found.is_open()) {
             found.object.size = found.object.size.max(size);
         }
     }

@@ -173,6 +173,20 @@ pub fn option(socket: Fd, level: i32, name: i32, value: &mut [u8]) -> Result<usi
     Ok((len as usize).min(value.len()))
 }
 
+/// getsockopt(2) of an option whose length is counted in elements of 8 bytes, in and out; that length.
+pub fn count_option(socket: Fd, level: i32, name: i32, value: &mut [u8]) -> Result<usize> {
+    let mut len = (value.len() / 8) as u32;
+    let address = value.as_mut_ptr() as usize;
+    // SAFETY: writes at most as many elements as there is room for, and the length.
+    unsafe {
+        call(
+            libc::SYS_getsockopt,
+            [socket as usize, level as usize, name as usize, address, &raw mut len as usize, 0],
+        )?;
+    }
+    Ok(len as usize)
+}
+
 /// getsockopt(2) of an int.
 pub fn number_option(socket: Fd, level: i32, name: i32) -> Result<i32> {
     let mut value = [0; 4];

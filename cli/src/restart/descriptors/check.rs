@@ -22,9 +22,9 @@ const ACCEPT_IT: &str = "put the old one back, or restart with --on-changed-file
 /// Where a path leads in the restarted process: what it sees of itself in /proc goes by its pid, which the child
 /// has only when it exists.
 pub fn path_now(image: &ProcessImage, path: &str) -> String {
-    match path.strip_prefix(&format!("/proc/{}/", image.ids.pid)) {
-        Some(rest) => format!("/proc/self/{rest}"),
-        None => path.into(),
+    match path.strip_prefix(&format!("/proc/{}", image.ids.pid)) {
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => format!("/proc/self{rest}"),
+        _ => path.into(),
     }
 }
 

@@ -1,14 +1,17 @@
 //! Files by path, and objects whose content is in the checkpoint.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use stasis_protocol::{
     coordinator::Refusal,
-    image::{Description, DescriptionKind, FileIdentity},
+    image::{Description, DescriptionKind, FileIdentity, ProcessImage},
 };
 
-use super::{Maker, check, failed, kernel, kernel::done, refuse};
-use crate::args::MissingFile;
+use super::{Installed, Maker, check, failed, kernel, kernel::done, refuse};
+use crate::{
+    args::MissingFile,
+    restart::plan::{attempt, call, pointing},
+};
 
 /// Flags of open(2) that say how a description is made, not what it is: O_TMPFILE is all of __O_TMPFILE and
 /// O_DIRECTORY.
@@ -41,6 +44,12 @@ pub fn open(
         return Ok(Some(fd));
     }
     let is_link = file.is_some_and(|file| file.mode & libc::S_IFMT == libc::S_IFLNK);
+    if file.is_some_and(|file| file.path != path) {
+        // The right one is opened when the process is what it was ([`late`]).
+        return kernel::open("/dev/null", libc::O_RDWR)
+            .map(Some)
+            .map_err(|error| failed(image, index, "/dev/null cannot be opened", &error));
+    }
     let opened = kernel::open(&path, if is_link { flags | libc::O_NOFOLLOW } else { flags } | libc::O_NOCTTY);
     let fd = match opened {
         Ok(fd) => fd,
@@ -90,6 +99,31 @@ fn verify(
             .map_err(|error| failed(image, index, "it cannot be cut back to its size", &error))?;
     }
     Ok(())
+}
+
+/// Opens what a process sees of itself in /proc: by itself, when its memory and its threads are there, since such a file
+/// belongs to the memory that the process had when it was opened (fs/proc/base.c, `proc_mem_open`).
+pub fn late(image: &ProcessImage, description: &Description, fds: &[RawFd], installed: &mut Installed) {
+    let (DescriptionKind::Regular { file, .. }
+    | DescriptionKind::Directory { file }
+    | DescriptionKind::Path { file }) = &description.kind
+    else {
+        return;
+    };
+    let path = check::path_now(image, &file.path);
+    let Some((&first, others)) = fds.split_first().filter(|_| path != file.path) else { return };
+    let mut name = path.into_bytes();
+    name.push(0);
+    let name = installed.keep(&name);
+    let flags = (description.flags as i32 & !MAKING | libc::O_NOCTTY) as u64;
+    let mut open = pointing(call(libc::SYS_openat, &[libc::AT_FDCWD as u64, 0, flags]), 1, name);
+    open.onto = first as u32 + 1;
+    installed.late.push(open);
+    if description.offset != 0 {
+        let arguments = [first as u64, description.offset, libc::SEEK_SET as u64];
+        installed.late.push(attempt(libc::SYS_lseek, &arguments));
+    }
+    installed.late.extend(others.iter().map(|&fd| call(libc::SYS_dup2, &[first as u64, fd as u64])));
 }
 
 /// A description of an object.

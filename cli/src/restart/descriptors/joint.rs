@@ -133,6 +133,8 @@ impl Relations {
             DescriptionKind::Regular { file, .. } | DescriptionKind::Directory { file } => {
                 file.path.starts_with("/proc/")
             }
+            // There is no process yet that it could stand for.
+            DescriptionKind::Process { .. } => true,
             _ => false,
         };
         places.sort_unstable();

@@ -24,6 +24,7 @@ mod locks;
 pub mod message_queues;
 mod numbers;
 mod objects;
+mod pidfds;
 mod pipes;
 mod ptys;
 mod put_back;
@@ -106,6 +107,7 @@ fn name(image: &ProcessImage, index: usize) -> String {
         Some(DescriptionKind::Signal { .. }) => "signalfd".into(),
         Some(DescriptionKind::Epoll { .. }) => "epoll".into(),
         Some(DescriptionKind::Inotify { .. }) => "inotify".into(),
+        Some(DescriptionKind::Process { id, .. }) => format!("pidfd of {id}"),
         Some(DescriptionKind::Object { object, .. }) => objects::name(image, *object),
         Some(DescriptionKind::SocketPair { domain, local, peer, .. }) if *domain != libc::AF_UNIX => {
             format!("{} connected to {}", sockets::display(local), sockets::display(peer))
@@ -225,6 +227,9 @@ pub fn install(common: &Common<'_>, process: usize, reserved: &[RawFd]) -> Resul
         if let DescriptionKind::Epoll { targets } = &description.kind {
             anonymous::watch(image, index, fd, targets, &mut installed)?;
         }
+        let fds: Vec<RawFd> = numbers_of(image, index).collect();
+        pidfds::late(&description.kind, description.flags as i32, &fds, &mut installed);
+        files::late(image, description, &fds, &mut installed);
         late(description, fd, &mut installed);
     }
     for descriptor in
@@ -316,6 +321,8 @@ impl<'a> Maker<'a> {
             | DescriptionKind::Timer { .. }
             | DescriptionKind::Signal { .. }
             | DescriptionKind::Epoll { .. } => anonymous::make(&description.kind)
+                .map_err(|error| failed(self.image, index, "it cannot be made again", &error))?,
+            DescriptionKind::Process { id, thread } => pidfds::make(*id, *thread)
                 .map_err(|error| failed(self.image, index, "it cannot be made again", &error))?,
             DescriptionKind::Inotify { watches, queued } => {
                 if !queued.is_empty() {

@@ -130,6 +130,36 @@ pub fn connect(socket: &OwnedFd, address: &[u8]) -> io::Result<()> {
     done(unsafe { libc::connect(raw(socket), address.as_ptr().cast(), address.len() as u32) }).map(drop)
 }
 
+/// What a program can do without.
+const FOR_SPEED: [(i32, i32); 5] = [
+    (libc::IPPROTO_TCP, libc::TCP_CONGESTION),
+    (libc::SOL_SOCKET, libc::SO_BUSY_POLL),
+    (libc::SOL_SOCKET, SO_PREFER_BUSY_POLL),
+    (libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE),
+    (libc::SOL_SOCKET, libc::SO_INCOMING_CPU),
+];
+const SO_PREFER_BUSY_POLL: i32 = 69;
+
+/// SO_ATTACH_FILTER, of instructions as they lie in memory.
+fn attach_filter(socket: &OwnedFd, instructions: &[u8]) -> io::Result<()> {
+    let mut code: Vec<libc::sock_filter> = instructions
+        .as_chunks::<8>()
+        .0
+        .iter()
+        .map(|&[a, b, jt, jf, k @ ..]| libc::sock_filter {
+            code: u16::from_ne_bytes([a, b]),
+            jt,
+            jf,
+            k: u32::from_ne_bytes(k),
+        })
+        .collect();
+    let program = libc::sock_fprog { len: code.len() as u16, filter: code.as_mut_ptr() };
+    let (address, len) = ((&raw const program).cast(), size_of_val(&program) as u32);
+    // SAFETY: reads the program and its instructions.
+    done(unsafe { libc::setsockopt(raw(socket), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, address, len) })
+        .map(drop)
+}
+
 /// Sets options. Buffer sizes come back doubled from the kernel (socket(7)), and beyond the system's limit only
 /// the privileged may set them.
 ///
@@ -153,8 +183,11 @@ pub fn set_options(socket: &OwnedFd, options: &[SocketOption]) -> io::Result<()>
                     let _ = set(option.level, option.name, &half);
                 }
             }
+            _ if (option.level, option.name) == (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER) => {
+                attach_filter(socket, &option.value)?;
+            }
             // The kernel may not have it, and not everybody may choose every one.
-            _ if (option.level, option.name) == (libc::IPPROTO_TCP, libc::TCP_CONGESTION) => {
+            _ if FOR_SPEED.contains(&(option.level, option.name)) => {
                 let _ = set(option.level, option.name, &option.value);
             }
             _ => {

@@ -81,15 +81,13 @@ pub fn signal(open: &Open) -> Result<DescriptionKind, Refusal> {
 
 /// Reason and remedy for a kernel object that has no way to be made again.
 pub fn unsupported(name: &str) -> (&'static str, &'static str) {
-    let kinds: [(&str, &str, &str); 12] = [
+    let kinds: [(&str, &str, &str); 10] = [
         (
             "[io_uring]",
             "an io_uring and what is in flight in it cannot be saved",
             "run the program without io_uring",
         ),
         ("[userfaultfd]", "a userfaultfd serves page faults by its user's rules", CLOSE_IT),
-        ("[pidfd]", "the process that a pidfd stands for is not part of the checkpoint", CLOSE_IT),
-        ("pidfd:", "the process that a pidfd stands for is not part of the checkpoint", CLOSE_IT),
         ("[perf_event]", "a performance counter counts this process and this machine only", CLOSE_IT),
         ("bpf", "a BPF object lives in the kernel that it was loaded into", CLOSE_IT),
         ("[bpf", "a BPF object lives in the kernel that it was loaded into", CLOSE_IT),

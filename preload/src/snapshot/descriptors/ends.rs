@@ -7,11 +7,11 @@ use stasis_protocol::{
     image::{Description, DescriptionKind, Descriptor, Slave},
 };
 
-use super::{Open, pty, refusal, sockets, tcp};
+use super::{Open, pidfds, pty, refusal, sockets, tcp};
 
 /// The ends that this process has. `opens` and `descriptors` go together.
 pub fn find(opens: &[Open], descriptions: &[Description], descriptors: &[Descriptor]) -> Vec<End> {
-    let mut ends: Vec<End> = Vec::new();
+    let mut ends: Vec<End> = [pidfds::own()].into();
     let mut described = 0;
     for (open, descriptor) in opens.iter().zip(descriptors) {
         // Of a description, the first descriptor speaks.
@@ -106,6 +106,7 @@ fn end(open: &Open, description: &Description) -> Option<End> {
             socket: false,
             terminal: Some((*file_system, libc::makedev(pty::SLAVES, *index))),
         }),
+        DescriptionKind::Process { id, thread } => pidfds::wants(open, *id, *thread),
         _ => None,
     }
 }

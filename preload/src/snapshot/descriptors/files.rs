@@ -1,12 +1,12 @@
 //! Files and directories, deleted ones and memfds, and the locks on them.
 
-use alloc::vec::Vec;
+use alloc::{format, vec::Vec};
 
 use stasis_protocol::{
     coordinator::Refusal,
     image::{DescriptionKind, ObjectKind},
 };
-use stasis_sys::{Errno, file};
+use stasis_sys::{Errno, file, process};
 
 use super::{CLOSE_IT, Open, Table, identity};
 use crate::{
@@ -36,6 +36,9 @@ pub fn regular(table: &Table<'_>, open: &Open, objects: &mut Objects) -> Result<
     if open.link.starts_with("/secretmem") {
         return open.refuse("secret memory cannot be read by anybody else", CLOSE_IT);
     }
+    if let Some((kind, _)) = open.link.split_once(":[").filter(|_| !open.link.starts_with('/')) {
+        return namespace(open, kind);
+    }
     // Files of /proc answer for the process that asks, and have no content to verify.
     if !open.link.starts_with("/proc/") && !is_at_its_path(open) {
         return open.refuse(
@@ -45,6 +48,16 @@ pub fn regular(table: &Table<'_>, open: &Open, objects: &mut Objects) -> Result<
         );
     }
     Ok(DescriptionKind::Regular { file: identity(open.link.clone(), &open.stat), locks })
+}
+
+/// A namespace (namespaces(7)): that of the process itself is where it is.
+fn namespace(open: &Open, kind: &str) -> Result<DescriptionKind, Refusal> {
+    let own = file::stat(path!("/proc/self/ns/{kind}").as_c_str());
+    if own.is_ok_and(|own| own.st_ino == open.stat.st_ino && own.st_dev == open.stat.st_dev) {
+        let path = format!("/proc/{}/ns/{kind}", process::getpid());
+        return Ok(DescriptionKind::Regular { file: identity(path, &open.stat), locks: Vec::new() });
+    }
+    open.refuse("it is a namespace that the program is not in", CLOSE_IT)
 }
 
 pub fn directory(open: &Open) -> Result<DescriptionKind, Refusal> {

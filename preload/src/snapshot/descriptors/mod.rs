@@ -13,10 +13,13 @@ mod datagrams;
 mod ends;
 mod epoll;
 mod files;
+mod groups;
 mod inet_diag;
 mod inotify;
 mod message_queues;
 mod netlink;
+mod options;
+mod pidfds;
 mod pipes;
 mod pty;
 mod sharing;
@@ -413,11 +416,15 @@ fn kind(table: &Table<'_>, open: &Open, objects: &mut Objects) -> Result<Descrip
             "[signalfd]" => anonymous::signal(open),
             "[eventpoll]" => epoll::capture(table, open),
             "inotify" => inotify::capture(table, open),
+            "[pidfd]" => pidfds::capture(open),
             other => {
                 let (reason, remedy) = anonymous::unsupported(other);
                 open.refuse(reason, remedy)
             }
         };
+    }
+    if open.link.starts_with("pidfd:") {
+        return pidfds::capture(open);
     }
     match open.stat.st_mode & libc::S_IFMT {
         libc::S_IFREG if message_queues::is_one(table, open) => message_queues::capture(table, open),

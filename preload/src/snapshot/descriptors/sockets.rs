@@ -4,7 +4,7 @@ use alloc::{format, vec, vec::Vec};
 
 use stasis_protocol::{
     coordinator::{End, Refusal},
-    image::{Datagram, DescriptionKind, SocketOption},
+    image::{Datagram, DescriptionKind},
 };
 use stasis_sys::{
     Errno,
@@ -12,7 +12,10 @@ use stasis_sys::{
     socket, sync,
 };
 
-use super::{CLOSE_IT, Duplicate, Open, Table, bytes, datagrams, ends, inherited, refusal, sock_diag, tcp};
+use super::{
+    CLOSE_IT, Duplicate, Open, Table, bytes, datagrams, ends, inherited, options::options, refusal,
+    sock_diag, tcp,
+};
 use crate::procfs;
 
 /// What every socket can be asked.
@@ -233,101 +236,4 @@ fn peek_all(socket: Fd, stream: bool) -> Result<Vec<Vec<u8>>, Errno> {
         }
     }
     Ok(if stream && !all.is_empty() { vec![all.concat()] } else { all })
-}
-
-/// The options that differ from those of a new socket of the kind: what nobody set is left to the kernel at
-/// restart.
-pub fn options(asked: &Asked) -> Vec<SocketOption> {
-    let level = libc::SOL_SOCKET;
-    let (transport, ip, ipv6) = (libc::IPPROTO_TCP, libc::IPPROTO_IP, libc::IPPROTO_IPV6);
-    let common = [
-        libc::SO_REUSEADDR,
-        libc::SO_REUSEPORT,
-        libc::SO_KEEPALIVE,
-        libc::SO_BROADCAST,
-        libc::SO_LINGER,
-        libc::SO_RCVTIMEO,
-        libc::SO_SNDTIMEO,
-        libc::SO_RCVLOWAT,
-        libc::SO_PRIORITY,
-        libc::SO_PASSCRED,
-        libc::SO_OOBINLINE,
-        libc::SO_TIMESTAMP,
-        libc::SO_DONTROUTE,
-        libc::SO_BINDTODEVICE,
-        libc::SO_PEEK_OFF,
-    ]
-    .map(|name| (level, name));
-    let buffers = [(level, libc::SO_SNDBUF), (level, libc::SO_RCVBUF)];
-    let of_tcp = [
-        libc::TCP_NODELAY,
-        libc::TCP_CORK,
-        libc::TCP_KEEPIDLE,
-        libc::TCP_KEEPINTVL,
-        libc::TCP_KEEPCNT,
-        libc::TCP_USER_TIMEOUT,
-        libc::TCP_DEFER_ACCEPT,
-        libc::TCP_LINGER2,
-        libc::TCP_CONGESTION,
-        libc::TCP_NOTSENT_LOWAT,
-    ]
-    .map(|name| (transport, name));
-    let of_ip = [
-        libc::IP_TOS,
-        libc::IP_TTL,
-        libc::IP_PKTINFO,
-        libc::IP_MULTICAST_TTL,
-        libc::IP_MULTICAST_LOOP,
-        libc::IP_RECVERR,
-        libc::IP_FREEBIND,
-        libc::IP_MTU_DISCOVER,
-    ]
-    .map(|name| (ip, name));
-    let of_ipv6 = [
-        libc::IPV6_V6ONLY,
-        libc::IPV6_UNICAST_HOPS,
-        libc::IPV6_RECVPKTINFO,
-        libc::IPV6_TCLASS,
-        libc::IPV6_MULTICAST_HOPS,
-        libc::IPV6_MULTICAST_LOOP,
-    ]
-    .map(|name| (ipv6, name));
-    let is_tcp = asked.protocol == transport && asked.domain != libc::AF_UNIX;
-    let mut names = Vec::from(common);
-    if is_tcp {
-        names.extend(of_tcp);
-        // TCP sizes its buffers by itself, and setting them would stop that: only where the program did (SO_BUF_LOCK).
-        let locked = socket::number_option(asked.socket.0, level, tcp::SO_BUF_LOCK).unwrap_or(0);
-        names.extend(buffers.iter().zip([1, 2]).filter(|(_, bit)| locked & bit != 0).map(|(name, _)| *name));
-    } else {
-        names.extend(buffers);
-    }
-    match asked.domain {
-        libc::AF_INET => names.extend(of_ip),
-        libc::AF_INET6 => names.extend(of_ipv6),
-        _ => {}
-    }
-    if is_tcp {
-        // Of a connection they can be asked, and not be set.
-        let multicast = [
-            (ip, libc::IP_MULTICAST_TTL),
-            (ip, libc::IP_MULTICAST_LOOP),
-            (ipv6, libc::IPV6_MULTICAST_HOPS),
-            (ipv6, libc::IPV6_MULTICAST_LOOP),
-        ];
-        names.retain(|name| !multicast.contains(name));
-    }
-    let new = socket::socket(asked.domain, asked.kind | libc::SOCK_CLOEXEC, asked.protocol).map(Duplicate);
-    names
-        .into_iter()
-        .filter_map(|(level, name)| {
-            let mut value = [0u8; 32];
-            let len = socket::option(asked.socket.0, level, name, &mut value).ok()?;
-            let mut default = [0u8; 32];
-            let is_default = new.as_ref().is_ok_and(|new| {
-                socket::option(new.0, level, name, &mut default).is_ok_and(|n| default[..n] == value[..len])
-            });
-            (!is_default).then(|| SocketOption { level, name, value: bytes(&value, len) })
-        })
-        .collect()
 }

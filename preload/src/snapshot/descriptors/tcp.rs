@@ -20,8 +20,10 @@ use stasis_sys::{
 use super::{
     Duplicate, Open, Table,
     address::Address,
-    ends, inet_diag, open_pidfd, refusal,
-    sockets::{Asked, WAIT, bound, fresh, name, options},
+    ends, inet_diag, open_pidfd,
+    options::options,
+    refusal,
+    sockets::{Asked, WAIT, bound, fresh, name},
 };
 use crate::{snapshot::subject, state};
 
