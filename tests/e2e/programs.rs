@@ -149,6 +149,7 @@ mod descriptors {
     use super::*;
     workloads! {
         files: "files";
+        files_of_relatives_in_proc: "proc_relatives";
         deleted_files: "deleted_files";
         directory: "directory";
         pipes: "pipes";

@@ -40,12 +40,15 @@ pub struct Files<'a> {
     written: BTreeSet<&'a str>,
     /// Their content is in the checkpoint.
     put_back: BTreeSet<&'a str>,
+    /// What /proc shows of processes of the computation is there when they are.
+    pids: BTreeSet<i32>,
 }
 
 impl<'a> Files<'a> {
     pub fn of(images: impl Iterator<Item = &'a ProcessImage>) -> Self {
         let mut files = Self::default();
         for image in images {
+            files.pids.insert(image.ids.pid);
             files.written.extend(image.descriptions.iter().filter_map(
                 |description| match &description.kind {
                     DescriptionKind::Regular { file, .. } if writes(description) => Some(file.path.as_str()),
@@ -63,6 +66,12 @@ impl<'a> Files<'a> {
     /// Whether a file will be what it was whatever it is now.
     pub fn puts_back(&self, path: &str) -> bool {
         self.put_back.contains(path)
+    }
+
+    /// Whether a path leads to what /proc shows of a process of the computation.
+    fn shows_process(&self, path: &str) -> bool {
+        let pid = path.strip_prefix("/proc/").and_then(|rest| rest.split('/').next()?.parse().ok());
+        pid.is_some_and(|pid| self.pids.contains(&pid))
     }
 }
 
@@ -82,20 +91,20 @@ pub fn check(image: &ProcessImage, files: &Files<'_>, policy: &Policy) -> Vec<Re
             DescriptionKind::Regular { file, .. } if files.puts_back(&file.path) => Ok(()),
             DescriptionKind::Regular { file, .. } => {
                 let written = files.written.contains(file.path.as_str());
-                present(image, policy, &file.path)
+                present(files, policy, &file.path)
                     .and_then(|found| found.map_or(Ok(()), |found| regular(file, &found, written, policy)))
             }
             DescriptionKind::Directory { file } => {
-                present(image, policy, &file.path).and_then(|found| match found {
+                present(files, policy, &file.path).and_then(|found| match found {
                     Some(found) if !found.is_dir() => {
                         Err(("it is no directory any more".into(), PUT_IT_BACK))
                     }
                     _ => Ok(()),
                 })
             }
-            DescriptionKind::Path { file } => present(image, policy, &file.path).map(drop),
+            DescriptionKind::Path { file } => present(files, policy, &file.path).map(drop),
             DescriptionKind::CharacterDevice { path, rdev } => {
-                present(image, policy, path).and_then(|found| match found {
+                present(files, policy, path).and_then(|found| match found {
                     Some(found) if !found.file_type().is_char_device() || found.rdev() != *rdev => {
                         Err(("another device has its name now".into(), PUT_IT_BACK))
                     }
@@ -103,7 +112,7 @@ pub fn check(image: &ProcessImage, files: &Files<'_>, policy: &Policy) -> Vec<Re
                 })
             }
             DescriptionKind::Pipe { fifo: Some(path), .. } => {
-                present(image, policy, path).and_then(|found| match found {
+                present(files, policy, path).and_then(|found| match found {
                     Some(found) if !found.file_type().is_fifo() => {
                         Err(("it is no FIFO any more".into(), PUT_IT_BACK))
                     }
@@ -137,9 +146,8 @@ fn writes(description: &Description) -> bool {
 }
 
 /// What is at a path; `None` where nothing is and the policy allows that.
-fn present(image: &ProcessImage, policy: &Policy, path: &str) -> Checked<Option<Metadata>> {
-    // What the process sees of itself in /proc is there when the process is.
-    if path_now(image, path) != path {
+fn present(files: &Files<'_>, policy: &Policy, path: &str) -> Checked<Option<Metadata>> {
+    if files.shows_process(path) {
         return Ok(None);
     }
     match Path::new(path).symlink_metadata() {
