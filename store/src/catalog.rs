@@ -112,16 +112,10 @@ impl Catalog {
         self.records().clone()
     }
 
-    /// How slots of a pack are given, where it is known.
+    /// What is known of a pack; `None`: it is not committed yet, or given up.
     #[must_use]
-    pub fn form(&self, pack: u32) -> Form {
-        self.states().form(pack)
-    }
-
-    /// Up to where a pack is committed, in bytes.
-    #[must_use]
-    pub fn committed(&self, pack: u32) -> Option<u64> {
-        self.records().get(&pack).map(|record| record.committed)
+    pub fn pack(&self, pack: u32) -> Option<PackRecord> {
+        self.records().get(&pack).copied()
     }
 
     /// The places of the pages called `names`, which must be sorted, for who is going to refer to them.

@@ -111,11 +111,11 @@ pub fn header(number: u32, form: Form) -> AlignedPage {
     page
 }
 
-/// Whether `page` is the header of pack `number`, in a version that this program knows.
+/// The form of pack `number`, whose header `page` is, in a version that this program knows.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn check_header(page: &[u8; PAGE_SIZE], number: u32) -> Result<(), String> {
+pub fn check_header(page: &[u8; PAGE_SIZE], number: u32) -> Result<Form, String> {
     let version = read_u32(page, 8).unwrap_or(0);
     let form = if version == COMPRESSED { Form::Compressed } else { Form::Plain };
     if &page[..8] != HEADER_MAGIC {
@@ -125,7 +125,7 @@ pub fn check_header(page: &[u8; PAGE_SIZE], number: u32) -> Result<(), String> {
     } else if page[..] != header(number, form).0[..] {
         Err("its header is not that of this pack".into())
     } else {
-        Ok(())
+        Ok(form)
     }
 }
 
@@ -302,7 +302,7 @@ mod tests {
     #[test]
     fn a_header_names_its_pack() {
         for form in [Form::Plain, Form::Compressed] {
-            assert_eq!(check_header(&header(5, form).0, 5), Ok(()));
+            assert_eq!(check_header(&header(5, form).0, 5), Ok(form));
             assert!(check_header(&header(5, form).0, 6).is_err());
         }
         assert!(check_header(&[0; PAGE_SIZE], 0).is_err());

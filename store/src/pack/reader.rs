@@ -22,7 +22,7 @@ use crate::{catalog::Catalog, error::StoreError, hash::PAGE_SIZE, unpack::Unpack
 /// Open packs of one directory, for reading.
 pub struct PackReader {
     packs: PathBuf,
-    open: HashMap<u32, File>,
+    open: HashMap<u32, (File, Form)>,
     /// Of compressed packs.
     maps: HashMap<u32, SlotMap>,
     unpacker: Unpacker,
@@ -65,13 +65,16 @@ impl PackReader {
     /// # Errors
     /// A footer is damaged that says so.
     pub fn stretch(&mut self, catalog: &Catalog, place: Place, pages: usize) -> Result<Stretch, StoreError> {
-        if catalog.form(place.pack) == Form::Plain {
+        let (form, end) = match catalog.pack(place.pack) {
+            Some(record) => (record.form, record.committed),
+            None => self.given_up(place.pack)?,
+        };
+        if form == Form::Plain {
             return Ok(Stretch { kind: kind::RAW, pages, offset: place.offset(), stored: 0, skipped: 0 });
         }
         if self.maps.get(&place.pack).is_none_or(|map| map.find(place.slot).is_none()) {
             // The pack may have grown since.
-            let committed = catalog.committed(place.pack).unwrap_or(PAGE);
-            let map = SlotMap::new(self.runs(place.pack, committed)?);
+            let map = SlotMap::new(self.runs(place.pack, end)?);
             if self.maps.len() >= KEPT_MAPS {
                 self.maps.clear();
             }
@@ -115,7 +118,7 @@ impl PackReader {
             } else {
                 self.open(place.pack)?;
                 let path = path(&self.packs, place.pack);
-                let file = self.open.get(&place.pack).ok_or_else(|| gone(&path))?;
+                let (file, _) = self.open.get(&place.pack).ok_or_else(|| gone(&path))?;
                 self.unpacker
                     .read(file, stretch.offset, stretch.stored, stretch.skipped, now)
                     .map_err(StoreError::io("cannot read a block of", &path))?;
@@ -133,7 +136,7 @@ impl PackReader {
     pub fn read(&mut self, pack: u32, offset: u64, buffer: &mut [u8]) -> Result<(), StoreError> {
         self.open(pack)?;
         let path = path(&self.packs, pack);
-        let file = self.open.get(&pack).ok_or_else(|| gone(&path))?;
+        let (file, _) = self.open.get(&pack).ok_or_else(|| gone(&path))?;
         file.read_exact_at(buffer, offset).map_err(StoreError::io("cannot read", &path))
     }
 
@@ -148,10 +151,20 @@ impl PackReader {
         let file = File::open(&path).map_err(StoreError::io("cannot open", &path))?;
         let mut page = [0; PAGE_SIZE];
         file.read_exact_at(&mut page, 0).map_err(StoreError::io("cannot read", &path))?;
-        check_header(&page, pack)
+        let form = check_header(&page, pack)
             .map_err(|problem| StoreError::Damaged(format!("{}: {problem}", path.display())))?;
-        self.open.insert(pack, file);
+        self.open.insert(pack, (file, form));
         Ok(())
+    }
+
+    /// The form and the length in bytes of a pack of which the catalog knows nothing: what a collection has given up is
+    /// what it was while it can be opened, and grows no more.
+    fn given_up(&mut self, pack: u32) -> Result<(Form, u64), StoreError> {
+        self.open(pack)?;
+        let path = path(&self.packs, pack);
+        let (file, form) = self.open.get(&pack).ok_or_else(|| gone(&path))?;
+        let metadata = file.metadata().map_err(StoreError::io("cannot look at", &path))?;
+        Ok((*form, metadata.len()))
     }
 
     /// The footers of a pack, from the one that ends at `end` down to the one whose segment starts at

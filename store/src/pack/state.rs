@@ -41,12 +41,6 @@ impl PackStates {
         }
     }
 
-    /// How slots of a pack are given, where it is known.
-    #[must_use]
-    pub fn form(&self, pack: u32) -> Form {
-        self.known.get(&pack).copied().unwrap_or_default()
-    }
-
     /// Whether a page in it can be read.
     #[must_use]
     pub fn is_known(&self, pack: u32) -> bool {
