@@ -83,5 +83,7 @@ int main(void) {
     pthread_join(first, NULL);
     if (avx512)
         pthread_join(second, NULL);
+    // What a processor does not have cannot be lost.
+    CHECK(avx512 || !(loses("avx512") || loses("mask")), "there is no AVX-512 here");
     return verdict();
 }

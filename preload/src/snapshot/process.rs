@@ -46,11 +46,11 @@ pub fn check(refusals: &mut Vec<Refusal>) {
         });
     }
     confined::check(refusals);
-    let mut threads = 0;
+    let (mut threads, mut first) = (0, None);
     let _ = procfs::numbered_entries(c"/proc/self/task", |thread| {
         if thread != process::gettid() {
             threads += 1;
-            check_thread(tid, thread, refusals);
+            check_thread(&mut first, thread, refusals);
         }
     });
     if threads > 1 && kernel_state::has_timer_of_unknown_thread() {
@@ -64,9 +64,15 @@ pub fn check(refusals: &mut Vec<Refusal>) {
     }
 }
 
-/// Looks for what cannot be checkpointed about one thread. `leader`: the thread that stands for its process.
-fn check_thread(leader: i32, tid: i32, refusals: &mut Vec<Refusal>) {
+/// Looks for what cannot be checkpointed about one thread. `first`: the first that was looked at and lives, which the others
+/// are to have their descriptors with; a leader that has ended (pthread_exit(3)) has none.
+fn check_thread(first: &mut Option<i32>, tid: i32, refusals: &mut Vec<Refusal>) {
     let status = procfs::read(path!("/proc/self/task/{tid}/status").as_c_str()).unwrap_or_default();
+    if procfs::field(&status, "State:").is_none_or(|state| state.starts_with(b"Z") || state.starts_with(b"X"))
+    {
+        return;
+    }
+    let first = *first.get_or_insert(tid);
     let mut refuse = |reason: &str, remedy: &str| {
         let name = String::from_utf8_lossy(procfs::field(&status, "Name:").unwrap_or(b"?")).into_owned();
         refusals.push(Refusal {
@@ -82,13 +88,13 @@ fn check_thread(leader: i32, tid: i32, refusals: &mut Vec<Refusal>) {
             "let the program do without its sandbox",
         );
     }
-    if process::shares(leader, tid, process::Shared::Files) == Some(false) {
+    if process::shares(first, tid, process::Shared::Files) == Some(false) {
         refuse(
             "it has descriptors of its own (unshare(2), CLONE_FILES), which are not looked at",
             "let its threads share their descriptors",
         );
     }
-    if process::shares(leader, tid, process::Shared::Directory) == Some(false)
+    if process::shares(first, tid, process::Shared::Directory) == Some(false)
         && procfs::link(path!("/proc/self/task/{tid}/root").as_c_str()).is_ok_and(|root| root != b"/")
     {
         refuse("it has a root directory of its own (chroot)", "launch the program without chroot");
