@@ -7,6 +7,8 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::{AsRawFd, OwnedFd, RawFd},
     path::Path,
+    thread,
+    time::Duration,
 };
 
 use nix::{
@@ -368,6 +370,11 @@ impl<'a> Common<'a> {
             if matches!(description.kind, DescriptionKind::MessageQueue { .. }) {
                 continue;
             }
+            if let DescriptionKind::SocketPair { pair, .. } = &description.kind
+                && self.relations.waiting.get(pair).is_some_and(|(_, turn)| *turn > 0)
+            {
+                thread::sleep(TICK);
+            }
             let there = Elsewhere::enter(image, &description.kind)
                 .map_err(|error| failed(image, index, "its directory cannot be entered", &error))?;
             made[at] = maker.make(index, description)?;
@@ -508,6 +515,10 @@ impl Drop for Elsewhere {
         let _ = done(unsafe { libc::fchdir(self.back.as_raw_fd()) });
     }
 }
+
+/// More than a tick of the kernel's clock (10 ms at most): to within one it tells which of several connections waits first to
+/// be accepted.
+const TICK: Duration = Duration::from_millis(12);
 
 /// Keeps this process to one processor while it lives. What is made on one has inodes in ascending order (fs/inode.c,
 /// `get_next_ino`: each processor takes some in advance), by which a checkpoint tells which of the connections of one tick
