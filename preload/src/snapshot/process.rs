@@ -67,12 +67,11 @@ pub fn check(refusals: &mut Vec<Refusal>) {
 /// Looks for what cannot be checkpointed about one thread. `first`: the first that was looked at and lives, which the others
 /// are to have their descriptors with; a leader that has ended (pthread_exit(3)) has none.
 fn check_thread(first: &mut Option<i32>, tid: i32, refusals: &mut Vec<Refusal>) {
-    let status = procfs::read(path!("/proc/self/task/{tid}/status").as_c_str()).unwrap_or_default();
-    if procfs::field(&status, "State:").is_none_or(|state| state.starts_with(b"Z") || state.starts_with(b"X"))
-    {
+    let status = thread_status(tid);
+    if ends(&status) {
         return;
     }
-    let first = *first.get_or_insert(tid);
+    let compared = *first.get_or_insert(tid);
     let mut refuse = |reason: &str, remedy: &str| {
         let name = String::from_utf8_lossy(procfs::field(&status, "Name:").unwrap_or(b"?")).into_owned();
         refusals.push(Refusal {
@@ -88,17 +87,34 @@ fn check_thread(first: &mut Option<i32>, tid: i32, refusals: &mut Vec<Refusal>) 
             "let the program do without its sandbox",
         );
     }
-    if process::shares(first, tid, process::Shared::Files) == Some(false) {
-        refuse(
-            "it has descriptors of its own (unshare(2), CLONE_FILES), which are not looked at",
-            "let its threads share their descriptors",
-        );
+    if process::shares(compared, tid, process::Shared::Files) == Some(false) && !ends(&thread_status(tid)) {
+        if ends(&thread_status(compared)) {
+            // It had been compared with those before, which are therefore like it.
+            *first = Some(tid);
+        } else {
+            refuse(
+                "it has descriptors of its own (unshare(2), CLONE_FILES), which are not looked at",
+                "let its threads share their descriptors",
+            );
+        }
     }
-    if process::shares(first, tid, process::Shared::Directory) == Some(false)
+    if process::shares(compared, tid, process::Shared::Directory) == Some(false)
         && procfs::link(path!("/proc/self/task/{tid}/root").as_c_str()).is_ok_and(|root| root != b"/")
     {
         refuse("it has a root directory of its own (chroot)", "launch the program without chroot");
     }
+}
+
+fn thread_status(tid: i32) -> Vec<u8> {
+    procfs::read(path!("/proc/self/task/{tid}/status").as_c_str()).unwrap_or_default()
+}
+
+/// Whether a thread has ended, or is about to: one that exits gives up its descriptors long before it stops being listed as
+/// running (do_exit, kernel/exit.c), and then has room for none.
+fn ends(status: &[u8]) -> bool {
+    let state = procfs::field(status, "State:");
+    state.is_none_or(|state| state.starts_with(b"Z") || state.starts_with(b"X"))
+        || procfs::field(status, "FDSize:") == Some(b"0")
 }
 
 /// How many seccomp filters a thread has; the strict mode counts as one.
