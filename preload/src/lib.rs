@@ -47,6 +47,7 @@ mod quiesce;
 mod restart;
 mod slices;
 mod snapshot;
+mod stacks;
 mod start;
 mod state;
 mod stop;

@@ -7,7 +7,7 @@ use stasis_protocol::coordinator::Refusal;
 use stasis_sys::{file, process, sync};
 
 use crate::{
-    procfs,
+    procfs, stacks,
     state::{self, Stop},
     stop,
     threads::{self, Slot},
@@ -51,6 +51,7 @@ pub fn quiesce(stop: Stop) -> Result<Quiet, Refusal> {
     let own = process::gettid();
     let mut present = Vec::new();
     list(own, &mut present);
+    stacks::provide(present.len());
     // SAFETY: no thread is stopped between checkpoints.
     unsafe { threads::clear(present.len()) };
     // The signal goes out after all threads were looked at: what follows is the pause.

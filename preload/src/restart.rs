@@ -155,21 +155,21 @@ pub extern "C" fn checkpoint_thread() -> ! {
 
 /// Waits until `count` threads have arrived, and those that only had to end have ended.
 fn await_threads(count: u32) {
+    let is_back = |slot: &Slot| slot.state.load(Ordering::Acquire) == threads::state::ARRIVED;
     loop {
         let seen = state::arrivals();
-        let arrived = threads::all()
-            .filter(|slot| slot.state.load(Ordering::Acquire) == threads::state::ARRIVED)
-            .count();
+        let arrived = threads::all().filter(|slot| is_back(slot)).count();
         if arrived as u32 >= count {
             break;
         }
         state::await_arrival(seen, 100_000_000);
     }
-    // A leader that has exited (pthread_exit(3)) ends in the restorer's code; it must be out of it.
-    let own = process::gettid();
+    // A leader that has exited (pthread_exit(3)) ends in the restorer's code, which it must be out of. Its slot, if it has
+    // one, is of the time when it was looked for.
     let pid = process::getpid();
-    let is_user = threads::all().any(|slot| slot.tid.load(Ordering::Relaxed) == pid);
-    if is_user || pid == own {
+    if pid == process::gettid()
+        || threads::all().any(|slot| is_back(slot) && slot.tid.load(Ordering::Relaxed) == pid)
+    {
         return;
     }
     loop {
@@ -210,6 +210,10 @@ fn put_back(saved: &KernelState) {
         // Memory is as it was: nothing has to be made executable any more.
         let flags = saved.refuses_writable_code as usize;
         let _ = process::prctl(kernel_state::PR_SET_MDWE, [flags, 0, 0, 0]);
+    }
+    if saved.locks_future != 0 {
+        // What is there is locked as it was.
+        let _ = process::numbers(libc::SYS_mlockall, [saved.locks_future as usize, 0, 0, 0, 0]);
     }
     for (tid, bytes) in &saved.thread_pending {
         let slot = threads::all().find(|slot| slot.tid.load(Ordering::Relaxed) == *tid);

@@ -18,7 +18,7 @@ use stasis_sys::{
 
 use crate::{
     arch, arena, births, checkpoint, confined, contagion, credentials, dormant, fork, interrupted, lazy,
-    link, snapshot, state, stop, system_v, threads, wrappers,
+    link, snapshot, stacks, state, stop, system_v, threads, wrappers,
 };
 
 #[used]
@@ -100,6 +100,7 @@ fn begin(coordinator: &[u8]) -> stasis_sys::Result<()> {
     arena::init()?;
     snapshot::note_filters();
     threads::init()?;
+    stacks::provide(1);
     interrupted::call::init()?;
     stop::install()?;
     births::open();
@@ -131,6 +132,7 @@ pub unsafe fn begin_in_child() {
     confined::forget();
     lazy::forget();
     state::forget_inherited();
+    stacks::forget_inherited();
     dormant::begin();
 }
 

@@ -46,7 +46,7 @@ static INSTALLED: AtomicBool = AtomicBool::new(false);
 /// this is called before each checkpoint.
 pub fn install() -> Result<()> {
     let ours = KernelSigaction {
-        handler: handler as *const () as usize,
+        handler: arch::handler as *const () as usize,
         flags: (libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_ONSTACK) as u64 | SA_RESTORER,
         restorer: arch::return_from_signal as *const () as usize,
         mask: u64::MAX,
@@ -90,8 +90,8 @@ pub fn send(pid: i32, tid: i32) -> Result<()> {
     process::queue_to_thread(pid, tid, SIGNAL, &Siginfo::queued(SIGNAL, libc::SI_QUEUE, COOKIE))
 }
 
-extern "C" fn handler(signal: i32, info: *mut Siginfo, context: *mut libc::ucontext_t) {
-    arch::allow_unaligned();
+/// Called by [`arch::handler`].
+pub extern "C" fn handle(signal: i32, info: *mut Siginfo, context: *mut libc::ucontext_t) {
     // SAFETY: the kernel gives a siginfo_t to a handler with SA_SIGINFO.
     let (code, value) = unsafe { ((*info).code(), (*info).value()) };
     // SAFETY: as above.

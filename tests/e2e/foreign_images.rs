@@ -85,6 +85,12 @@ fn a_processor_with_less_register_state_than_a_frame_of_the_program_has() {
 }
 
 #[test]
+fn a_processor_that_keeps_registers_elsewhere() {
+    let words = ["processor", "bit 2 of XCR0", "byte 16", "same maker"];
+    expect_machine_refused(|machine| machine.xsave_offsets = vec![(2, 16)], &words);
+}
+
+#[test]
 fn another_vdso_than_the_one_that_a_thread_stands_in() {
     let (lab, id) = checkpointed();
     let elsewhere = |image: &mut ProcessImage| {

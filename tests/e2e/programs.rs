@@ -63,6 +63,7 @@ mod threads {
         names_affinity_and_scheduling: "thread_attributes";
         restartable_sequences: "rseq";
         made_by_raw_clone: "raw_clone";
+        on_small_stacks: "small_stacks";
         joined_cancelled_and_signalled: "thread_end";
         ids: "thread_ids";
         without_the_leader: "leader_exit";
@@ -93,6 +94,7 @@ mod memory {
         sparse_mapping: "sparse";
         advice: "madvise";
         locked: "mlock";
+        locked_on_fault: "mlock" ["on-fault"];
         sealed_and_locked_as_it_is_touched: "sealed_memory";
         growing_downwards: "growsdown";
         mapped_files: "private_file";
@@ -263,6 +265,16 @@ mod refused {
     #[test]
     fn system_calls_that_are_dispatched() {
         refuses("dispatch", &["dispatched"]);
+    }
+
+    #[test]
+    fn kernel_aio() {
+        refuses("asynchronous", &["io_setup", "mapping "]);
+    }
+
+    #[test]
+    fn a_local_descriptor_table() {
+        refuses("segments", &["modify_ldt"]);
     }
 
     #[test]

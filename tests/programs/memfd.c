@@ -16,6 +16,13 @@ int main(void) {
     REQUIRE(write(sealed, "immutable", 9) == 9);
     int seals = F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL;
     REQUIRE(fcntl(sealed, F_ADD_SEALS, seals) == 0);
+    // What is mapped already may be written to.
+    int future = memfd_create("future", MFD_ALLOW_SEALING);
+    REQUIRE(future >= 0 && ftruncate(future, SIZE) == 0);
+    char *writable = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, future, 0);
+    char *second = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, future, PAGE);
+    int future_seals = F_SEAL_FUTURE_WRITE | F_SEAL_SHRINK | F_SEAL_SEAL;
+    REQUIRE(writable != MAP_FAILED && second != MAP_FAILED && fcntl(future, F_ADD_SEALS, future_seals) == 0);
 
     until_go();
     char text[64] = "", link[64] = "", path[64];
@@ -39,6 +46,14 @@ int main(void) {
     CHECK(fcntl(fd, F_GETFD) == FD_CLOEXEC && fcntl(sealed, F_GETFD) == 0, "close-on-exec changed");
     CHECK(fcntl(sealed, F_GET_SEALS) == seals && fcntl(fd, F_GET_SEALS) == 0, "the seals are %#x",
           fcntl(sealed, F_GET_SEALS));
+    if (loses("future"))
+        dup2(fd, future);
+    CHECK(fcntl(future, F_GET_SEALS) == future_seals, "the seals are %#x", fcntl(future, F_GET_SEALS));
+    CHECK(pwrite(future, "x", 1, 0) == -1 && errno == EPERM, "a memfd sealed against future writing can be written");
+    strcpy(writable, "by the mapping");
+    second[0] = 's';
+    CHECK(pread(future, text, 15, 0) == 15 && strcmp(text, "by the mapping") == 0, "the content changed");
+    memset(text, 0, sizeof text);
     CHECK(pwrite(sealed, "x", 1, 0) == -1 && errno == EPERM, "a sealed memfd can be written");
     CHECK(pread(sealed, text, 64, 0) == 9 && strcmp(text, "immutable") == 0, "the sealed content is `%s`", text);
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);

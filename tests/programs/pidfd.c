@@ -24,16 +24,6 @@ static int has_ended(int fd) {
     return poll(&ask, 1, 0) == 1;
 }
 
-static atomic_int tid;
-
-static void *wait_for_ever(void *unused) {
-    (void)unused;
-    atomic_store(&tid, syscall(SYS_gettid));
-    for (;;)
-        pause();
-    return NULL;
-}
-
 int main(void) {
     int told[2], answer[2];
     REQUIRE(pipe(told) == 0 && pipe(answer) == 0);
@@ -54,12 +44,10 @@ int main(void) {
     pid_t gone = fork();
     if (gone == 0)
         _exit(5);
-    start_thread(wait_for_ever, NULL);
-    while (!atomic_load(&tid))
-        sleep_ms(1);
+    pid_t tid = start_waiting_thread();
     int self = open_pidfd(getpid(), O_NONBLOCK), copy = dup(self);
     int alive = open_pidfd(child, 0), dead = open_pidfd(zombie, 0), collected = open_pidfd(gone, 0);
-    int thread = syscall(SYS_pidfd_open, atomic_load(&tid), O_EXCL);
+    int thread = syscall(SYS_pidfd_open, tid, O_EXCL);
     siginfo_t info;
     REQUIRE(waitid(P_PID, zombie, &info, WEXITED | WNOWAIT) == 0);
     REQUIRE(waitpid(gone, NULL, 0) == gone);
@@ -80,7 +68,7 @@ int main(void) {
     CHECK(process_of(alive) == child && !has_ended(alive), "of a child: pid %d, not %d", process_of(alive), child);
     CHECK(has_ended(collected) && process_of(collected) == -1, "of who was waited for: pid %d", process_of(collected));
     if (thread >= 0)
-        CHECK(process_of(thread) == atomic_load(&tid), "of a thread: %d", process_of(thread));
+        CHECK(process_of(thread) == tid, "of a thread: %d", process_of(thread));
     memset(&info, 0, sizeof info);
     CHECK(waitid(P_PIDFD, dead, &info, WEXITED) == 0 && info.si_pid == zombie && info.si_status == 4,
           "of a zombie: status %d", info.si_status);

@@ -3,16 +3,6 @@
 
 #include <sys/stat.h>
 
-static atomic_int tid;
-
-static void *wait_for_ever(void *unused) {
-    (void)unused;
-    atomic_store(&tid, syscall(SYS_gettid));
-    for (;;)
-        pause();
-    return NULL;
-}
-
 static int opened(const char *path, int flags) {
     int fd = open(path, flags | O_CLOEXEC);
     REQUIRE(fd >= 0);
@@ -41,11 +31,9 @@ static char *content(int fd) {
 }
 
 int main(void) {
-    start_thread(wait_for_ever, NULL);
-    while (!atomic_load(&tid))
-        sleep_ms(1);
+    pid_t tid = start_waiting_thread();
     char path[64];
-    snprintf(path, sizeof path, "/proc/self/task/%d/stat", atomic_load(&tid));
+    snprintf(path, sizeof path, "/proc/self/task/%d/stat", tid);
     int status = opened("/proc/self/stat", O_RDONLY), maps = opened("/proc/self/maps", O_RDONLY), copy = dup(maps);
     int mem = opened("/proc/self/mem", O_RDWR), pagemap = opened("/proc/self/pagemap", O_RDONLY);
     int of_thread = opened(path, O_RDONLY), directory = opened("/proc/self", O_RDONLY | O_DIRECTORY);
@@ -72,7 +60,7 @@ int main(void) {
     CHECK(pread(mem, &value, 8, (off_t)&variable) == 8 && value == 77, "mem reads %ld", value);
     CHECK(pwrite(mem, &changed, 8, (off_t)&variable) == 8 && *(volatile long *)&variable == 78, "mem does not write");
     CHECK(pread(pagemap, &entry, 8, ((unsigned long)&variable >> 12) * 8) == 8 && entry < 0, "pagemap: %lx", entry);
-    CHECK(atoi(content(of_thread)) == atomic_load(&tid), "the thread's stat is that of %d", atoi(text));
+    CHECK(atoi(content(of_thread)) == tid, "the thread's stat is that of %d", atoi(text));
     CHECK(faccessat(directory, "maps", F_OK, 0) == 0, "the directory is gone");
     struct stat had, own;
     REQUIRE(fstat(namespace, &had) == 0 && fstatat(AT_FDCWD, "/proc/self/ns/net", &own, 0) == 0);

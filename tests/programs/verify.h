@@ -136,4 +136,21 @@ UNUSED static void await_value(atomic_int *word, int value) {
         sleep_ms(1);
 }
 
+UNUSED static void *wait_for_ever(void *tid) {
+    atomic_store((atomic_int *)tid, syscall(SYS_gettid));
+    for (;;)
+        pause();
+    return NULL;
+}
+
+// Starts a thread that does nothing; its id.
+UNUSED static pid_t start_waiting_thread(void) {
+    static atomic_int tid;
+    atomic_store(&tid, 0);
+    start_thread(wait_for_ever, &tid);
+    while (!atomic_load(&tid))
+        sleep_ms(1);
+    return atomic_load(&tid);
+}
+
 #endif

@@ -48,6 +48,19 @@ pub fn check(image: &Machine, refusals: &mut Vec<Refusal>) {
         ));
     }
     let lost = image.xcr0 & !stasis_sys::xcr0();
+    let places: Vec<(u32, u32)> = stasis_sys::xsave_offsets().collect();
+    if let Some((set, offset)) = image.xsave_offsets.iter().find(|place| !places.contains(place))
+        && lost == 0
+    {
+        refusals.push(refusal(
+            "the processor of this machine",
+            format!(
+                "it keeps registers in other places than the image has them in: bit {set} of XCR0 is not at byte {offset} of \
+                 the register state"
+            ),
+            "restart on a processor of the same maker",
+        ));
+    }
     if lost != 0 || image.xsave_size > stasis_sys::xsave_size() {
         refusals.push(refusal(
             "the processor of this machine",

@@ -89,7 +89,7 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
     let computation = request.computation;
     let images = computation.images();
     let refused = |refusal| Failure::Refused(vec![refusal]);
-    let objects = Objects::create(&images).map_err(refused)?;
+    let mut objects = Objects::create(&images).map_err(refused)?;
     objects::fill(&computation.processes, &objects)?;
     objects.date(&images);
     objects.seal(&images).map_err(refused)?;
@@ -262,6 +262,11 @@ impl Making<'_> {
         let vdso = &self.request.computation.vdso;
         let vdso = vdso.arrange(saved, self.request.staging.map(Staging::range))?;
         layout::plan(image, pages, &objects, &left, &vdso, places, &mut plan)?;
+        for (id, seals) in self.common.objects.to_seal(process) {
+            let memfd = objects(id).context("no descriptor for a memfd")?;
+            let memfd = places.place(memfd)? as u64;
+            plan.seals.push(call(libc::SYS_fcntl, &[memfd, libc::F_ADD_SEALS as u64, seals as u64]));
+        }
         plan.staged = self.request.staging.map_or_else(Vec::new, |staging| staging.moves(process));
         let exe = match File::open(&image.exe.path) {
             Ok(exe) => Some(places.place(exe.into())?),

@@ -9,7 +9,7 @@ use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 
 /// The version of this record, checked before anything else of it is read.
-pub const IMAGE_VERSION: u32 = 10;
+pub const IMAGE_VERSION: u32 = 11;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessImage {
@@ -51,6 +51,9 @@ pub struct Machine {
     pub xcr0: u64,
     /// The size in bytes of the extended state in a signal frame (CPUID 0xD, EBX).
     pub xsave_size: u32,
+    /// Where in it each register set of XCR0 behind SSE's begins, in bytes (CPUID 0xD, EBX of each): processors of different
+    /// makers differ.
+    pub xsave_offsets: Vec<(u32, u32)>,
     /// CPUID 1 (ECX, EDX), 7.0 (EBX, ECX, EDX) and 7.1 (EAX): instructions the program may have
     /// chosen by these bits.
     pub cpuid: [u32; 6],

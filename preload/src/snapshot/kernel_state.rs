@@ -9,7 +9,10 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use serde::{Deserialize, Serialize};
 use stasis_protocol::image::SemaphoreUndo;
-use stasis_sys::process::{self, KernelSigaction, Siginfo};
+use stasis_sys::{
+    memory,
+    process::{self, KernelSigaction, Siginfo},
+};
 
 use super::threads::Seen;
 use crate::{procfs, quiesce::Quiet, stop, system_v, threads, wrappers::timers};
@@ -42,6 +45,8 @@ pub struct KernelState {
     pub refuses_writable_code: u32,
     /// PR_GET_MEMORY_MERGE.
     pub merges_memory: bool,
+    /// mlockall(2): MCL_FUTURE and MCL_ONFAULT, as far as they hold for what is mapped from now on.
+    pub locks_future: u32,
 }
 
 /// A timer of timer_create(2).
@@ -89,6 +94,7 @@ pub fn capture(quiet: &Quiet, hold: bool, seen: &[Seen]) -> Vec<u8> {
     state.barriers = barriers();
     state.refuses_writable_code = process::prctl(PR_GET_MDWE, [0; 4]).unwrap_or(0) as u32;
     state.merges_memory = process::prctl(PR_GET_MEMORY_MERGE, [0; 4]).is_ok_and(|merges| merges != 0);
+    state.locks_future = locks_future();
     (state.pending, state.thread_pending) = pending(seen, of_timers);
     stasis_protocol::wire::encode(&state).unwrap_or_default()
 }
@@ -112,6 +118,32 @@ fn barriers() -> u32 {
             let registered = PRIVATE.iter().filter(|&&command| membarrier(command as usize).is_ok());
             registered.fold(0, |all, command| all | command << 1)
         }
+    }
+}
+
+/// What mlockall(2) has asked for memory that is mapped later. The kernel tells nobody (mm/mlock.c, `apply_mlockall_flags`),
+/// but does it with a page that is mapped to see.
+fn locks_future() -> u32 {
+    const LEN: usize = 4096;
+    let page = match memory::map_anonymous(LEN, 0) {
+        Ok(page) => page,
+        // More than may be locked (RLIMIT_MEMLOCK).
+        Err(error) if error.0 == libc::EAGAIN => return libc::MCL_FUTURE as u32,
+        Err(_) => return 0,
+    };
+    // SAFETY: nothing is in the page.
+    let is_locked = unsafe { memory::advise(page, LEN, libc::MADV_DONTNEED) }.is_err();
+    let mut resident = 0u8;
+    if is_locked {
+        let vector = &raw mut resident as usize;
+        let _ = process::numbers(libc::SYS_mincore, [page, LEN, vector, 0, 0]);
+    }
+    // SAFETY: as above.
+    let _ = unsafe { memory::unmap(page, LEN) };
+    match (is_locked, resident) {
+        (false, _) => 0,
+        (true, 0) => (libc::MCL_FUTURE | libc::MCL_ONFAULT) as u32,
+        (true, _) => libc::MCL_FUTURE as u32,
     }
 }
 

@@ -242,6 +242,12 @@ fn describe(
     if path.starts_with("/anon_hugepage") {
         return Err(hugetlb(line.start, line.end, &path));
     }
+    if path.starts_with("/[aio]") {
+        return refuse(
+            "kernel AIO (io_setup(2)), and what is in flight in it, cannot be saved",
+            "run the program without it (MariaDB: innodb_use_native_aio=0)",
+        );
+    }
     if line.inode == 0 || (!line.shared && path.starts_with("/dev/zero")) {
         let name =
             path.strip_prefix("[anon:").and_then(|name| name.strip_suffix(']')).map(ToString::to_string);

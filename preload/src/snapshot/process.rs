@@ -45,6 +45,13 @@ pub fn check(refusals: &mut Vec<Refusal>) {
             remedy: "launch it without chroot".into(),
         });
     }
+    if has_descriptor_table() {
+        refusals.push(Refusal {
+            what: format!("pid {pid}"),
+            reason: "it has a local descriptor table (modify_ldt(2)), which is not saved".into(),
+            remedy: "let the program do without segments of its own".into(),
+        });
+    }
     confined::check(refusals);
     let (mut threads, mut first) = (0, None);
     let _ = procfs::numbered_entries(c"/proc/self/task", |thread| {
@@ -62,6 +69,14 @@ pub fn check(refusals: &mut Vec<Refusal>) {
             remedy: "let the program make it by timer_create(3)".into(),
         });
     }
+}
+
+/// Whether the process has segments of its own.
+fn has_descriptor_table() -> bool {
+    const READ: usize = 0;
+    let mut first = [0u8; 8];
+    let arguments = [READ, first.as_mut_ptr() as usize, first.len(), 0, 0];
+    process::numbers(libc::SYS_modify_ldt, arguments).is_ok_and(|len| len != 0)
 }
 
 /// Looks for what cannot be checkpointed about one thread. `first`: the first that was looked at and lives, which the others
@@ -292,6 +307,7 @@ fn machine(mappings: &[Found]) -> Machine {
         kernel: String::from_utf8_lossy(&release).into_owned(),
         xcr0: stasis_sys::xcr0(),
         xsave_size: stasis_sys::xsave_size(),
+        xsave_offsets: stasis_sys::xsave_offsets().collect(),
         cpuid: stasis_sys::cpuid(),
         vdso_len,
         vdso_sum,

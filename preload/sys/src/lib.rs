@@ -22,6 +22,7 @@ pub mod terminal;
 pub mod userfaultfd;
 
 pub use arch::{
-    PROTECTION_KEYS, allow_all_memory, cpuid, has_protection_keys, raw, rdfsbase, xcr0, xsave_size,
+    PROTECTION_KEYS, allow_all_memory, cpuid, has_protection_keys, raw, rdfsbase, xcr0, xsave_offsets,
+    xsave_size,
 };
 pub use call::{Errno, Result};

@@ -161,29 +161,23 @@ pub fn shutdown(socket: Fd) {
 
 /// getsockopt(2); how many bytes of `value` were filled in.
 pub fn option(socket: Fd, level: i32, name: i32, value: &mut [u8]) -> Result<usize> {
-    let mut len = value.len() as u32;
-    let address = value.as_mut_ptr() as usize;
-    // SAFETY: writes at most the value's length, and the length.
-    unsafe {
-        call(
-            libc::SYS_getsockopt,
-            [socket as usize, level as usize, name as usize, address, &raw mut len as usize, 0],
-        )?;
-    }
-    Ok((len as usize).min(value.len()))
+    let room = value.len();
+    Ok(get_option(socket, level, name, value, room)?.min(room))
 }
 
 /// getsockopt(2) of an option whose length is counted in elements of 8 bytes, in and out; that length.
 pub fn count_option(socket: Fd, level: i32, name: i32, value: &mut [u8]) -> Result<usize> {
-    let mut len = (value.len() / 8) as u32;
-    let address = value.as_mut_ptr() as usize;
-    // SAFETY: writes at most as many elements as there is room for, and the length.
-    unsafe {
-        call(
-            libc::SYS_getsockopt,
-            [socket as usize, level as usize, name as usize, address, &raw mut len as usize, 0],
-        )?;
-    }
+    let room = value.len() / 8;
+    get_option(socket, level, name, value, room)
+}
+
+/// getsockopt(2) with `room` as the length that goes in; the one that comes out.
+fn get_option(socket: Fd, level: i32, name: i32, value: &mut [u8], room: usize) -> Result<usize> {
+    let mut len = room as u32;
+    let (address, len_address) = (value.as_mut_ptr() as usize, &raw mut len as usize);
+    let arguments = [socket as usize, level as usize, name as usize, address, len_address, 0];
+    // SAFETY: writes at most what there is room for, whatever its unit, and the length.
+    unsafe { call(libc::SYS_getsockopt, arguments)? };
     Ok(len as usize)
 }
 

@@ -34,18 +34,8 @@ impl Session {
         store: &Store,
         pages: Vec<(Hash, AlignedPage)>,
     ) -> Result<Vec<Place>, StoreError> {
-        store.directory().check_room((pages.len() * PAGE_SIZE) as u64)?;
-        let mut jobs = Vec::new();
-        let placed = {
-            let mut state = self.lock();
-            state.check()?;
-            self.append_owned(store, &mut state, pages, &mut jobs)
-        };
-        // Also after an error: what has a place must be written, or the footer would lie.
-        for job in jobs {
-            store.writers().submit(job);
-        }
-        placed.map_err(|error| self.fail(error))
+        let len = (pages.len() * PAGE_SIZE) as u64;
+        self.place_by(store, len, |state, jobs| self.append_owned(store, state, pages, jobs))
     }
 
     /// Gives places to the pages of blocks, in compressed packs; they are being written when this returns, or when a footer
@@ -54,13 +44,25 @@ impl Session {
     /// # Errors
     /// The session has failed, or there is no room.
     pub fn place_blocks(self: &Arc<Self>, store: &Store, blocks: &[Block]) -> Result<(), StoreError> {
-        store.directory().check_room(blocks.iter().map(|block| block.bytes.len() as u64).sum())?;
+        let len = blocks.iter().map(|block| block.bytes.len() as u64).sum();
+        self.place_by(store, len, |state, jobs| self.append_blocks(store, state, blocks, jobs))
+    }
+
+    /// Has `append` give places to `len` bytes, and what it asks for written.
+    fn place_by<T>(
+        &self,
+        store: &Store,
+        len: u64,
+        append: impl FnOnce(&mut State, &mut Vec<Job>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        store.directory().check_room(len)?;
         let mut jobs = Vec::new();
         let placed = {
             let mut state = self.lock();
             state.check()?;
-            self.append_blocks(store, &mut state, blocks, &mut jobs)
+            append(&mut state, &mut jobs)
         };
+        // Also after an error: what has a place must be written, or the footer would lie.
         for job in jobs {
             store.writers().submit(job);
         }

@@ -14,15 +14,9 @@ use stasis_store::{
     failpoint::{FailPoint, VARIABLE},
 };
 
-use crate::fixture::{PAGE, Pages, Store, checkpoint, draft, dump, memory, read_back, send, soft_memory};
-
-fn manifest(record: &CheckpointRecord) -> &[u8; 32] {
-    &record.draft.processes[0].manifest
-}
-
-fn size(store: &Store) -> u64 {
-    store.packs().iter().map(|path| path.metadata().unwrap().len()).sum()
-}
+use crate::fixture::{
+    PAGE, Pages, Store, checkpoint, draft, dump, manifest, memory, read_back, send, soft_memory,
+};
 
 fn extents(client: &mut Client, record: &CheckpointRecord) -> Vec<Extent> {
     client.read_process(manifest(record)).unwrap().pages().unwrap().0
@@ -55,16 +49,16 @@ fn what_compresses_is_compressed_once_and_everything_reads_it() {
     let server = store.serve();
     let mut client = server.client();
     let mut expected = take(&mut client, 1..4);
-    let before = size(&store);
+    let before = store.packs_size();
     assert_eq!(client.collect(false).unwrap().packs_compressed, 0);
-    assert_eq!(size(&store), before);
+    assert_eq!(store.packs_size(), before);
     let collected = client.collect(true).unwrap();
     assert_eq!((collected.packs_compressed, collected.pages_moved), (1, 2500), "{collected:?}");
     // Blocks reach over the border between what compresses and what does not.
     assert!(
         collected.compressed_from > 1850 * 4096 && collected.compressed_to * 4 < collected.compressed_from
     );
-    let after = size(&store);
+    let after = store.packs_size();
     assert!(after < before / 2 && collected.freed > before - after - (200 << 10), "{before} became {after}");
     check(&mut client, &expected);
     let listed = extents(&mut client, &expected[0].0);
@@ -114,7 +108,7 @@ fn what_compresses_is_compressed_once_and_everything_reads_it() {
     client.prune(gone).unwrap();
     let collected = client.collect(false).unwrap();
     assert_eq!((collected.packs_compacted, collected.pages_moved), (1, 1500), "{collected:?}");
-    assert!(size(&store) < after, "{}", size(&store));
+    assert!(store.packs_size() < after, "{}", store.packs_size());
     check(&mut client, &expected);
     server.crash();
     check(&mut store.serve().client(), &expected);
@@ -177,7 +171,7 @@ fn a_crash_at_any_step_of_compressing_loses_nothing() {
         let expected = take(&mut server.client(), 1..3);
         server.client().shutdown().unwrap();
         drop(server);
-        let before = size(&store);
+        let before = store.packs_size();
         let server = store.serve_with(|command| {
             command.env(VARIABLE, point.name());
         });
@@ -191,7 +185,12 @@ fn a_crash_at_any_step_of_compressing_loses_nothing() {
             if round == 1 {
                 let collected = client.collect(true).unwrap();
                 assert!(collected.left.is_empty(), "{}: {collected:?}", point.name());
-                assert!(size(&store) < before / 2, "{}: {before} became {}", point.name(), size(&store));
+                assert!(
+                    store.packs_size() < before / 2,
+                    "{}: {before} became {}",
+                    point.name(),
+                    store.packs_size()
+                );
                 assert_eq!(dump(&mut client, 20, &pages(1)).unwrap().1.written, 0, "{}", point.name());
                 client.discard(20).unwrap();
                 check(&mut client, &expected);
@@ -366,9 +365,9 @@ fn a_server_that_nobody_needs_compresses_before_it_leaves() {
     };
     let mut server = serve();
     let expected = take(&mut server.client(), 1..3);
-    let before = size(&store);
+    let before = store.packs_size();
     assert!(server.child.wait().unwrap().success());
-    let after = size(&store);
+    let after = store.packs_size();
     assert!(after < before / 2, "{before} became {after}");
     // And no more than once.
     let packs =
@@ -390,10 +389,10 @@ fn a_server_that_is_told_to_end_does_not_compress() {
     let store = Store::new();
     let mut server = store.serve();
     let expected = take(&mut server.client(), 1..3);
-    let before = size(&store);
+    let before = store.packs_size();
     server.client().shutdown().unwrap();
     assert!(server.child.wait().unwrap().success());
-    assert_eq!(size(&store), before);
+    assert_eq!(store.packs_size(), before);
     check(&mut store.serve().client(), &expected);
 }
 

@@ -77,6 +77,11 @@ impl Store {
         packs.sort();
         packs
     }
+
+    /// How many bytes they have.
+    pub fn packs_size(&self) -> u64 {
+        self.packs().iter().map(|path| path.metadata().unwrap().len()).sum()
+    }
 }
 
 impl Drop for Store {
@@ -232,6 +237,11 @@ pub fn draft(processes: &[(Hash, DumpStats)]) -> CheckpointDraft {
 pub fn checkpoint(client: &mut Client, token: u64, pages: &Pages) -> Result<CheckpointRecord, ClientError> {
     let dumped = dump(client, token, pages)?;
     client.commit(token, draft(&[dumped]))
+}
+
+/// The manifest of a checkpoint of one process.
+pub fn manifest(record: &CheckpointRecord) -> &[u8; 32] {
+    &record.draft.processes[0].manifest
 }
 
 /// Reads a process back from the packs, as a restart does, checking every page against its name.

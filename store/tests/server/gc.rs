@@ -14,15 +14,9 @@ use stasis_store::{
     failpoint::{FailPoint, VARIABLE},
 };
 
-use crate::fixture::{PAGE, Pages, Server, Store, checkpoint, draft, dump, memory, read_back, send};
-
-fn manifest(record: &CheckpointRecord) -> &[u8; 32] {
-    &record.draft.processes[0].manifest
-}
-
-fn size(store: &Store) -> u64 {
-    store.packs().iter().map(|path| path.metadata().unwrap().len()).sum()
-}
+use crate::fixture::{
+    PAGE, Pages, Server, Store, checkpoint, draft, dump, manifest, memory, read_back, send,
+};
 
 fn prune(client: &mut Client, records: &[&CheckpointRecord]) {
     let ids: Vec<String> = records.iter().map(|record| record.id.clone()).collect();
@@ -54,17 +48,17 @@ fn what_nothing_refers_to_is_given_back_and_the_rest_is_whole() {
     let mut client = server.client();
     let records: Vec<_> =
         (1..9).map(|token| checkpoint(&mut client, token, &pages(token)).unwrap()).collect();
-    let before = size(&store);
+    let before = store.packs_size();
     let nothing = client.collect(true).unwrap();
     assert_eq!((nothing.packs_removed, nothing.pages_moved, nothing.nodes_removed), (0, 0, 0));
-    assert_eq!(size(&store), before);
+    assert_eq!(store.packs_size(), before);
 
     prune(&mut client, &records[1..].iter().collect::<Vec<_>>());
     let collected = client.collect(true).unwrap();
     assert_eq!((collected.packs_compacted, collected.pages_moved), (1, 2000), "{collected:?}");
     assert!(collected.nodes_removed > 7 && collected.left.is_empty() && !collected.waiting);
     // Headers, footers and the rest of a page beside 2000 pages.
-    let after = size(&store);
+    let after = store.packs_size();
     assert!(after < 2100 * 4096, "{before} became {after}");
     assert_eq!(collected.freed, before - 2000 * 4096);
     let expected = BTreeMap::from([(records[0].id.clone(), 1)]);
@@ -85,7 +79,7 @@ fn what_nothing_refers_to_is_given_back_and_the_rest_is_whole() {
     prune(&mut client, &[&records[0], &last]);
     let collected = client.collect(true).unwrap();
     assert!(collected.packs_removed > 0 && collected.pages_moved == 0, "{collected:?}");
-    assert!(size(&store) <= 4096, "{}", size(&store));
+    assert!(store.packs_size() <= 4096, "{}", store.packs_size());
 
     // Numbers of packs are not given again, in this server or the next.
     let old = store.packs();
@@ -304,7 +298,7 @@ fn a_crash_at_any_step_of_a_collection_loses_nothing() {
             if round == 1 {
                 let collected = client.collect(true).unwrap();
                 assert!(collected.left.is_empty(), "{armed}: {collected:?}");
-                assert!(size(&store) < 3300 * 4096, "{armed}: {} bytes", size(&store));
+                assert!(store.packs_size() < 3300 * 4096, "{armed}: {} bytes", store.packs_size());
                 let same = dump(&mut client, 20, &pages(1)).unwrap();
                 assert_eq!(same.1.written, 0, "{armed}");
                 client.discard(20).unwrap();

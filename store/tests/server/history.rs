@@ -5,11 +5,7 @@ use std::collections::BTreeMap;
 use stasis_protocol::store::CheckpointRecord;
 use stasis_store::client::Client;
 
-use crate::fixture::{Pages, Store, checkpoint, dump, memory, page, read_back, send};
-
-fn manifest(record: &CheckpointRecord) -> &[u8; 32] {
-    &record.draft.processes[0].manifest
-}
+use crate::fixture::{Pages, Store, checkpoint, dump, manifest, memory, page, read_back, send};
 
 /// A checkpoint of what `changes` makes of `base`.
 pub fn next(client: &mut Client, token: u64, base: &CheckpointRecord, changes: &Pages) -> CheckpointRecord {

@@ -11,10 +11,6 @@ use std::{
     time::Duration,
 };
 
-use nix::{
-    sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity},
-    unistd::Pid,
-};
 use stasis_protocol::{
     coordinator::Refusal,
     image::{Datagram, Description, DescriptionKind, ProcessImage},
@@ -356,7 +352,6 @@ impl<'a> Common<'a> {
     /// # Errors
     /// A refusal that names a process and its descriptor.
     pub fn make(&mut self) -> Result<(), Refusal> {
-        let _one = OneProcessor::keep();
         self.ptys = Ptys::create(&self.images)?;
         let mut maker = Maker::new(self, 0, Numbers::default());
         let mut made: Vec<Option<OwnedFd>> = self.relations.groups.iter().map(|_| None).collect();
@@ -519,26 +514,3 @@ impl Drop for Elsewhere {
 /// More than a tick of the kernel's clock (10 ms at most): to within one it tells which of several connections waits first to
 /// be accepted.
 const TICK: Duration = Duration::from_millis(12);
-
-/// Keeps this process to one processor while it lives. What is made on one has inodes in ascending order (fs/inode.c,
-/// `get_next_ino`: each processor takes some in advance), by which a checkpoint tells which of the connections of one tick
-/// of the clock waits first to be accepted.
-struct OneProcessor(Option<CpuSet>);
-
-impl OneProcessor {
-    fn keep() -> Self {
-        let this = Pid::from_raw(0);
-        let before = sched_getaffinity(this).ok();
-        let mut one = CpuSet::new();
-        let kept = sched_getcpu().and_then(|here| one.set(here)).and_then(|()| sched_setaffinity(this, &one));
-        Self(before.filter(|_| kept.is_ok()))
-    }
-}
-
-impl Drop for OneProcessor {
-    fn drop(&mut self) {
-        if let Some(before) = &self.0 {
-            let _ = sched_setaffinity(Pid::from_raw(0), before);
-        }
-    }
-}

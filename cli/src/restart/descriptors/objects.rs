@@ -5,12 +5,12 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::CString,
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsRawFd, OwnedFd, RawFd},
 };
 
 use stasis_protocol::{
     coordinator::Refusal,
-    image::{Object, ObjectKind, ProcessImage},
+    image::{Backing, Mapping, Object, ObjectKind, ProcessImage, flag},
 };
 
 use super::{
@@ -52,6 +52,8 @@ pub struct Objects {
     paths: BTreeMap<String, usize>,
     /// Which of `made` keep what they have.
     kept: BTreeSet<usize>,
+    /// The seals of those that a process maps first, by its place and the object's id.
+    to_seal: BTreeMap<(usize, u32), i32>,
 }
 
 impl Objects {
@@ -128,13 +130,14 @@ impl Objects {
         }
     }
 
-    /// Seals the memfds that were sealed (F_ADD_SEALS). To be called when they are filled; one sealed against future
-    /// writing must be mapped before, where it is mapped for writing.
+    /// Seals the memfds that were sealed (F_ADD_SEALS). To be called when they are filled. One sealed against future
+    /// writing is left to the process that has it mapped for writing: see [`Self::to_seal`].
     ///
     /// # Errors
     /// Names the memfd.
-    pub fn seal(&self, images: &[&ProcessImage]) -> Result<(), Refusal> {
+    pub fn seal(&mut self, images: &[&ProcessImage]) -> Result<(), Refusal> {
         let mut sealed: BTreeMap<i32, i32> = BTreeMap::new();
+        let writers = self.writers(images);
         for (process, image) in images.iter().enumerate() {
             for object in &image.objects {
                 let (ObjectKind::Memfd { seals, .. }, Some(fd)) =
@@ -142,7 +145,23 @@ impl Objects {
                 else {
                     continue;
                 };
-                let seals = *seals as i32;
+                let mut seals = *seals as i32;
+                let writers = writers.get(&fd.as_raw_fd()).map_or(&[][..], Vec::as_slice);
+                match writers {
+                    _ if seals & libc::F_SEAL_FUTURE_WRITE == 0 => {}
+                    [] => {}
+                    [writer] => {
+                        self.to_seal.insert(*writer, seals);
+                        continue;
+                    }
+                    _ => {
+                        eprintln!(
+                            "stasis: {} is not sealed against future writing again: several processes have it mapped",
+                            describe(object)
+                        );
+                        seals &= !(libc::F_SEAL_FUTURE_WRITE | libc::F_SEAL_SEAL);
+                    }
+                }
                 if seals & !sealed.insert(fd.as_raw_fd(), seals).unwrap_or(0) != 0 {
                     kernel::fcntl(fd, libc::F_ADD_SEALS, seals)
                         .map_err(|error| refused(image, object, "it cannot be sealed", &error))?;
@@ -150,6 +169,31 @@ impl Objects {
             }
         }
         Ok(())
+    }
+
+    /// The memfds that a process is to seal when it has mapped them, and their seals.
+    pub fn to_seal(&self, process: usize) -> impl Iterator<Item = (u32, i32)> {
+        self.to_seal.range((process, 0)..=(process, u32::MAX)).map(|(&(_, id), &seals)| (id, seals))
+    }
+
+    /// Which processes have each object mapped such that they may write to it, and as which of their objects.
+    fn writers(&self, images: &[&ProcessImage]) -> BTreeMap<RawFd, Vec<(usize, u32)>> {
+        let mut writers: BTreeMap<RawFd, Vec<(usize, u32)>> = BTreeMap::new();
+        for (process, image) in images.iter().enumerate() {
+            let may_write = |mapping: &&Mapping| {
+                let writes = mapping.protection & libc::PROT_WRITE as u32 != 0;
+                mapping.shared && (writes || mapping.flags & flag::MAY_WRITE != 0)
+            };
+            for mapping in image.mappings.iter().filter(may_write) {
+                let Backing::Object(id) = mapping.backing else { continue };
+                let Some(fd) = self.get(process, id) else { continue };
+                let known = writers.entry(fd.as_raw_fd()).or_default();
+                if known.last() != Some(&(process, id)) {
+                    known.push((process, id));
+                }
+            }
+        }
+        writers
     }
 }
 

@@ -69,6 +69,7 @@ fn image(open: Vec<(Description, Vec<RawFd>)>) -> ProcessImage {
             kernel: String::new(),
             xcr0: 0,
             xsave_size: 0,
+            xsave_offsets: vec![],
             cpuid: [0; 6],
             vdso_len: 0,
             vdso_sum: 0,
@@ -127,7 +128,7 @@ fn checked(image: &ProcessImage, policy: &Policy) -> Vec<Refusal> {
 fn in_child(image: &ProcessImage, look: impl FnOnce(&Installed) -> Result<(), String>) {
     let passed = Passed::look();
     let images = vec![image];
-    let objects = Objects::create(&images).unwrap();
+    let mut objects = Objects::create(&images).unwrap();
     objects.seal(&images).unwrap();
     in_child_of(&Common::new(images, &[], objects, &passed, &POLICY), 0, look);
 }

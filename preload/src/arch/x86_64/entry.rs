@@ -2,7 +2,9 @@
 
 use core::arch::naked_asm;
 
-use crate::threads::Slot;
+use stasis_sys::process::Siginfo;
+
+use crate::{stacks, threads::Slot};
 
 /// Parks the calling thread until the checkpoint is over. Returns `false` when it simply goes on,
 /// `true` when it finds itself restarted, in another process, perhaps years later.
@@ -50,6 +52,44 @@ pub extern "C" fn resume_entry() -> ! {
 pub fn allow_unaligned() {
     // SAFETY: changes one flag, which compiled code expects to be clear.
     unsafe { core::arch::asm!("pushfq", "and dword ptr [rsp], {mask}", "popfq", mask = const !(1i32 << 18)) };
+}
+
+/// The stop signal's handler: calls [`crate::stop::handle`] on a stack that has room for it.
+#[unsafe(naked)]
+pub extern "C" fn handler(signal: i32, info: *mut Siginfo, context: *mut libc::ucontext_t) {
+    naked_asm!(
+        "push rbx",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "mov r12d, edi",
+        "mov r13, rsi",
+        "mov r14, rdx",
+        "mov r15, rsp",
+        "mov rdi, rsp",
+        "call {take}",
+        "mov rbx, rdx",
+        "test rax, rax",
+        "cmovz rax, rsp",
+        "mov edi, r12d",
+        "mov rsi, r13",
+        "mov rdx, r14",
+        "mov rsp, rax",
+        "call {handle}",
+        "mov rsp, r15",
+        "mov rdi, rbx",
+        "call {give_back}",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbx",
+        "ret",
+        take = sym stacks::take,
+        handle = sym crate::stop::handle,
+        give_back = sym stacks::give_back,
+    )
 }
 
 /// SA_RESTORER of the stop signal: rt_sigreturn(2).

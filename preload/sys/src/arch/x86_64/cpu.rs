@@ -55,3 +55,10 @@ pub fn allow_all_memory() {
 pub fn xsave_size() -> u32 {
     if xcr0() == 0 { 512 } else { __cpuid_count(0xd, 0).ebx }
 }
+
+/// Where XSAVE stores the register sets of XCR0 behind SSE's (bits 0 and 1 have fixed places): the number of each and its offset
+/// in bytes.
+pub fn xsave_offsets() -> impl Iterator<Item = (u32, u32)> {
+    let sets = xcr0();
+    (2..63).filter(move |set| sets >> set & 1 != 0).map(|set| (set, __cpuid_count(0xd, set).ebx))
+}

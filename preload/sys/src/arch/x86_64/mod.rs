@@ -4,7 +4,9 @@ mod cpu;
 
 use core::arch::asm;
 
-pub use cpu::{PROTECTION_KEYS, allow_all_memory, cpuid, has_protection_keys, xcr0, xsave_size};
+pub use cpu::{
+    PROTECTION_KEYS, allow_all_memory, cpuid, has_protection_keys, xcr0, xsave_offsets, xsave_size,
+};
 
 /// Makes a system call and returns what the kernel left in RAX: a result, or a negated errno.
 ///
