@@ -37,6 +37,7 @@ extern "C" fn constructor(_: i32, _: *const *const c_char, environment: *const *
     remember_disabled(variable(environment, "STASIS_DISABLE=").unwrap_or_default());
     if let Some(coordinator) = variable(environment, "STASIS_COORD=")
         && !snapshot::is_command(process::getpid() as u64)
+        && !arch::is_interpreted()
         && let Err(error) = begin(coordinator)
     {
         warn(error);

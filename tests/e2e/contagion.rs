@@ -1,8 +1,8 @@
 //! Whatever a program makes or executes belongs to its computation.
 
-use std::fs;
+use std::{fs, path::Path};
 
-use stasis_tests::{Lab, compile::program};
+use stasis_tests::{Lab, compile::program, find_program, skip};
 
 #[test]
 fn every_way_to_make_or_execute_a_program_takes_the_library_along() {
@@ -42,4 +42,15 @@ fn processes_that_come_and_go_are_not_disturbed_by_checkpoints() {
     running.expect_code(0);
     assert_eq!(fs::read_to_string(&files.stdout).unwrap(), format!("sum {}\n", ROUNDS * (ROUNDS + 1) / 2));
     assert!(taken > 2, "{taken} checkpoints");
+}
+
+/// Nobody could restart the interpreter, which is a static program; what it interprets runs as without Stasis.
+#[test]
+fn a_program_under_valgrind_runs_and_is_not_checkpointed() {
+    let Some(valgrind) = find_program("valgrind") else { return skip("valgrind is needed") };
+    let lab = Lab::new();
+    let running = lab.launch([valgrind.as_path(), Path::new("--quiet"), &program("heap")]);
+    running.wait_ready();
+    lab.try_checkpoint(&[]).expect_refusal(&["has no process"]);
+    running.expect_ok();
 }

@@ -67,6 +67,7 @@ const PACKAGES: &[Package] = &[
     program("nginx-light", For::Test, "tests with a real program", "nginx"),
     program("util-linux", For::Test, "setpriv: a program of another user", "setpriv"),
     program("libcap2-bin", For::Test, "setcap: a program with file capabilities", "setcap"),
+    program("valgrind", For::Test, "a program that is interpreted", "valgrind"),
     program("busybox-static", For::Test, "the tracer: a program without a library", "busybox"),
     program("bpftool", For::Test, "the tracer: what the kernel says is loaded", "bpftool"),
     program("rustc-web", For::Tracer, "programs for the kernel: a compiler with the target", "rustc"),
