@@ -163,6 +163,7 @@ mod descriptors {
         inotify: "inotify" ["read"];
         pidfds: "pidfd";
         proc_files_of_the_process_itself: "proc_files";
+        sockets_that_lead_to_the_kernel_and_the_network: "plain_sockets";
         options_filters_and_groups_of_sockets: "socket_options";
         duplicates: "dup";
         closed_by_exec: "fd_exec";

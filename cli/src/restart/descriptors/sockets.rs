@@ -212,10 +212,18 @@ pub fn open(maker: &mut Maker<'_>, index: usize) -> Result<OwnedFd, Refusal> {
         .map_err(error("it cannot be made again"))?;
     set_options(&socket, options).map_err(error("its options cannot be set"))?;
     if !local.is_empty() {
-        if *domain != libc::AF_UNIX && *protocol == libc::IPPROTO_TCP {
+        if matches!(*domain, libc::AF_INET | libc::AF_INET6) && *socket_type == libc::SOCK_STREAM {
             tcp::reuse(&socket).map_err(error("its options cannot be set"))?;
         }
-        bind(&socket, local).map_err(|error| {
+        let bound = match bind(&socket, local) {
+            Err(error) if *domain == libc::AF_NETLINK && error.raw_os_error() == Some(libc::EADDRINUSE) => {
+                let warning = "its port is in use, and it gets another: who waits for an answer by the old one waits for ever";
+                maker.installed.warnings.push(format!("{}: {warning}", name(image, index)));
+                bind(&socket, &without_port(local))
+            }
+            bound => bound,
+        };
+        bound.map_err(|error| {
             let reason = format!("its address cannot be bound: {error}");
             refuse(image, index, reason, "end the process that uses the address (ss -nlp tells which)")
         })?;
@@ -229,6 +237,11 @@ pub fn open(maker: &mut Maker<'_>, index: usize) -> Result<OwnedFd, Refusal> {
         done(unsafe { libc::listen(raw(&socket), *backlog) }).map_err(error("it cannot listen"))?;
     }
     Ok(socket)
+}
+
+/// A struct sockaddr_nl whose port (its second word) is left to the kernel.
+fn without_port(address: &[u8]) -> Vec<u8> {
+    address.iter().enumerate().map(|(at, &byte)| if (4..8).contains(&at) { 0 } else { byte }).collect()
 }
 
 /// Connects a datagram socket again.

@@ -21,6 +21,7 @@ mod netlink;
 mod options;
 mod pidfds;
 mod pipes;
+mod plain;
 mod pty;
 mod sharing;
 mod sock_diag;

@@ -5,7 +5,7 @@ use alloc::{vec, vec::Vec};
 use stasis_protocol::image::SocketOption;
 use stasis_sys::socket;
 
-use super::{Duplicate, bytes, groups, sockets::Asked, tcp};
+use super::{Duplicate, bytes, groups, plain, sockets::Asked, tcp};
 
 /// Numbers that libc has not: asm-generic/socket.h, linux/in.h, linux/in6.h, linux/tcp.h, linux/udp.h.
 mod number {
@@ -21,6 +21,9 @@ mod number {
     pub const IPV6_AUTOFLOWLABEL: i32 = 70;
     pub const IPV6_MINHOPCOUNT: i32 = 73;
     pub const IPV6_UNICAST_IF: i32 = 76;
+    pub const IPV6_CHECKSUM: i32 = 7;
+    pub const ICMP_FILTER: i32 = 1;
+    pub const ICMPV6_FILTER: i32 = 1;
     pub const TCP_INQ: i32 = 36;
     pub const UDP_NO_CHECK6_TX: i32 = 101;
     pub const UDP_NO_CHECK6_RX: i32 = 102;
@@ -122,13 +125,23 @@ const OF_IPV6: [i32; 19] = [
     number::IPV6_UNICAST_IF,
 ];
 
+/// Of raw sockets (linux/icmp.h, linux/icmpv6.h, linux/in6.h).
+const OF_RAW: [(i32, i32); 4] = [
+    (libc::IPPROTO_IP, libc::IP_HDRINCL),
+    (libc::SOL_RAW, number::ICMP_FILTER),
+    (libc::IPPROTO_ICMPV6, number::ICMPV6_FILTER),
+    (libc::IPPROTO_RAW, number::IPV6_CHECKSUM),
+];
+
 /// The options that differ from those of a new socket of the kind: what nobody set is left to the kernel at
 /// restart.
 pub fn options(asked: &Asked) -> Vec<SocketOption> {
     let level = libc::SOL_SOCKET;
     let (transport, ip, ipv6) = (libc::IPPROTO_TCP, libc::IPPROTO_IP, libc::IPPROTO_IPV6);
     let buffers = [(level, libc::SO_SNDBUF), (level, libc::SO_RCVBUF)];
-    let is_tcp = asked.protocol == transport && asked.domain != libc::AF_UNIX;
+    // Domains count their protocols each for themselves.
+    let is_internet = matches!(asked.domain, libc::AF_INET | libc::AF_INET6);
+    let is_tcp = is_internet && (asked.kind, asked.protocol) == (libc::SOCK_STREAM, transport);
     let mut names: Vec<(i32, i32)> = COMMON.map(|name| (level, name)).into();
     if is_tcp {
         names.extend(OF_TCP.map(|name| (transport, name)));
@@ -138,10 +151,14 @@ pub fn options(asked: &Asked) -> Vec<SocketOption> {
     } else {
         names.extend(buffers);
     }
-    if asked.protocol == libc::IPPROTO_UDP && asked.domain != libc::AF_UNIX {
+    if is_internet && (asked.kind, asked.protocol) == (libc::SOCK_DGRAM, libc::IPPROTO_UDP) {
         names.extend(OF_UDP.map(|name| (libc::IPPROTO_UDP, name)));
     }
+    if asked.kind == libc::SOCK_RAW {
+        names.extend(OF_RAW);
+    }
     match asked.domain {
+        libc::AF_NETLINK => names.extend(plain::OF_NETLINK.map(|name| (libc::SOL_NETLINK, name))),
         libc::AF_INET => names.extend(OF_IP.map(|name| (ip, name))),
         libc::AF_INET6 => names.extend(OF_IPV6.map(|name| (ipv6, name))),
         _ => {}
@@ -175,6 +192,7 @@ pub fn options(asked: &Asked) -> Vec<SocketOption> {
     if !is_tcp {
         options.extend(groups::memberships(asked));
     }
+    options.extend(plain::netlink_groups(asked));
     options.extend(filter(asked));
     options
 }
