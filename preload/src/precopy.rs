@@ -82,11 +82,12 @@ pub fn precopy(
     dump.look_for_guards(&first);
     arena::prefault();
     let mut rounds = Rounds { before: u64::MAX, gear: Gear::Disk };
-    let (mut mappings, mut watched) = (first, false);
+    let (mut mappings, mut watched, mut last) = (first, false, 0);
     for round in 1..=MOST_ROUNDS {
         progress();
         let pages = dump.round(&mappings)?;
-        dump.make_room()?;
+        last = pages;
+        dump.make_room(0)?;
         if dump.unwatched() > UNWATCHED && !watched {
             // Once: the first checkpoint of a program, or one that has mapped much since the last.
             stood.add(watch_all(dump)?);
@@ -98,7 +99,7 @@ pub fn precopy(
     }
     // What is left goes there if it is more than a half of the staging buffer.
     dump.allow_backlog();
-    dump.make_room()
+    dump.make_room(last + dump.unwatched())
 }
 
 struct Rounds {

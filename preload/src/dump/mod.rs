@@ -154,13 +154,14 @@ impl<'a> Dump<'a> {
     }
 
     /// Hands over what has been copied, and waits for room for what is to be copied while threads stand still. The pages
-    /// of a round must be with the store before it is told what has gone away since.
+    /// of a round must be with the store before it is told what has gone away since. `pages`: so many may be left.
     ///
     /// # Errors
     /// The store's.
-    pub fn make_room(&mut self) -> Result<(), Vec<Refusal>> {
+    pub fn make_room(&mut self, pages: u64) -> Result<(), Vec<Refusal>> {
         self.room.hand_over()?;
-        self.room.find(self.room.has_backlog()).map(drop)
+        self.room.find(self.room.has_backlog())?;
+        self.room.prepare(pages as usize * PAGE_SIZE)
     }
 
     /// From now on the store is not waited for while there is memory to spare.

@@ -87,12 +87,27 @@ impl<'a> Room<'a> {
                 }
                 (start, part + PART)
             }
-            (&(Place::Half(_, start) | Place::Chunk(_, start)), _) => (start, self.store.half_len()),
+            (&Place::Half(_, start), _) => (start, self.populate(PAGE_SIZE)?),
+            (&Place::Chunk(_, start), None) => (start, self.store.half_len()),
         };
         self.place = Some(place);
         // SAFETY: inside the place.
         let address = unsafe { start.add(self.filled) };
         Ok((self.filled as u64, address, limit - self.filled))
+    }
+
+    /// Populates what is filled next of a half of the staging buffer, at least `len` bytes of it where it has as many; up to where
+    /// it is then.
+    fn populate(&mut self, len: usize) -> Result<usize, Vec<Refusal>> {
+        let end = (self.filled + len).min(self.store.half_len());
+        self.store
+            .populate(end)
+            .map_err(|error| store_refusal(format!("no memory for the staging buffer: {error}")))
+    }
+
+    /// Makes [`Self::find`] find so many bytes without a page fault, if they are in a half of the staging buffer.
+    pub fn prepare(&mut self, len: usize) -> Result<(), Vec<Refusal>> {
+        if matches!(self.place, Some(Place::Half(..))) { self.populate(len).map(drop) } else { Ok(()) }
     }
 
     /// Whether [`Self::find`] waits for the store.

@@ -22,6 +22,8 @@ pub struct Store {
     /// How many `Pages` messages have not been answered yet: at most two, one a half.
     outstanding: usize,
     next_half: usize,
+    /// How much of each half has been populated, in bytes.
+    populated: [usize; 2],
 }
 
 impl Store {
@@ -32,7 +34,8 @@ impl Store {
     pub fn connect(path: &str, len: usize) -> Result<Self, String> {
         let socket = socket::connect(path.as_bytes(), true)
             .map_err(|error| format!("the store server at {path} cannot be reached: {error}"))?;
-        let store = Self { socket, staging: 0, half: len / 2, outstanding: 0, next_half: 0 };
+        let store =
+            Self { socket, staging: 0, half: len / 2, outstanding: 0, next_half: 0, populated: [0; 2] };
         store.ready(|store| {
             store.send(&Request::Hello { version: VERSION }, None)?;
             match store.receive()? {
@@ -47,7 +50,8 @@ impl Store {
     /// # Errors
     /// As [`Store::connect`].
     pub fn passed(socket: Fd, len: usize) -> Result<Self, String> {
-        let store = Self { socket, staging: 0, half: len / 2, outstanding: 0, next_half: 0 };
+        let store =
+            Self { socket, staging: 0, half: len / 2, outstanding: 0, next_half: 0, populated: [0; 2] };
         store.ready(|store| store.give_staging(len))
     }
 
@@ -73,7 +77,7 @@ impl Store {
             .and_then(|_| {
                 let protection = libc::PROT_READ | libc::PROT_WRITE;
                 // SAFETY: a new mapping where the kernel finds room.
-                unsafe { memory::map(0, len, protection, libc::MAP_SHARED | libc::MAP_POPULATE, fd, 0) }
+                unsafe { memory::map(0, len, protection, libc::MAP_SHARED, fd, 0) }
             });
         let sent = match mapped {
             Ok(address) => {
@@ -132,6 +136,30 @@ impl Store {
         }
         let offset = self.next_half * self.half;
         Ok((offset as u64, (self.staging + offset) as *mut u8))
+    }
+
+    /// Populates the half that [`Self::free_half`] gives up to `end`, as far as it has not been; how far it is then, at least
+    /// `end`. A page takes a microsecond, and several where the machine is a virtual one that has to get it first.
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    pub fn populate(&mut self, end: usize) -> Result<usize, Errno> {
+        /// How much is populated at a time, in bytes.
+        const PART: usize = 256 << 10;
+        let done = self.populated[self.next_half];
+        if end <= done {
+            return Ok(done);
+        }
+        let end = end.next_multiple_of(PART).min(self.half);
+        let start = self.staging + self.next_half * self.half + done;
+        // SAFETY: populating changes no content.
+        match unsafe { memory::advise(start, end - done, libc::MADV_POPULATE_WRITE) } {
+            // EINVAL: unknown before Linux 5.14; pages come as they are touched.
+            Err(error) if error.0 != libc::EINVAL => return Err(error),
+            _ => {}
+        }
+        self.populated[self.next_half] = end;
+        Ok(end)
     }
 
     /// Whether [`Self::free_half`] would not have to wait.
