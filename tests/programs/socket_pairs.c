@@ -8,6 +8,17 @@ static void pair(int type, int ends[2]) {
     REQUIRE(socketpair(AF_UNIX, type, 0, ends) == 0);
 }
 
+// Of which process the next message is, as the kernel says; 0: it does not.
+static pid_t sender_of_next(int socket) {
+    char text[8], control[CMSG_SPACE(sizeof(struct ucred))];
+    struct iovec part = {text, sizeof text};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    if (recvmsg(socket, &message, MSG_DONTWAIT) <= 0)
+        return -1;
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    return header && header->cmsg_type == SCM_CREDENTIALS ? ((struct ucred *)CMSG_DATA(header))->pid : 0;
+}
+
 int main(void) {
     static char block[60000];
     int stream[2], datagrams[2], packets[2], half[2], gone[2];
@@ -28,6 +39,10 @@ int main(void) {
     REQUIRE(setsockopt(stream[0], SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof timeout) == 0);
     REQUIRE(setsockopt(stream[0], SOL_SOCKET, SO_SNDBUF, &size, sizeof size) == 0);
     REQUIRE(setsockopt(stream[1], SOL_SOCKET, SO_PASSCRED, &on, sizeof on) == 0);
+    int known[2];
+    pair(SOCK_DGRAM, known);
+    REQUIRE(setsockopt(known[1], SOL_SOCKET, SO_PASSCRED, &on, sizeof on) == 0);
+    REQUIRE(send(known[0], "mine", 4, 0) == 4);
 
     until_go();
     struct timeval timeout_now = {0, 0};
@@ -67,5 +82,7 @@ int main(void) {
     CHECK(send(half[1], "x", 1, 0) == 1 && recv(half[0], got, 10, MSG_DONTWAIT) == 1, "the open half of a half-closed pair");
     CHECK(recv(gone[1], got, 10, MSG_DONTWAIT) == 4 && recv(gone[1], got, 10, MSG_DONTWAIT) == 0, "a pair of one end");
     CHECK(send(gone[1], "x", 1, MSG_NOSIGNAL) == -1 && errno == EPIPE, "the lost end answers");
+    pid_t sender = loses("sender") ? 0 : sender_of_next(known[1]);
+    CHECK(sender == getpid(), "a message is of pid %d, not %d", sender, getpid());
     return verdict();
 }

@@ -331,6 +331,8 @@ fn make_waiting(common: &Common<'_>, client: Place, listener: Place) -> io::Resu
     Ok(socket)
 }
 
+const CREDENTIALS: (i32, i32) = (libc::SOL_SOCKET, libc::SO_PASSCRED);
+
 fn make_pair(
     common: &Common<'_>,
     one: Place,
@@ -347,6 +349,12 @@ fn make_pair(
         _ => &no_name,
     };
     let ends = connected(*socket_type, local, other_local, listens(common, local))?;
+    for (end, kind) in [(&ends.0, Some(kinds.0)), (&ends.1, kinds.1)] {
+        let Some(DescriptionKind::SocketPair { options, .. }) = kind else { continue };
+        // Of whom a message is, the kernel notes where that was asked for before it is sent.
+        let asks = options.iter().filter(|option| (option.level, option.name) == CREDENTIALS);
+        set_options(end, &asks.cloned().collect::<Vec<_>>())?;
+    }
     for (sender, sent_by, received_by) in [(&ends.1, kinds.1, Some(one)), (&ends.0, Some(kinds.0), other)] {
         let Some(received) = received_by.and_then(|end| received(common, end)) else { continue };
         let (charged, options) = match sent_by {
