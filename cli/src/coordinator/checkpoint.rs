@@ -59,9 +59,11 @@ pub async fn take(computation: Rc<Computation>, order: Order, _turn: OwnedMutexG
 
 async fn attempt(computation: &Rc<Computation>, order: Order) -> Outcome {
     /// For processes that come and go all the time.
-    const MOST_ROUNDS: u32 = 6;
-    /// How long a program is left to itself at first that was met between two steps.
+    const MOST_ROUNDS: u32 = 12;
+    /// How long a program is left to itself that was met between two steps, at first and at most: one that passes descriptors
+    /// to its workers all the time (Node's cluster) is met there every other time.
     const PAUSE: Duration = Duration::from_millis(5);
+    const LONGEST_PAUSE: Duration = Duration::from_millis(40);
     await_newborn(computation).await;
     let (mut suspects, mut pause) = (None, PAUSE);
     for _ in 1..MOST_ROUNDS {
@@ -73,7 +75,7 @@ async fn attempt(computation: &Rc<Computation>, order: Order) -> Outcome {
                 }
                 // It is the program that must do something, and it tells nobody.
                 sleep(pause).await;
-                pause *= 2;
+                pause = (pause * 2).min(LONGEST_PAUSE);
             }
             Err(Failure::Refused(refusals)) => return Err(refusals),
             Ok(taken) => return Ok(taken),
