@@ -49,6 +49,7 @@ static int count_links(int socket) {
     }
 }
 
+// Whether an answer comes, perhaps behind those to other programs.
 static bool echoes(int socket, int type) {
     struct icmphdr echo = {.type = ICMP_ECHO, .un.echo.sequence = htons(5)};
     if (type == SOCK_RAW)
@@ -63,7 +64,7 @@ static bool echoes(int socket, int type) {
 
 static atomic_int stop;
 
-// libc asks the kernel for its addresses by a netlink socket, each time.
+// libc asks the kernel for its addresses by a netlink socket, each time; a checkpoint waits for its answer.
 static void *resolve(void *unused) {
     struct addrinfo hints = {.ai_flags = AI_ADDRCONFIG, .ai_socktype = SOCK_STREAM}, *found;
     while (!atomic_load(&stop)) {
@@ -73,6 +74,7 @@ static void *resolve(void *unused) {
             break;
         }
         freeaddrinfo(found);
+        sleep_ms(1);
     }
     return unused;
 }

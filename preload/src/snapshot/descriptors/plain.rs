@@ -1,5 +1,6 @@
 //! Sockets that lead to the kernel or to the network as such: netlink(7), raw(7), and those that ping (icmp(7)). They are made
-//! afresh; what waits in them nobody could send again as it came.
+//! afresh. What waits in them nobody could send again as it came: of the network's it is lost, as packets may be; the kernel's
+//! answers are waited for.
 
 use alloc::{vec, vec::Vec};
 
@@ -10,12 +11,15 @@ use stasis_protocol::{
 use stasis_sys::socket;
 
 use super::{
-    Open,
+    Open, Table,
     sockets::{Asked, WAIT, bound, fresh, name},
 };
 
-pub fn netlink(open: &Open, asked: &Asked) -> Result<DescriptionKind, Refusal> {
-    refuse_unread(open, asked)?;
+pub fn netlink(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<DescriptionKind, Refusal> {
+    // An error that waits is that messages were lost (netlink(7), ENOBUFS).
+    if table.stopped() && socket::peek(asked.socket.0, &mut [0], 0).is_ok() {
+        return open.refuse("what the kernel has told it is not saved", WAIT);
+    }
     // struct sockaddr_nl: family, port and groups; a socket that nobody has bound or sent by has no port.
     let address = name(asked, false);
     let is_bound = address.get(4..12).is_some_and(|rest| rest != [0; 8]);
@@ -24,8 +28,7 @@ pub fn netlink(open: &Open, asked: &Asked) -> Result<DescriptionKind, Refusal> {
 }
 
 /// `is_raw`: its port is a protocol (net/ipv4/raw.c, `inet_num`), and says nothing of whether it is bound.
-pub fn internet(open: &Open, asked: &Asked, is_raw: bool) -> Result<DescriptionKind, Refusal> {
-    refuse_unread(open, asked)?;
+pub fn internet(asked: &Asked, is_raw: bool) -> DescriptionKind {
     let mut local = name(asked, false);
     if is_raw {
         let host = if asked.domain == libc::AF_INET { 4..8 } else { 8..24 };
@@ -35,16 +38,7 @@ pub fn internet(open: &Open, asked: &Asked, is_raw: bool) -> Result<DescriptionK
     } else {
         local = bound(local);
     }
-    Ok(fresh(asked, local, name(asked, true), None, Vec::new(), Vec::new()))
-}
-
-fn refuse_unread(open: &Open, asked: &Asked) -> Result<(), Refusal> {
-    match socket::peek(asked.socket.0, &mut [0], 0) {
-        Err(error) if error.0 == libc::EAGAIN => Ok(()),
-        // An error that waits is reported once; a group's messages were lost (netlink(7), ENOBUFS).
-        Err(_) => Ok(()),
-        Ok(_) => open.refuse("what it has received is not saved", WAIT),
-    }
+    fresh(asked, local, name(asked, true), None, Vec::new(), Vec::new())
 }
 
 /// NETLINK_* options that are numbers (linux/netlink.h): PKTINFO, BROADCAST_ERROR, NO_ENOBUFS, LISTEN_ALL_NSID, CAP_ACK, EXT_ACK,

@@ -41,10 +41,10 @@ pub fn capture(table: &Table<'_>, open: &Open) -> Result<DescriptionKind, Refusa
             tcp::capture(table, open, &asked)
         }
         (libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP) => udp(table, open, &asked),
-        (libc::AF_NETLINK, ..) => plain::netlink(open, &asked),
-        (libc::AF_INET | libc::AF_INET6, libc::SOCK_RAW, _) => plain::internet(open, &asked, true),
+        (libc::AF_NETLINK, ..) => plain::netlink(table, open, &asked),
+        (libc::AF_INET | libc::AF_INET6, libc::SOCK_RAW, _) => Ok(plain::internet(&asked, true)),
         (libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_ICMP)
-        | (libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_ICMPV6) => plain::internet(open, &asked, false),
+        | (libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_ICMPV6) => Ok(plain::internet(&asked, false)),
         _ => outside(
             open,
             &format!("a socket of domain {domain}, type {kind}, protocol {protocol} cannot be saved"),
