@@ -49,7 +49,10 @@ pub fn all(quick: bool) -> Vec<Measurement> {
     for &call in Call::ALL {
         all.push(measurement(call.name(), Box::new(move |setting| calls::measure(setting, call))));
     }
-    all.push(measurement("compute".into(), Box::new(compute::measure)));
+    for mib in [0, if quick { 16 } else { 512 }] {
+        let name = format!("compute-{mib}");
+        all.push(measurement(name, Box::new(move |setting| compute::measure(setting, mib))));
+    }
     for &mib in if quick { QUICK_SIZES } else { SIZES } {
         let name = format!("checkpoint-{mib}");
         all.push(measurement(name, Box::new(move |setting| checkpoint::measure(setting, mib))));

@@ -1,4 +1,4 @@
-//! A computation: registers, and a table that fits into the second-level cache.
+//! A computation: registers, a table that fits into the second-level cache, and perhaps memory that it changes bit by bit.
 
 use std::hint::black_box;
 
@@ -6,18 +6,29 @@ use super::XorShift;
 use crate::shared_page::now;
 
 const TABLE: usize = 1 << 15;
+const WORDS_PER_PAGE: usize = 4096 / size_of::<u64>();
 
-/// Computes `steps` steps and prints how many nanoseconds it took.
-pub fn run(steps: u64) {
+/// Computes `steps` steps and prints how many nanoseconds it took. Beside that it has `mib` MiB of incompressible memory, of which
+/// it fills one page anew, anywhere, every `every` steps.
+pub fn run(steps: u64, mib: usize, every: u64) {
     let mut random = XorShift::new(1);
     let mut table = vec![0u64; TABLE];
+    let mut memory: Vec<u64> = (0..mib << 17).map(|_| random.step()).collect();
+    let pages = (memory.len() / WORDS_PER_PAGE) as u64;
+    let mut until_next = if pages == 0 { u64::MAX } else { every };
     let begun = now();
     for _ in 0..steps {
         let number = random.step();
         let at = number as usize % TABLE;
         table[at] = table[at].rotate_left(7) ^ number;
+        until_next -= 1;
+        if until_next == 0 {
+            until_next = every;
+            let at = (number % pages) as usize * WORDS_PER_PAGE;
+            memory[at..at + WORDS_PER_PAGE].fill_with(|| random.step());
+        }
     }
     let took = now() - begun;
-    black_box(&table);
+    black_box((&table, &memory));
     println!("{took}");
 }

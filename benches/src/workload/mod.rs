@@ -47,6 +47,12 @@ pub enum Workload {
     Compute {
         #[arg(long)]
         steps: u64,
+        /// Beside incompressible memory
+        #[arg(long, default_value_t = 0)]
+        mib: usize,
+        /// Of which one page is filled anew every so many steps
+        #[arg(long, default_value_t = 1)]
+        every: u64,
     },
 }
 
@@ -57,8 +63,8 @@ pub fn run(workload: &Workload) -> anyhow::Result<()> {
         Workload::Memory { mib, seed, page } => memory::run(*mib, *seed, page),
         Workload::Call { call, millis } => calls::run(*call, *millis),
         Workload::Family { count, page } => family::run(*count, page),
-        Workload::Compute { steps } => {
-            compute::run(*steps);
+        Workload::Compute { steps, mib, every } => {
+            compute::run(*steps, *mib, *every);
             Ok(())
         }
     }
