@@ -27,6 +27,7 @@ extern crate alloc;
 #[macro_use]
 mod procfs;
 
+mod aio;
 mod arch;
 mod arena;
 mod births;

@@ -9,13 +9,13 @@ use core::{cell::UnsafeCell, sync::atomic::Ordering};
 
 use stasis_protocol::{plan::RestartInfo, wire};
 use stasis_sys::{
-    memory,
+    file, memory,
     process::{self, KernelSigaction},
     sync,
 };
 
 use crate::{
-    arch, arena, births, checkpoint, credentials, lazy,
+    aio, arch, arena, births, checkpoint, credentials, lazy,
     link::{self, coordinator::Coordinator},
     procfs,
     snapshot::kernel_state::{self, KernelState, PosixTimer},
@@ -210,6 +210,12 @@ fn put_back(saved: &KernelState) {
         // Memory is as it was: nothing has to be made executable any more.
         let flags = saved.refuses_writable_code as usize;
         let _ = process::prctl(kernel_state::PR_SET_MDWE, [flags, 0, 0, 0]);
+    }
+    for context in &saved.aio {
+        if aio::put_back(context).is_none() {
+            let line = "stasis: kernel AIO (io_setup(2)) cannot be brought back: calls by its context fail with EINVAL\n";
+            let _ = file::write(2, line.as_bytes());
+        }
     }
     if saved.locks_future != 0 {
         // What is there is locked as it was.

@@ -173,6 +173,7 @@ mod descriptors {
         all_closed_as_a_range: "close_all" ["range"];
         high_numbers: "high_fds";
         socket_pairs: "socket_pairs";
+        contexts_of_kernel_aio: "aio";
         message_queues: "posix_mq";
         bound_and_listening_sockets: "listeners";
     }
@@ -266,11 +267,6 @@ mod refused {
     #[test]
     fn system_calls_that_are_dispatched() {
         refuses("dispatch", &["dispatched"]);
-    }
-
-    #[test]
-    fn kernel_aio() {
-        refuses("asynchronous", &["io_setup", "mapping "]);
     }
 
     #[test]

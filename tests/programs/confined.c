@@ -1,7 +1,6 @@
 // Has what nobody can read back from the kernel, named by argv[1]: a checkpoint is refused, and the program keeps it.
 #include "verify.h"
 #include <asm/ldt.h>
-#include <linux/aio_abi.h>
 #include <linux/filter.h>
 #include <linux/keyctl.h>
 #include <linux/landlock.h>
@@ -74,10 +73,7 @@ int main(int count, char **arguments) {
         REQUIRE(unshare(CLONE_NEWUTS) == 0);
     else if (is("dispatch"))
         REQUIRE(prctl(59 /* PR_SET_SYSCALL_USER_DISPATCH */, 1, 0, 0, &dispatched) == 0);
-    else if (is("asynchronous")) {
-        aio_context_t context = 0;
-        REQUIRE(syscall(SYS_io_setup, 4, &context) == 0);
-    } else if (is("segments")) {
+    else if (is("segments")) {
         struct user_desc segment = {.entry_number = 0, .limit = 0xfffff, .seg_32bit = 1, .limit_in_pages = 1};
         REQUIRE(syscall(SYS_modify_ldt, 0x11, &segment, sizeof segment) == 0);
     } else if (threaded) {

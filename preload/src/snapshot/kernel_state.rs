@@ -14,8 +14,8 @@ use stasis_sys::{
     process::{self, KernelSigaction, Siginfo},
 };
 
-use super::threads::Seen;
-use crate::{procfs, quiesce::Quiet, stop, system_v, threads, wrappers::timers};
+use super::{mappings::Found, threads::Seen};
+use crate::{aio, procfs, quiesce::Quiet, stop, system_v, threads, wrappers::timers};
 
 /// A siginfo_t.
 type SiginfoBytes = Vec<u8>;
@@ -45,6 +45,7 @@ pub struct KernelState {
     pub refuses_writable_code: u32,
     /// PR_GET_MEMORY_MERGE.
     pub merges_memory: bool,
+    pub aio: Vec<aio::Context>,
     /// mlockall(2): MCL_FUTURE and MCL_ONFAULT, as far as they hold for what is mapped from now on.
     pub locks_future: u32,
 }
@@ -65,7 +66,7 @@ pub struct PosixTimer {
 }
 
 /// Asks the kernel; the result is encoded. `hold`: the process is to be ended.
-pub fn capture(quiet: &Quiet, hold: bool, seen: &[Seen]) -> Vec<u8> {
+pub fn capture(quiet: &Quiet, hold: bool, seen: &[Seen], mappings: &[Found]) -> Vec<u8> {
     let mut state = KernelState { monotonic_ns: quiet.complete, ..KernelState::default() };
     for signal in 1..=64 {
         // SAFETY: nothing is changed.
@@ -95,6 +96,7 @@ pub fn capture(quiet: &Quiet, hold: bool, seen: &[Seen]) -> Vec<u8> {
     state.refuses_writable_code = process::prctl(PR_GET_MDWE, [0; 4]).unwrap_or(0) as u32;
     state.merges_memory = process::prctl(PR_GET_MEMORY_MERGE, [0; 4]).is_ok_and(|merges| merges != 0);
     state.locks_future = locks_future();
+    state.aio = aio::capture(mappings);
     (state.pending, state.thread_pending) = pending(seen, of_timers);
     stasis_protocol::wire::encode(&state).unwrap_or_default()
 }

@@ -16,6 +16,7 @@ use stasis_sys::{file, process};
 
 use super::{Objects, Snapshot, Source, objects::SHARED_MEMORY};
 use crate::{
+    aio,
     checkpoint::{self, Own},
     procfs,
 };
@@ -239,14 +240,12 @@ fn describe(
         }
         _ => {}
     }
+    if path.strip_suffix(" (deleted)") == Some(aio::NAME) {
+        // Something that keeps the place; what else is shared is an object or a file.
+        return found(mapping(Backing::Anonymous, None), Content::None);
+    }
     if path.starts_with("/anon_hugepage") {
         return Err(hugetlb(line.start, line.end, &path));
-    }
-    if path.starts_with("/[aio]") {
-        return refuse(
-            "kernel AIO (io_setup(2)), and what is in flight in it, cannot be saved",
-            "run the program without it (MariaDB: innodb_use_native_aio=0)",
-        );
     }
     if line.inode == 0 || (!line.shared && path.starts_with("/dev/zero")) {
         let name =

@@ -155,7 +155,7 @@ pub fn take(
             checkpoint_sp: checkpoint::stack_top() as u64,
             restart_info: restart::info_address(),
         },
-        handover: kernel_state::capture(quiet, hold, &seen),
+        handover: kernel_state::capture(quiet, hold, &seen, &mappings),
     };
     let mut keys = captured.queues;
     keys.extend(system_v_keys);
