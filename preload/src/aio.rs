@@ -84,12 +84,14 @@ pub fn put_back(context: &Context) -> Option<()> {
         return None;
     }
     let count = context.events.len() / EVENT;
-    if fill(address, count).is_some() {
-        // SAFETY: the ring is mapped there, and has this many events; no other thread runs.
-        unsafe {
-            let to = (address + HEADER) as *mut u8;
-            core::ptr::copy_nonoverlapping(context.events.as_ptr(), to, count * EVENT);
-        }
+    if fill(address, count).is_none() {
+        let _ = process::numbers(libc::SYS_io_destroy, [address, 0, 0, 0, 0]);
+        return None;
+    }
+    // SAFETY: the ring is mapped there, and has this many events; no other thread runs.
+    unsafe {
+        let to = (address + HEADER) as *mut u8;
+        core::ptr::copy_nonoverlapping(context.events.as_ptr(), to, count * EVENT);
     }
     Some(())
 }
