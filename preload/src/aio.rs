@@ -2,7 +2,7 @@
 //! be moved (fs/aio.c, `aio_ring_mremap`): after a restart a new one is moved to where the old one was, and given the events that
 //! nobody had taken. The kernel tells nobody of requests that are in flight: those are lost.
 
-use alloc::{vec, vec::Vec};
+use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 use stasis_protocol::image::Backing;
@@ -120,7 +120,7 @@ fn fill(address: usize, count: usize) -> Option<()> {
         return Some(());
     }
     let null = file::open(c"/dev/null", libc::O_RDONLY | libc::O_CLOEXEC, 0).ok()?;
-    let mut byte = vec![0u8; 1];
+    let mut byte = [0u8; 1];
     let request = Request { fd: null as u32, buffer: byte.as_mut_ptr() as u64, len: 1, ..Request::default() };
     let list = [&raw const request as usize];
     let submit = || process::numbers(libc::SYS_io_submit, [address, 1, list.as_ptr() as usize, 0, 0]);

@@ -177,9 +177,7 @@ pub fn told(info: &Siginfo) {
 /// Makes the checkpoint thread's credentials those of the program, where they differ.
 pub fn follow() {
     let own = process::gettid();
-    let status =
-        |tid: i32| procfs::read(path!("/proc/self/task/{tid}/status").as_c_str()).unwrap_or_default();
-    let mut theirs = status(process::getpid());
+    let mut theirs = procfs::thread_status(process::getpid());
     if procfs::field(&theirs, "State:").is_none_or(|state| state.starts_with(b"Z")) {
         let mut other = None;
         let _ = procfs::numbered_entries(c"/proc/self/task", |tid| {
@@ -188,9 +186,9 @@ pub fn follow() {
             }
         });
         let Some(other) = other else { return };
-        theirs = status(other);
+        theirs = procfs::thread_status(other);
     }
-    let ours = status(own);
+    let ours = procfs::thread_status(own);
     const FIELDS: [&str; 9] =
         ["Uid:", "Gid:", "Groups:", "CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:", "NoNewPrivs:"];
     if FIELDS.iter().all(|key| procfs::field(&ours, key) == procfs::field(&theirs, key)) {

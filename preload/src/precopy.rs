@@ -85,14 +85,13 @@ pub fn precopy(
     let (mut mappings, mut watched, mut last) = (first, false, 0);
     for round in 1..=MOST_ROUNDS {
         progress();
-        let pages = dump.round(&mappings)?;
-        last = pages;
+        last = dump.round(&mappings)?;
         dump.make_room(0)?;
         if dump.unwatched() > UNWATCHED && !watched {
             // Once: the first checkpoint of a program, or one that has mapped much since the last.
             stood.add(watch_all(dump)?);
             watched = true;
-        } else if round == MOST_ROUNDS || !rounds.is_worth_another(pages, dump) {
+        } else if round == MOST_ROUNDS || !rounds.is_worth_another(last, dump) {
             break;
         }
         mappings = present()?;

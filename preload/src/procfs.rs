@@ -69,6 +69,11 @@ pub fn read(path: &CStr) -> Result<Vec<u8>> {
     read_and_close(open(path)?)
 }
 
+/// The status of a thread of this process; empty where it has ended.
+pub fn thread_status(tid: i32) -> Vec<u8> {
+    read(path!("/proc/self/task/{tid}/status").as_c_str()).unwrap_or_default()
+}
+
 fn read_and_close(fd: file::Fd) -> Result<Vec<u8>> {
     let content = read_fd(fd);
     let _ = file::close(fd);

@@ -178,17 +178,13 @@ fn observe(tid: i32) {
     slot.call.store(nr, Ordering::Release);
 }
 
-fn status(tid: i32) -> Vec<u8> {
-    procfs::read(path!("/proc/self/task/{tid}/status").as_c_str()).unwrap_or_default()
-}
-
 fn is_zombie(tid: i32) -> bool {
-    procfs::field(&status(tid), "State:").is_some_and(|state| state.starts_with(b"Z"))
+    procfs::field(&procfs::thread_status(tid), "State:").is_some_and(|state| state.starts_with(b"Z"))
 }
 
 /// Why a thread could not be stopped.
 fn explain(pid: i32, tid: i32) -> Refusal {
-    let status = status(tid);
+    let status = procfs::thread_status(tid);
     let text = |key| String::from_utf8_lossy(procfs::field(&status, key).unwrap_or(b"?")).into_owned();
     let what = format!("pid {pid}, thread {tid} ({})", text("Name:"));
     let blocked = procfs::field(&status, "SigBlk:").and_then(procfs::hex).unwrap_or(0);

@@ -173,7 +173,7 @@ fn await_threads(count: u32) {
         return;
     }
     loop {
-        let status = procfs::read(path!("/proc/self/task/{pid}/status").as_c_str()).unwrap_or_default();
+        let status = procfs::thread_status(pid);
         if procfs::field(&status, "State:").is_none_or(|state| state.starts_with(b"Z")) {
             break;
         }

@@ -14,7 +14,8 @@ use crate::{
 };
 
 /// Seconds between checkpoints; 0: none.
-const INTERVALS: [f64; 3] = [0.0, 1.0, 0.1];
+const INTERVALS: [f64; 3] = [0.0, 1.0, SHORTEST];
+const SHORTEST: f64 = 0.1;
 
 /// How much of its memory the program changes between two checkpoints of the shortest interval.
 const CHANGED: f64 = 0.01;
@@ -22,7 +23,6 @@ const CHANGED: f64 = 0.01;
 /// The program prints how long its computation took, so that its start does not count; runs in turns. `mib`: with so much
 /// memory that it changes.
 pub fn measure(setting: &Setting<'_>, mib: usize) -> anyhow::Result<Vec<Line>> {
-    const SHORTEST: f64 = 0.1;
     let (rounds, seconds) = if setting.quick { (1, 0.5) } else { (5, 3.0) };
     let directory = place::directory(setting.directory)?;
     let native = |program: &[OsString]| {

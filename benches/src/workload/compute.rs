@@ -2,11 +2,10 @@
 
 use std::hint::black_box;
 
-use super::XorShift;
+use super::{WORDS_PER_PAGE, XorShift};
 use crate::shared_page::now;
 
 const TABLE: usize = 1 << 15;
-const WORDS_PER_PAGE: usize = 4096 / size_of::<u64>();
 
 /// Computes `steps` steps and prints how many nanoseconds it took. Beside that it has `mib` MiB of incompressible memory, of which
 /// it fills one page anew, anywhere, every `every` steps.

@@ -2,14 +2,12 @@
 
 use std::{hint::black_box, path::Path, thread, time::Duration};
 
-use super::XorShift;
+use super::{WORDS_PER_PAGE, XorShift};
 use crate::shared_page::SharedPage;
 
 /// Long enough to leave the processors to the checkpointer, short beside a pause of a millisecond. What the
 /// kernel adds (timer slack, 50 µs) is in every gap.
 const TICK: Duration = Duration::from_micros(100);
-
-const WORDS_PER_PAGE: usize = 4096 / size_of::<u64>();
 
 /// Fills `mib` MiB and ticks until it is told to end.
 pub fn run(mib: usize, seed: u64, page: &Path) -> anyhow::Result<()> {

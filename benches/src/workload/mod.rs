@@ -70,6 +70,8 @@ pub fn run(workload: &Workload) -> anyhow::Result<()> {
     }
 }
 
+const WORDS_PER_PAGE: usize = 4096 / size_of::<u64>();
+
 /// Marsaglia's xorshift64: fast, and its output does not compress.
 pub struct XorShift(u64);
 

@@ -34,9 +34,7 @@ impl Store {
     pub fn connect(path: &str, len: usize) -> Result<Self, String> {
         let socket = socket::connect(path.as_bytes(), true)
             .map_err(|error| format!("the store server at {path} cannot be reached: {error}"))?;
-        let store =
-            Self { socket, staging: 0, half: len / 2, outstanding: 0, next_half: 0, populated: [0; 2] };
-        store.ready(|store| {
+        Self::new(socket, len).ready(|store| {
             store.send(&Request::Hello { version: VERSION }, None)?;
             match store.receive()? {
                 Reply::Welcome { version: VERSION, .. } => store.give_staging(len),
@@ -50,9 +48,11 @@ impl Store {
     /// # Errors
     /// As [`Store::connect`].
     pub fn passed(socket: Fd, len: usize) -> Result<Self, String> {
-        let store =
-            Self { socket, staging: 0, half: len / 2, outstanding: 0, next_half: 0, populated: [0; 2] };
-        store.ready(|store| store.give_staging(len))
+        Self::new(socket, len).ready(|store| store.give_staging(len))
+    }
+
+    fn new(socket: Fd, len: usize) -> Self {
+        Self { socket, staging: 0, half: len / 2, outstanding: 0, next_half: 0, populated: [0; 2] }
     }
 
     fn ready(mut self, make: impl FnOnce(&mut Self) -> Result<(), String>) -> Result<Self, String> {

@@ -45,6 +45,7 @@ pub struct KernelState {
     pub refuses_writable_code: u32,
     /// PR_GET_MEMORY_MERGE.
     pub merges_memory: bool,
+    /// io_setup(2).
     pub aio: Vec<aio::Context>,
     /// mlockall(2): MCL_FUTURE and MCL_ONFAULT, as far as they hold for what is mapped from now on.
     pub locks_future: u32,
@@ -234,7 +235,7 @@ fn pending(seen: &[Seen], of_timers: u64) -> (Vec<SiginfoBytes>, Vec<(i32, Sigin
         while set != 0 {
             let Some(info) = stop::take_one_of(slot, set) else { break };
             taken.push(info);
-            let status = procfs::read(path!("/proc/self/task/{tid}/status").as_c_str()).unwrap_or_default();
+            let status = procfs::thread_status(tid);
             set = procfs::field(&status, "SigPnd:").and_then(procfs::hex).unwrap_or(0) & !ours;
         }
         for info in taken {

@@ -82,7 +82,7 @@ fn has_descriptor_table() -> bool {
 /// Looks for what cannot be checkpointed about one thread. `first`: the first that was looked at and lives, which the others
 /// are to have their descriptors with; a leader that has ended (pthread_exit(3)) has none.
 fn check_thread(first: &mut Option<i32>, tid: i32, refusals: &mut Vec<Refusal>) {
-    let status = thread_status(tid);
+    let status = procfs::thread_status(tid);
     if ends(&status) {
         return;
     }
@@ -102,8 +102,10 @@ fn check_thread(first: &mut Option<i32>, tid: i32, refusals: &mut Vec<Refusal>) 
             "let the program do without its sandbox",
         );
     }
-    if process::shares(compared, tid, process::Shared::Files) == Some(false) && !ends(&thread_status(tid)) {
-        if ends(&thread_status(compared)) {
+    if process::shares(compared, tid, process::Shared::Files) == Some(false)
+        && !ends(&procfs::thread_status(tid))
+    {
+        if ends(&procfs::thread_status(compared)) {
             // It had been compared with those before, which are therefore like it.
             *first = Some(tid);
         } else {
@@ -118,10 +120,6 @@ fn check_thread(first: &mut Option<i32>, tid: i32, refusals: &mut Vec<Refusal>) 
     {
         refuse("it has a root directory of its own (chroot)", "launch the program without chroot");
     }
-}
-
-fn thread_status(tid: i32) -> Vec<u8> {
-    procfs::read(path!("/proc/self/task/{tid}/status").as_c_str()).unwrap_or_default()
 }
 
 /// Whether a thread has ended, or is about to: one that exits gives up its descriptors long before it stops being listed as

@@ -22,8 +22,7 @@ pub struct Seen {
 /// Reads the status of each thread once: it takes some 20 µs. `common`: who the process is; `known`: the subject's.
 pub fn look(quiet: &Quiet, common: &Credentials, known: &[u8]) -> Vec<Seen> {
     let look = |&tid: &i32| {
-        let read = || procfs::read(path!("/proc/self/task/{tid}/status").as_c_str()).unwrap_or_default();
-        let status = if tid == super::subject() { Vec::from(known) } else { read() };
+        let status = if tid == super::subject() { Vec::from(known) } else { procfs::thread_status(tid) };
         let own = super::process::credentials(&status);
         Seen {
             tid,

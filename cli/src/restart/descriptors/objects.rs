@@ -146,21 +146,20 @@ impl Objects {
                     continue;
                 };
                 let mut seals = *seals as i32;
-                let writers = writers.get(&fd.as_raw_fd()).map_or(&[][..], Vec::as_slice);
-                match writers {
-                    _ if seals & libc::F_SEAL_FUTURE_WRITE == 0 => {}
-                    [] => {}
-                    [writer] => {
+                let against_future = seals & libc::F_SEAL_FUTURE_WRITE != 0;
+                match writers.get(&fd.as_raw_fd()).map(Vec::as_slice) {
+                    Some([writer]) if against_future => {
                         self.to_seal.insert(*writer, seals);
                         continue;
                     }
-                    _ => {
+                    Some(_) if against_future => {
                         eprintln!(
                             "stasis: {} is not sealed against future writing again: several processes have it mapped",
                             describe(object)
                         );
                         seals &= !(libc::F_SEAL_FUTURE_WRITE | libc::F_SEAL_SEAL);
                     }
+                    _ => {}
                 }
                 if seals & !sealed.insert(fd.as_raw_fd(), seals).unwrap_or(0) != 0 {
                     kernel::fcntl(fd, libc::F_ADD_SEALS, seals)
