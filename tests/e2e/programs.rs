@@ -159,6 +159,7 @@ mod descriptors {
         devices: "devices";
         eventfd: "eventfd";
         epoll: "epoll";
+        epoll_by_numbers_that_were_closed: "epoll_numbers";
         signalfd: "signalfd";
         inotify: "inotify" ["read"];
         pidfds: "pidfd";

@@ -1,4 +1,5 @@
-// FIFOs: opened for reading, writing and both inside the process, with bytes in them; a further open finds them. One without a writer.
+// FIFOs: opened for reading, writing and both inside the process, with bytes in them; a further open finds them. One without a
+// writer; one that has no name any more, as shell scripts keep one to limit how many jobs run.
 #include "verify.h"
 #include <poll.h>
 #include <sys/stat.h>
@@ -10,6 +11,9 @@ int main(void) {
     int both = open("both", O_RDWR);
     REQUIRE(mkfifo("unopened", 0600) == 0);
     int unopened = open("unopened", O_RDONLY | O_NONBLOCK);
+    REQUIRE(mkfifo("deleted", 0600) == 0);
+    int deleted = open("deleted", O_RDWR), deleted_reader = open("deleted", O_RDONLY);
+    REQUIRE(deleted >= 0 && deleted_reader >= 0 && unlink("deleted") == 0 && write(deleted, "jobs", 4) == 4);
     REQUIRE(reader >= 0 && writer >= 0 && both >= 0 && unopened >= 0);
     REQUIRE(write(writer, "in the fifo", 11) == 11 && write(both, "in both", 7) == 7);
 
@@ -31,5 +35,10 @@ int main(void) {
     int first = open("unopened", O_WRONLY | O_NONBLOCK);
     CHECK(first >= 0 && write(first, "first", 5) == 5, "who opens the FIFO for writing finds no reader");
     CHECK(read(unopened, got, 64) == 5 && !memcmp(got, "first", 5), "the FIFO held `%s`", got);
+    if (loses("deleted"))
+        CHECK(read(deleted, got, 2) == 2, "read");
+    CHECK(read(deleted_reader, got, 64) == 4 && !memcmp(got, "jobs", 4), "the deleted FIFO held `%s`", got);
+    CHECK(write(deleted, "more", 4) == 4 && read(deleted, got, 64) == 4, "the deleted FIFO is not open for both");
+    CHECK(access("deleted", F_OK) == -1, "the deleted FIFO has its name again");
     return verdict();
 }

@@ -1,7 +1,9 @@
 //! `stasis show`: what is in a checkpoint, down to mappings, threads and descriptors.
 
 use stasis_protocol::{
-    image::{Backing, Description, DescriptionKind, Mapping, Object, ObjectKind, ProcessImage, Thread, flag},
+    image::{
+        Backing, Description, DescriptionKind, Fifo, Mapping, Object, ObjectKind, ProcessImage, Thread, flag,
+    },
     store::CheckpointRecord,
 };
 
@@ -168,7 +170,11 @@ fn what(description: &Description, image: &ProcessImage) -> String {
             format!("master side of /dev/pts/{index}, {} in it", bytes(unread as u64))
         }
         DescriptionKind::Pipe { pipe, write, content, fifo, .. } => {
-            let name = fifo.clone().unwrap_or_else(|| format!("{pipe}"));
+            let name = match fifo {
+                None => format!("{pipe}"),
+                Some(Fifo { path, deleted: false }) => path.clone(),
+                Some(Fifo { path, deleted: true }) => format!("{path} (deleted)"),
+            };
             let end = if *write { "write end" } else { "read end" };
             format!("{name}, {end}, {} in it", bytes(content.len() as u64))
         }

@@ -9,7 +9,7 @@ use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 
 /// The version of this record, checked before anything else of it is read.
-pub const IMAGE_VERSION: u32 = 11;
+pub const IMAGE_VERSION: u32 = 12;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessImage {
@@ -325,8 +325,8 @@ pub enum DescriptionKind {
         content: Vec<u8>,
         /// O_DIRECT packets: their lengths.
         packets: Vec<u32>,
-        /// For a FIFO, its path.
-        fifo: Option<String>,
+        /// Where it has, or had, a name.
+        fifo: Option<Fifo>,
     },
     /// Something whose other end is outside, inherited on descriptor 0, 1 or 2: taken from
     /// `stasis restart`, which has one in the same place.
@@ -480,9 +480,19 @@ pub struct SocketOption {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fifo {
+    pub path: String,
+    /// That is gone: nobody else can open it.
+    pub deleted: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EpollTarget {
     /// The descriptor number it was added by.
     pub fd: i32,
+    /// What it watches: an index into [`ProcessImage::descriptions`]. `None`: another process, which has the epoll as well, has
+    /// what it watches.
+    pub description: Option<u32>,
     pub events: u32,
     pub data: u64,
 }

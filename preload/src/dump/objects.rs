@@ -4,7 +4,12 @@
 use alloc::{format, vec::Vec};
 
 use stasis_protocol::{PAGE_SIZE, coordinator::Refusal, store::Space};
-use stasis_sys::{file, file::Fd, system_v};
+use stasis_sys::{
+    file,
+    file::Fd,
+    process::{self, Part},
+    system_v,
+};
 
 use super::{Dump, PAGE, SPACE_END, refusal};
 use crate::{pagemap, snapshot::Source};
@@ -54,12 +59,13 @@ impl Dump<'_> {
             while from < end {
                 let (staging, to, room) = self.room.find(self.hurries)?;
                 let wanted = room.min((end - from) as usize);
+                let part = Part { start: address + from, len: wanted as u64 };
                 // SAFETY: the room is ours.
-                let read = unsafe { file::pread_to(self.memory, to as usize, wanted, address + from) };
-                let whole = read.unwrap_or(0) & !(PAGE_SIZE - 1);
+                let gathered = unsafe { process::gather(&[part], to) }.unwrap_or(0) & !(PAGE_SIZE - 1);
+                let whole = if gathered == 0 { self.forced(&part, to) } else { gathered };
                 self.room.filled(id, offset + from, staging, whole);
                 from += whole as u64;
-                if whole < wanted {
+                if whole == 0 {
                     // Beyond the object's end.
                     self.room.forget(id, offset + from, offset + from + PAGE);
                     from += PAGE;
@@ -67,6 +73,13 @@ impl Dump<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Copies what threads may not read, where anybody can; how many bytes of whole pages. /proc/self/mem copies everything twice.
+    fn forced(&self, part: &Part, to: *mut u8) -> usize {
+        // SAFETY: the caller has made room for the part.
+        let read = unsafe { file::pread_to(self.memory, to as usize, part.len as usize, part.start) };
+        read.unwrap_or(0) & !(PAGE_SIZE - 1)
     }
 
     /// Copies a file's data, leaving out its holes; where its last data ended.

@@ -14,7 +14,7 @@ use stasis_protocol::{
 use super::{
     Installed, failed,
     kernel::{self, done, owned},
-    refuse,
+    name, numbers_of, refuse,
 };
 use crate::restart::plan::{attempt, call, pointing};
 
@@ -73,12 +73,18 @@ pub fn arm(kind: &DescriptionKind, fd: RawFd, installed: &mut Installed) {
 /// EP_PRIVATE_BITS).
 const PRIVATE: u32 = (libc::EPOLLONESHOT | libc::EPOLLET | libc::EPOLLWAKEUP | libc::EPOLLEXCLUSIVE) as u32;
 
-/// Fills an interest list, when all targets are at their numbers.
+/// Whether a process is the first of those that have a description.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct First(pub bool);
+
+/// Fills an interest list, when all targets are at their numbers. `shared`: other processes have it as well, and add what
+/// they have of it.
 pub fn watch(
     image: &ProcessImage,
     index: usize,
     epoll: RawFd,
     targets: &[EpollTarget],
+    shared: Option<First>,
     installed: &mut Installed,
 ) -> Result<(), Refusal> {
     let is_disarmed = |target: &EpollTarget| {
@@ -87,8 +93,20 @@ pub fn watch(
     // Disarmed ones first: see `add_disarmed`.
     let (first, then): (Vec<_>, Vec<_>) = targets.iter().partition(|target| is_disarmed(target));
     for target in first.into_iter().chain(then) {
+        let Some(description) = target.description.map(|description| description as usize) else { continue };
+        let is_at_home = numbers_of(image, description).any(|fd| fd == target.fd);
         let mut event = libc::epoll_event { events: target.events, u64: target.data };
-        if is_signalfd(image, target.fd) {
+        if is_signalfd(image, description) {
+            if shared == Some(First(false)) {
+                continue;
+            }
+            if !is_at_home {
+                let what = name(image, index);
+                let left_out =
+                    format!("{what} does not watch what was fd {}, a signalfd, any more", target.fd);
+                installed.warnings.push(left_out);
+                continue;
+            }
             // It tells of the signals of the process that adds it (signalfd(2), fork and epoll semantics).
             // SAFETY: struct epoll_event is packed plain data.
             let bytes: [u8; size_of::<libc::epoll_event>()] = unsafe { std::mem::transmute(event) };
@@ -97,13 +115,53 @@ pub fn watch(
             installed.late.push(pointing(call(libc::SYS_epoll_ctl, &arguments), 3, offset));
             continue;
         }
+        let lent = match numbers_of(image, description).next() {
+            Some(duplicate) if !is_at_home => Some(Lent::take(target.fd, duplicate)),
+            _ => None,
+        };
         let add = |event: &mut libc::epoll_event| control(epoll, libc::EPOLL_CTL_ADD, target.fd, event);
-        let added = if is_disarmed(target) { add_disarmed(epoll, target) } else { add(&mut event) };
-        added.map_err(|error| {
-            failed(image, index, &format!("fd {} cannot be added to it", target.fd), &error)
-        })?;
+        let added = match lent.transpose() {
+            Err(error) => Err(error),
+            Ok(_) if is_disarmed(target) => add_disarmed(epoll, target),
+            Ok(_) => add(&mut event),
+        };
+        match added {
+            Err(error) if shared.is_some() && error.raw_os_error() == Some(libc::EEXIST) => {}
+            added => added.map_err(|error| {
+                failed(image, index, &format!("fd {} cannot be added to it", target.fd), &error)
+            })?,
+        }
     }
     Ok(())
+}
+
+/// A number that stands for something else for a moment: an interest list knows its targets by numbers that may be closed since.
+struct Lent {
+    number: RawFd,
+    /// What was there.
+    before: Option<OwnedFd>,
+}
+
+impl Lent {
+    fn take(number: RawFd, duplicate: RawFd) -> io::Result<Self> {
+        // SAFETY: fcntl(2) with numbers.
+        let before = owned(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) }).ok();
+        let lent = Self { number, before };
+        // SAFETY: dup2(2) with numbers; what was there is kept.
+        done(unsafe { libc::dup2(duplicate, number) })?;
+        Ok(lent)
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        match &self.before {
+            // SAFETY: dup2(2) with numbers: the one that was lent is as it was, and stays open across exec.
+            Some(before) => unsafe { libc::dup2(before.as_raw_fd(), self.number) },
+            // SAFETY: opened in `take`, if at all.
+            None => unsafe { libc::close(self.number) },
+        };
+    }
 }
 
 fn control(epoll: RawFd, operation: i32, fd: RawFd, event: &mut libc::epoll_event) -> io::Result<()> {
@@ -128,13 +186,9 @@ fn add_disarmed(epoll: RawFd, target: &EpollTarget) -> io::Result<()> {
     control(epoll, libc::EPOLL_CTL_MOD, target.fd, &mut event)
 }
 
-fn is_signalfd(image: &ProcessImage, fd: RawFd) -> bool {
-    image.descriptors.iter().find(|descriptor| descriptor.fd == fd).is_some_and(|descriptor| {
-        image
-            .descriptions
-            .get(descriptor.description as usize)
-            .is_some_and(|description| matches!(description.kind, DescriptionKind::Signal { .. }))
-    })
+fn is_signalfd(image: &ProcessImage, description: usize) -> bool {
+    let description = image.descriptions.get(description);
+    description.is_some_and(|description| matches!(description.kind, DescriptionKind::Signal { .. }))
 }
 
 /// More watches than this in a row that only exist to be removed again are not made: an image is hostile input.

@@ -9,7 +9,7 @@ use std::{
 
 use stasis_protocol::{
     coordinator::Refusal,
-    image::{Description, DescriptionKind, FileIdentity, ObjectKind, ProcessImage},
+    image::{Description, DescriptionKind, Fifo, FileIdentity, ObjectKind, ProcessImage},
 };
 
 use super::{Policy, kernel::owned, put_back, refuse, sockets, tcp};
@@ -111,7 +111,7 @@ pub fn check(image: &ProcessImage, files: &Files<'_>, policy: &Policy) -> Vec<Re
                     _ => Ok(()),
                 })
             }
-            DescriptionKind::Pipe { fifo: Some(path), .. } => {
+            DescriptionKind::Pipe { fifo: Some(Fifo { path, deleted: false }), .. } => {
                 present(files, policy, path).and_then(|found| match found {
                     Some(found) if !found.file_type().is_fifo() => {
                         Err(("it is no FIFO any more".into(), PUT_IT_BACK))

@@ -100,7 +100,7 @@ fn name(image: &ProcessImage, index: usize) -> String {
             path.clone()
         }
         Some(DescriptionKind::Pseudoterminal { index, .. }) => format!("master side of /dev/pts/{index}"),
-        Some(DescriptionKind::Pipe { fifo, .. }) => fifo.clone().unwrap_or_else(|| "pipe".into()),
+        Some(DescriptionKind::Pipe { fifo, .. }) => fifo.as_ref().map_or("pipe", |fifo| &fifo.path).into(),
         Some(DescriptionKind::Inherited { what, .. }) => what.clone(),
         Some(DescriptionKind::Event { .. }) => "eventfd".into(),
         Some(DescriptionKind::Timer { .. }) => "timerfd".into(),
@@ -219,14 +219,15 @@ pub fn install(common: &Common<'_>, process: usize, reserved: &[RawFd]) -> Resul
         if !common.relations.is_within(&description.kind) {
             terminals::tell_size(image, description, fd, &mut installed);
         }
+        if let DescriptionKind::Epoll { targets } = &description.kind {
+            let shared = common.ready((process, index)).map(|(_, is_first)| anonymous::First(is_first));
+            anonymous::watch(image, index, fd, targets, shared, &mut installed)?;
+        }
         // What belongs to a description that several processes share is given to it once.
         if common.ready((process, index)).is_some_and(|(_, is_first)| !is_first) {
             continue;
         }
         locks::take(image, index, description, fd)?;
-        if let DescriptionKind::Epoll { targets } = &description.kind {
-            anonymous::watch(image, index, fd, targets, &mut installed)?;
-        }
         let fds: Vec<RawFd> = numbers_of(image, index).collect();
         pidfds::late(&description.kind, description.flags as i32, &fds, &mut installed);
         files::late(image, description, &fds, &mut installed);

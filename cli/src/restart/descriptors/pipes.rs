@@ -7,7 +7,7 @@ use std::{
 
 use stasis_protocol::{
     coordinator::Refusal,
-    image::{Description, DescriptionKind, ProcessImage},
+    image::{Description, DescriptionKind, Fifo, ProcessImage},
 };
 
 use super::{Maker, check, failed, kernel, kernel::done, refuse};
@@ -43,14 +43,15 @@ pub fn open(
     };
     if let (true, Some(fifo)) = (*unopened, fifo) {
         // A writer, were it for a moment, would have the program find an end.
-        return match kernel::open(fifo, libc::O_RDONLY | libc::O_NONBLOCK) {
+        let opened = named(fifo, |path| kernel::open(path, libc::O_RDONLY | libc::O_NONBLOCK));
+        return match opened {
             Ok(fd) => Ok(Some(fd)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => missing(),
             Err(error) => Err(failed(image, index, "it cannot be opened", &error)),
         };
     }
     if !maker.pipes.contains_key(pipe) {
-        let mut ends = match make(fifo.as_deref(), *capacity) {
+        let mut ends = match make(fifo.as_ref(), *capacity) {
             Ok(ends) => ends,
             Err(error) if error.kind() == io::ErrorKind::NotFound && fifo.is_some() => return missing(),
             Err(error) => return Err(failed(image, index, "it cannot be made again", &error)),
@@ -70,7 +71,7 @@ pub fn open(
 }
 
 /// Makes a pipe, or opens both ends of a FIFO; neither end blocks.
-fn make(fifo: Option<&str>, capacity: u32) -> io::Result<Ends> {
+fn make(fifo: Option<&Fifo>, capacity: u32) -> io::Result<Ends> {
     let (read, write) = match fifo {
         None => {
             let mut ends = [0; 2];
@@ -80,13 +81,26 @@ fn make(fifo: Option<&str>, capacity: u32) -> io::Result<Ends> {
             unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) }
         }
         // In this order: a FIFO cannot be opened for writing while nobody reads it (fifo(7)).
-        Some(path) => (
-            kernel::open(path, libc::O_RDONLY | libc::O_NONBLOCK)?,
-            kernel::open(path, libc::O_WRONLY | libc::O_NONBLOCK)?,
-        ),
+        Some(fifo) => named(fifo, |path| {
+            Ok((
+                kernel::open(path, libc::O_RDONLY | libc::O_NONBLOCK)?,
+                kernel::open(path, libc::O_WRONLY | libc::O_NONBLOCK)?,
+            ))
+        })?,
     };
     kernel::fcntl(&write, F_SETPIPE_SZ, capacity as i32)?;
     Ok(Ends { read, write, taken: [false; 2] })
+}
+
+/// Opens a FIFO by its name; one that was deleted is made again, and has a name for as long as that takes.
+fn named<T>(fifo: &Fifo, open: impl FnOnce(&str) -> io::Result<T>) -> io::Result<T> {
+    if !fifo.deleted {
+        return open(&fifo.path);
+    }
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().join("fifo");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR)?;
+    open(&path.to_string_lossy())
 }
 
 /// Writes what was in the pipe, packet by packet where it held packets (pipe2(2), O_DIRECT).

@@ -328,11 +328,16 @@ fn a_socket_pair_has_what_was_not_read() {
 
 #[test]
 fn an_interest_list_has_its_data_and_a_spent_one_shot_stays_spent() {
-    let target = |fd, events: i32, data| EpollTarget { fd, events: events as u32, data };
+    let target = |fd, description, events: i32, data| EpollTarget {
+        fd,
+        description: Some(description),
+        events: events as u32,
+        data,
+    };
     let targets = vec![
-        target(14, libc::EPOLLIN, 0xfeed),
-        target(15, libc::EPOLLONESHOT, 2),
-        target(16, libc::EPOLLIN | libc::EPOLLET, 3),
+        target(14, 1, libc::EPOLLIN, 0xfeed),
+        target(15, 2, libc::EPOLLONESHOT, 2),
+        target(16, 3, libc::EPOLLIN | libc::EPOLLET, 3),
     ];
     let event = |count| described(libc::O_RDWR, DescriptionKind::Event { count, semaphore: false });
     let image = image(vec![
@@ -349,6 +354,27 @@ fn an_interest_list_has_its_data_and_a_spent_one_shot_stays_spent() {
         let info = fs::read_to_string("/proc/self/fdinfo/12").unwrap_or_default();
         let spent = info.lines().find(|line| line.contains("tfd:       15")).unwrap_or_default();
         expect("spent", spent.contains("events: 40000000"), true)
+    });
+}
+
+#[test]
+fn an_interest_list_knows_its_targets_by_numbers_that_were_closed_or_stand_for_something_else() {
+    let target = |fd, data| EpollTarget { fd, description: Some(1), events: libc::EPOLLIN as u32, data };
+    let targets = vec![target(13, 1), target(14, 2), target(40, 3)];
+    let event = |count| described(libc::O_RDWR, DescriptionKind::Event { count, semaphore: false });
+    let image = image(vec![
+        (described(libc::O_RDWR, DescriptionKind::Epoll { targets }), vec![12]),
+        (event(1), vec![13, 15]),
+        (event(0), vec![14]),
+    ]);
+    in_child(&image, |_| {
+        let mut events = vec![libc::epoll_event { events: 0, u64: 0 }; 8];
+        // SAFETY: writes at most 8 events.
+        expect("events", unsafe { libc::epoll_wait(12, events.as_mut_ptr(), 8, 0) }, 3)?;
+        let data: u64 = events.iter().map(|event| event.u64).sum();
+        expect("data", data, 6)?;
+        expect("40 is closed", fs::read_link("/proc/self/fd/40").is_err(), true)?;
+        expect("14 is empty", fdinfo(14, "eventfd-count:").trim().into(), "0".to_owned())
     });
 }
 

@@ -244,6 +244,7 @@ pub fn capture(objects: &mut Objects, moment: Moment, share: Share<'_>) -> Resul
     if !refusals.is_empty() {
         return Err(refusals);
     }
+    epoll::number(&mut descriptions, &numbers);
     pipes::keep_first_content(&mut descriptions);
     let ends = ends::find(&opens, &descriptions, &descriptors);
     let alone = opens.iter().zip(&representatives).enumerate();

@@ -4,7 +4,7 @@ use alloc::{collections::BTreeSet, format, vec, vec::Vec};
 
 use stasis_protocol::{
     coordinator::Refusal,
-    image::{Description, DescriptionKind},
+    image::{Description, DescriptionKind, Fifo},
 };
 use stasis_sys::{file, sync};
 
@@ -31,14 +31,8 @@ pub fn capture(table: &Table<'_>, open: &Open) -> Result<DescriptionKind, Refusa
     let duplicate = table.duplicate(open)?;
     let both_are_here = here(libc::O_RDONLY) && here(libc::O_WRONLY);
     let other_closed = !both_are_here && other_end_is_closed(open, &duplicate)?;
-    let fifo = open.link.starts_with('/').then(|| open.link.clone());
+    let fifo = open.link.starts_with('/').then(|| fifo(open));
     let unopened = fifo.is_some() && !both_are_here && !other_closed && nobody_writes(open, &duplicate)?;
-    if let Some(path) = &fifo
-        && open.stat.st_nlink == 0
-    {
-        return open
-            .refuse(&format!("the FIFO {path} was deleted"), "keep it until the program has closed it");
-    }
     let capacity = file::fcntl(duplicate.0, F_GETPIPE_SZ, 0)
         .map_err(|error| open.failed("its capacity cannot be asked", error))?;
     let (content, packets) = if table.stopped() && open.access() != libc::O_WRONLY {
@@ -56,6 +50,12 @@ pub fn capture(table: &Table<'_>, open: &Open) -> Result<DescriptionKind, Refusa
         packets,
         fifo,
     })
+}
+
+fn fifo(open: &Open) -> Fifo {
+    let deleted = open.stat.st_nlink == 0;
+    let path = if deleted { open.link.trim_end_matches(" (deleted)") } else { &open.link };
+    Fifo { path: path.into(), deleted }
 }
 
 /// Whether nobody has the other end (pipe_poll in fs/pipe.c: POLLHUP without writers, POLLERR without
