@@ -24,11 +24,11 @@ use crate::{
     link::{coordinator::Coordinator, store::Store},
     precopy::{Stood, precopy},
     quiesce::{self, Quiet},
-    snapshot::{self, Checked, Children, Share, mappings},
+    snapshot::{self, Checked, Children, Share, advice, mappings},
     state::{self, Stop},
     tracker::Tracker,
     vdso,
-    wrappers::userfault,
+    wrappers::{self, userfault},
 };
 
 /// What the checkpoint thread keeps between checkpoints. Nothing of it is in the arena.
@@ -63,12 +63,20 @@ unsafe impl<T> Sync for CheckpointThreads<T> {}
 static KEPT: CheckpointThreads<Kept> =
     CheckpointThreads(UnsafeCell::new(Kept { store: None, tracker: None, base: None }));
 
+/// Beside the others, so that it takes no room in the library's file.
+static ADVICE: CheckpointThreads<advice::Read> = CheckpointThreads(UnsafeCell::new(advice::Read::new()));
+
 static STACK: AtomicUsize = AtomicUsize::new(0);
 static STACK_LEN: AtomicUsize = AtomicUsize::new(0);
 
 fn kept() -> &'static mut Kept {
     // SAFETY: see `CheckpointThreads`; no reference is kept over a call that makes another.
     unsafe { &mut *KEPT.0.get() }
+}
+
+fn advice() -> &'static mut advice::Read {
+    // SAFETY: as for `kept`.
+    unsafe { &mut *ADVICE.0.get() }
 }
 
 /// The stack of the checkpoint thread, made at the first call and then used again (after a fork).
@@ -91,6 +99,8 @@ pub fn forget_inherited() {
     userfault::set_watching(-1);
     let kept = kept();
     (kept.store, kept.tracker, kept.base) = (None, None, None);
+    advice().forget();
+    wrappers::advice::forget();
     credentials::forget();
 }
 
@@ -502,7 +512,7 @@ impl Taking<'_> {
             self.report(Phase::Storing);
         }
         dump.deliver_first()?;
-        mappings::advise(&mut snapshot)?;
+        mappings::advise(&mut snapshot, advice(), hold)?;
         dump.deliver()?;
         let memory = (dump.taken_memory() + dump.staging_len() + arena::most()) as u64;
         drop(dump);

@@ -114,6 +114,33 @@ time.sleep(3600)";
     let _ = running.wait_exit();
 }
 
+const ADVICE_CHANGES: Workload = Workload { program: "advice_changes", arguments: &[] };
+
+/// The last checkpoint comes while what an earlier one has read of smaps would still hold. (The first one's does not: it makes
+/// mappings.)
+#[test]
+fn advice_that_changes_between_two_checkpoints_is_in_the_second() {
+    let lab = Lab::new();
+    let running = lab.launch([compile::program(ADVICE_CHANGES.program)]);
+    running.wait_ready();
+    for _ in 0..3 {
+        lab.checkpoint(&[]);
+    }
+    running.signal(Signal::SIGUSR1);
+    running.wait_line("changed");
+    let last = lab.checkpoint(&[]);
+    running.expect_ok();
+    lab.restart([last.as_str()]).expect_ok();
+}
+
+#[test]
+fn it_notices_natively_when_its_advice_is_lost() {
+    ADVICE_CHANGES.notices_what_is_lost_with(|running| {
+        running.signal(Signal::SIGUSR1);
+        running.wait_line("changed");
+    });
+}
+
 #[test]
 fn the_program_notices_natively_when_a_byte_is_lost() {
     RANDOM_MEMORY.notices_what_is_lost();

@@ -1,4 +1,4 @@
-//! The address space: /proc/self/maps, and the advice that only smaps shows.
+//! The address space, as /proc/self/maps shows it.
 
 use alloc::{
     format,
@@ -14,7 +14,11 @@ use stasis_protocol::{
 };
 use stasis_sys::{file, process};
 
-use super::{Objects, Snapshot, Source, objects::SHARED_MEMORY};
+use super::{
+    Objects, Snapshot, Source,
+    advice::{self, Advice},
+    objects::SHARED_MEMORY,
+};
 use crate::{
     aio,
     checkpoint::{self, Own},
@@ -39,83 +43,27 @@ pub struct Found {
     pub content: Content,
 }
 
-/// What smaps says of a mapping beyond maps.
-struct Advised {
-    start: u64,
-    end: u64,
-    flags: u32,
-    protection_key: u8,
-}
-
-/// Fills in the flags of mappings, which only smaps tells. It walks page tables, 10 ms a GiB, so this comes when threads
-/// run again (unless they are held).
+/// Fills in the flags of mappings, which only smaps tells. That takes long, so this comes when threads run again (unless they
+/// are held).
 ///
 /// # Errors
 /// Refusals that name the mapping, as [`capture`]'s.
-pub fn advise(snapshot: &mut Snapshot) -> Result<(), Vec<Refusal>> {
-    let advised = read_advice();
+pub fn advise(snapshot: &mut Snapshot, read: &mut advice::Read, exact: bool) -> Result<(), Vec<Refusal>> {
+    let advised = read.look(exact, snapshot.image.mappings.iter());
     for (found, mapping) in snapshot.mappings.iter_mut().zip(&mut snapshot.image.mappings) {
-        let at = advised.partition_point(|advised| advised.end <= mapping.start);
         // What was unmapped in these few milliseconds has none.
-        let Some(around) = advised.get(at).filter(|around| around.start <= mapping.start) else { continue };
-        if around.flags & flag::HUGETLB != 0 {
+        let Some(Advice { flags, protection_key }) = advice::of(&advised, mapping) else { continue };
+        if flags & flag::HUGETLB != 0 {
             return Err(vec![hugetlb(mapping.start, mapping.end, "")]);
         }
-        mapping.flags = around.flags;
-        mapping.protection_key = around.protection_key;
-        found.mapping.flags = around.flags;
-        found.mapping.protection_key = around.protection_key;
+        (mapping.flags, mapping.protection_key) = (flags, protection_key);
+        (found.mapping.flags, found.mapping.protection_key) = (flags, protection_key);
     }
     Ok(())
 }
 
-fn read_advice() -> Vec<Advised> {
-    let content = procfs::read(c"/proc/thread-self/smaps").unwrap_or_default();
-    let mut advised: Vec<Advised> = Vec::new();
-    for line in procfs::lines(&content) {
-        if let Some(flags) = line.strip_prefix(b"VmFlags:") {
-            if let Some(last) = advised.last_mut() {
-                last.flags = vm_flags(flags);
-            }
-        } else if let Some(key) = line.strip_prefix(b"ProtectionKey:") {
-            if let Some(last) = advised.last_mut() {
-                last.protection_key = procfs::decimal(key.trim_ascii()).unwrap_or(0) as u8;
-            }
-        } else if let Some((start, end)) = range(line) {
-            advised.push(Advised { start, end, flags: 0, protection_key: 0 });
-        }
-    }
-    advised
-}
-
-/// VmFlags, proc(5).
-fn vm_flags(text: &[u8]) -> u32 {
-    procfs::words(text).fold(0, |flags, word| {
-        flags
-            | match word {
-                b"gd" => flag::GROWSDOWN,
-                b"lo" => flag::LOCKED,
-                b"nr" => flag::NORESERVE,
-                b"dc" => flag::DONTFORK,
-                b"dd" => flag::DONTDUMP,
-                b"wf" => flag::WIPEONFORK,
-                b"hg" => flag::HUGEPAGE,
-                b"nh" => flag::NOHUGEPAGE,
-                b"mg" => flag::MERGEABLE,
-                b"sr" => flag::SEQUENTIAL,
-                b"rr" => flag::RANDOM,
-                b"ht" => flag::HUGETLB,
-                b"mw" => flag::MAY_WRITE,
-                b"lf" => flag::LOCK_ON_FAULT,
-                b"sl" => flag::SEALED,
-                b"dp" => flag::DROPPABLE,
-                _ => 0,
-            }
-    })
-}
-
 /// The address range that a line of maps or smaps begins with.
-fn range(line: &[u8]) -> Option<(u64, u64)> {
+pub(super) fn range(line: &[u8]) -> Option<(u64, u64)> {
     let word = procfs::words(line).next()?;
     let dash = word.iter().position(|&byte| byte == b'-')?;
     Some((procfs::hex(&word[..dash])?, procfs::hex(&word[dash + 1..])?))

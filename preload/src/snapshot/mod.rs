@@ -1,5 +1,6 @@
 //! The record of this process: asked of the kernel while every thread stands still.
 
+pub mod advice;
 pub mod descriptors;
 pub mod kernel_state;
 pub mod mappings;

@@ -2,11 +2,12 @@
 
 use libc::c_int;
 
-use super::returned;
+use super::{advice, returned};
 use crate::confined::{self, CLOCK, DISPATCH, FILTERS, LANDLOCK, OWN_KEYS, SESSION_KEYS};
 
 // Not in the libc crate (linux/prctl.h, linux/keyctl.h).
 const PR_SET_SYSCALL_USER_DISPATCH: i32 = 59;
+const PR_SET_MEMORY_MERGE: i32 = 67;
 const KEYCTL_JOIN_SESSION_KEYRING: usize = 1;
 const KEYCTL_LINK: usize = 8;
 
@@ -54,7 +55,11 @@ pub unsafe fn call(nr: i64, arguments: [usize; 6]) -> isize {
     let had = confined::has(noted);
     confined::note(noted);
     // SAFETY: the caller's promise.
-    let result = unsafe { stasis_sys::raw(nr, arguments) };
+    let make = || unsafe { stasis_sys::raw(nr, arguments) };
+    let result = match nr {
+        libc::SYS_prctl if a as i32 == PR_SET_MEMORY_MERGE => advice::change(make),
+        _ => make(),
+    };
     let failed = (-4095..0).contains(&result);
     if failed && !had {
         confined::withdraw(noted);

@@ -1,11 +1,11 @@
 //! syscall(2) by the numbers of calls that make, replace or end a process, ask for a System V object, a
-//! timer, or for what nobody can read back: as the functions of those names do it.
+//! timer, or for what nobody can read back, or not at once: as the functions of those names do it.
 
-use super::{confine, exec, exit, returned, system_v, timers};
+use super::{advice, confine, exec, exit, returned, system_v, timers};
 use crate::{births::Birth, fork, lazy, start};
 
 /// Numbers that [`by_number`] is to be given.
-pub const NUMBERS: [i64; 17] = [
+pub const NUMBERS: [i64; 26] = [
     libc::SYS_fork,
     libc::SYS_vfork,
     libc::SYS_clone,
@@ -23,6 +23,15 @@ pub const NUMBERS: [i64; 17] = [
     libc::SYS_keyctl,
     libc::SYS_add_key,
     libc::SYS_request_key,
+    libc::SYS_madvise,
+    libc::SYS_process_madvise,
+    libc::SYS_mlock,
+    libc::SYS_mlock2,
+    libc::SYS_munlock,
+    libc::SYS_mlockall,
+    libc::SYS_munlockall,
+    libc::SYS_pkey_mprotect,
+    libc::SYS_mseal,
 ];
 
 /// Makes a system call of [`NUMBERS`].
@@ -62,6 +71,16 @@ pub unsafe extern "C" fn by_number(
         | libc::SYS_add_key
         // SAFETY: as above.
         | libc::SYS_request_key => unsafe { confine::call(nr, [a, b, c, d, e, f]) },
+        libc::SYS_madvise
+        | libc::SYS_process_madvise
+        | libc::SYS_mlock
+        | libc::SYS_mlock2
+        | libc::SYS_munlock
+        | libc::SYS_mlockall
+        | libc::SYS_munlockall
+        | libc::SYS_pkey_mprotect
+        // SAFETY: as above.
+        | libc::SYS_mseal => returned(unsafe { advice::call(nr, [a, b, c, d, e, f]) }),
         // The child of a vfork(2) would return to a caller whose frame its parent has left: nobody can call it by this way.
         libc::SYS_vfork => returned(make(|| raw(libc::SYS_fork))),
         libc::SYS_clone if shares_memory(a as u64) => returned(raw(nr)),
