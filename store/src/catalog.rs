@@ -364,7 +364,7 @@ impl Indexer {
         let worker = Arc::clone(&catalog);
         let thread = thread::Builder::new().name("indexer".into()).spawn(move || {
             // Only dedup suffers: pages that the index does not know are written once more.
-            let complain = |error: &StoreError| eprintln!("not all pages were put into the index: {error}");
+            let complain = |error: &StoreError| log!("not all pages were put into the index: {error}");
             let mut added = Added::default();
             for task in tasks {
                 let _ = worker.perform(task, &mut added, &mut reader).inspect_err(complain);

@@ -14,10 +14,10 @@ use table::PageTable;
 use crate::{
     error::StoreError,
     hash::Page,
+    label,
     manifest::{Draft, LEAF_PAGES, MAX_PAGE, Manifest, Node, Reader as Trees, Root, rebuild},
     nodelog::NodeLog,
     pack::{AlignedPage, Place},
-    reference,
     session::Session,
     store::Store,
     stream::{self, CheckpointFrame, EndFrame, Frame, LeafFrame, ProcessFrame, Reader, StreamError},
@@ -96,7 +96,12 @@ impl Import<'_> {
                 }
                 Frame::Checkpoint(frame) => {
                     let record = self.checkpoint(frame).ok_or_else(|| wrong("a checkpoint that is none"))?;
-                    reference::check_label(&record.draft)?;
+                    record
+                        .draft
+                        .label
+                        .as_deref()
+                        .map_or(Ok(()), label::check)
+                        .map_err(StoreError::Refused)?;
                     self.checkpoints.push(record);
                 }
                 Frame::End(end) => {

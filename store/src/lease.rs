@@ -71,7 +71,7 @@ impl State {
             }
             match fs::remove_file(&retired.path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    eprintln!("{} stays until the server starts again: {error}", retired.path.display());
+                    log!("{} stays until the server starts again: {error}", retired.path.display());
                 }
                 _ => {}
             }

@@ -11,8 +11,18 @@
 //! Not here: what is in a process record (opaque bytes to the store), when to take checkpoints, and
 //! how pages come back into a process.
 
+/// Writes a line to standard error, the server's log. Where it cannot be written (the disk is full), the server goes on.
+#[cfg(feature = "server")]
+macro_rules! log {
+    ($($message:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($message)*);
+    }};
+}
+
 pub mod client;
 pub mod hash;
+pub mod label;
 pub mod location;
 pub mod pager;
 mod stored;

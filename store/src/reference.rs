@@ -4,14 +4,9 @@
 //! Before `latest` lies what was committed before it; before an id or a label lies its parent, the
 //! checkpoint that the computation went on from.
 
-use stasis_protocol::store::{CheckpointDraft, CheckpointRecord};
+use stasis_protocol::store::CheckpointRecord;
 
-use crate::{error::StoreError, index::Index};
-
-const LATEST: &str = "latest";
-
-/// The longest label, in bytes.
-const MAX_LABEL: usize = 200;
+use crate::{error::StoreError, index::Index, label::LATEST};
 
 /// How many candidates an ambiguous prefix names.
 const CANDIDATES: usize = 8;
@@ -33,7 +28,8 @@ pub fn resolve(index: &Index, reference: &str) -> Result<CheckpointRecord, Store
     };
     if name == LATEST || name.is_empty() {
         let all = index.checkpoints()?;
-        let Some(at) = usize::try_from(back).ok().and_then(|back| all.len().checked_sub(back + 1)) else {
+        let at = usize::try_from(back).ok().and_then(|back| all.len().checked_sub(1)?.checked_sub(back));
+        let Some(at) = at else {
             return refuse(match all.len() {
                 0 => "the store has no checkpoint; take one with `stasis checkpoint`".into(),
                 count => format!("{reference:?}: the store has only {count} checkpoints; see `stasis list`"),
@@ -82,26 +78,4 @@ fn find(index: &Index, name: &str) -> Result<CheckpointRecord, StoreError> {
             )))
         }
     }
-}
-
-/// Whether a checkpoint may be called as the draft asks.
-///
-/// # Errors
-/// It may not.
-pub fn check_label(draft: &CheckpointDraft) -> Result<(), StoreError> {
-    let Some(label) = &draft.label else { return Ok(()) };
-    let problem = if label.is_empty() {
-        "is empty"
-    } else if label.len() > MAX_LABEL {
-        "is longer than 200 bytes"
-    } else if label == LATEST {
-        "already means the last checkpoint"
-    } else if label.contains('~') {
-        "contains ~, which counts checkpoints back"
-    } else if label.contains(|c: char| c.is_control() || c.is_whitespace()) {
-        "contains blanks or control characters"
-    } else {
-        return Ok(());
-    };
-    Err(StoreError::Refused(format!("the label {label:?} {problem}; choose another")))
 }

@@ -161,7 +161,7 @@ impl Server {
                 match self.listener.accept() {
                     Ok((stream, _)) => self.serve(stream),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(error) => eprintln!("a connection could not be accepted: {error}"),
+                    Err(error) => log!("a connection could not be accepted: {error}"),
                 }
             }
         }
@@ -169,7 +169,7 @@ impl Server {
 
     fn serve(&self, stream: UnixStream) {
         if let Err(reason) = self.shared.start(move |shared| connection::serve(shared, stream)) {
-            eprintln!("a connection was refused: {reason}");
+            log!("a connection was refused: {reason}");
         }
     }
 }

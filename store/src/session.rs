@@ -376,7 +376,7 @@ impl Session {
             match pack.rewind() {
                 Ok(()) => pool.give_back(pack),
                 // It is not appended to any more; the next start of the server cuts it.
-                Err(error) => eprintln!("giving up a pack: {error}"),
+                Err(error) => log!("giving up a pack: {error}"),
             }
         }
     }

@@ -24,6 +24,7 @@ use crate::{
     error::{StoreError, hex},
     hash::{PAGE_SIZE, PageHasher},
     index::{Index, PackRecord},
+    label,
     lease::Leases,
     leaves::Leaves,
     manifest::NodeNames,
@@ -35,7 +36,6 @@ use crate::{
         reader::{PackReader, list},
         writer::Writers,
     },
-    reference,
     session::{End, FinishedDump, Outcome, Session},
 };
 
@@ -221,7 +221,7 @@ impl Store {
     /// A process that the draft names has not been dumped: nothing has changed. Or the checkpoint could
     /// not be written: its dumps are gone.
     pub fn commit(&self, token: u64, mut draft: CheckpointDraft) -> Result<CheckpointRecord, StoreError> {
-        reference::check_label(&draft)?;
+        draft.label.as_deref().map_or(Ok(()), label::check).map_err(StoreError::Refused)?;
         let refuse = |problem: String| Err(StoreError::Refused(problem));
         if draft.processes.is_empty() {
             return refuse(format!("the checkpoint {token:#x} names no process"));

@@ -58,6 +58,9 @@ pub async fn take(computation: Rc<Computation>, order: Order, _turn: OwnedMutexG
 }
 
 async fn attempt(computation: &Rc<Computation>, order: Order) -> Outcome {
+    if let Err(reason) = order.label.as_deref().map_or(Ok(()), stasis_store::label::check) {
+        return Err(one(refusal("the checkpoint", reason, "the computation runs on")));
+    }
     /// For processes that come and go all the time.
     const MOST_ROUNDS: u32 = 12;
     /// How long a program is left to itself that was met between two steps, at first and at most: one that passes descriptors
@@ -131,9 +134,11 @@ async fn round(
     };
 
     let committed = match draft(computation, dumps, shared, order.label.clone()) {
-        Ok(draft) => blocking(move || store.commit(token, draft))
-            .await
-            .map_err(|reason| store_refusal(computation, reason)),
+        Ok(draft) => {
+            // What is refused is not waited for any more.
+            let commit = move || store.commit(token, draft).inspect_err(|_| drop(store.discard(token)));
+            blocking(commit).await.map_err(|reason| store_refusal(computation, reason))
+        }
         Err(refusal) => Err(refusal),
     };
     match committed {

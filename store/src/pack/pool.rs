@@ -110,7 +110,7 @@ impl PackPool {
             match OpenPack::reopen(&self.packs, number, &record) {
                 Ok(pack) => return Ok(pack),
                 // What is in it is `verify`'s business; for new pages another will do.
-                Err(error) => eprintln!("not appending to a pack: {error}"),
+                Err(error) => log!("not appending to a pack: {error}"),
             }
             self.lock().lent.remove(&number);
         }

@@ -110,7 +110,7 @@ fn work(shared: &Shared, all: bool) {
             Ok(true) if !is_over() => {}
             Ok(_) => return,
             Err(error) => {
-                eprintln!("not compressing: {error}");
+                log!("not compressing: {error}");
                 return;
             }
         }

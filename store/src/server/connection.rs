@@ -98,7 +98,7 @@ impl<'a> Connection<'a> {
 
     fn serve(mut self) {
         if let Err(error) = self.run() {
-            eprintln!("a connection ended: {error}");
+            log!("a connection ended: {error}");
         }
         self.end_lent(None);
         self.abort_dump();
@@ -315,7 +315,7 @@ impl<'a> Connection<'a> {
             has_base = base.is_some();
             let mut begun = store.begin_dump(token, base);
             if let (Err(error), true) = (&begun, has_base) {
-                eprintln!("a dump begins without its base: {error}");
+                log!("a dump begins without its base: {error}");
                 (begun, has_base) = (store.begin_dump(token, None), false);
             }
             match begun {

@@ -40,7 +40,9 @@ fn a_full_disk_fails_one_checkpoint_and_the_next_works_when_there_is_room() {
     }
     let disk = SmallDisk::mount("size=48m");
     let store = Store::below(&disk.path());
-    let server = store.serve();
+    // Its log is on the same disk, where nothing can be written either.
+    let log = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let server = store.serve_with(|command| drop(command.stderr(log()))).expect("the server starts");
     let mut client = server.client();
     let kept = checkpoint(&mut client, 1, &memory(0, 500, 0)).unwrap();
 

@@ -38,6 +38,7 @@ fn a_reference_names_what_the_readme_says() {
     assert_eq!(id(&second.id[..12]).unwrap(), second.id);
     for (reference, reason) in [
         ("latest~4", "only 4 checkpoints"),
+        ("latest~18446744073709551615", "only 4 checkpoints"),
         ("before~3", "only 2 checkpoints before it"),
         ("before~x", "followed by a number"),
         ("nothing", "no checkpoint has the id or label"),
