@@ -54,6 +54,41 @@ fn a_file_cut_short_is_refused_by_name_and_accepted_where_the_user_says_so() {
     lab.restart(["--on-changed-file=accept"]).expect_ok();
 }
 
+/// Its descriptors are in place by then, at the numbers of all that `stasis restart` had open.
+#[test]
+fn a_lock_that_somebody_else_holds_is_refused_by_name_and_nothing_is_written() {
+    let lab = Lab::new();
+    let running = lab.launch([compile::program("file_locks")]);
+    running.wait_ready();
+    lab.checkpoint_kill(running);
+    let locked = File::open(lab.work().join("exclusive")).unwrap();
+    locked.try_lock_shared().unwrap();
+    lab.run(["restart"]).expect_refusal(&["exclusive", "flock", "fd "]);
+    drop(locked);
+    lab.restart(["latest"]).expect_ok();
+}
+
+/// A log that was rotated: what has its name now is somebody else's, and longer.
+#[test]
+fn another_file_that_is_accepted_is_not_cut() {
+    let lab = Lab::new();
+    let log = lab.work().join("log");
+    let running = lab
+        .prepare(["python3", "-uc", "import time\nprint('ready')\ntime.sleep(3600)"])
+        .stdout(File::create(&log).unwrap())
+        .start();
+    running.wait_size(&log, 6);
+    lab.checkpoint_kill(running);
+    fs::rename(&log, lab.work().join("log.1")).unwrap();
+    fs::write(&log, "what somebody else has written since").unwrap();
+    lab.run(["restart"]).expect_refusal(&["log", "another file"]);
+    let running = lab.restart(["--on-changed-file=accept"]);
+    lab.wait_joined(&running);
+    lab.run(["kill"]).expect_success();
+    let _ = running.wait_exit();
+    assert_eq!(fs::read_to_string(&log).unwrap(), "what somebody else has written since");
+}
+
 #[test]
 fn a_program_whose_file_was_rebuilt_is_refused_by_name() {
     let lab = Lab::new();

@@ -3,7 +3,7 @@
 //!
 //! All of them are `stasis restart` still, copied. If one fails it says why, and none goes on.
 
-use std::{collections::BTreeMap, os::fd::RawFd, ptr};
+use std::{cell::Cell, collections::BTreeMap, os::fd::RawFd, ptr};
 
 use anyhow::{Context as _, anyhow};
 use nix::{
@@ -24,8 +24,8 @@ use super::{
 pub struct Assembly<'a> {
     pub tree: &'a Tree,
     pub board: &'a Board,
-    /// The number of the report pipe.
-    pub report: RawFd,
+    /// The number of the report pipe, as the process that becomes a program has it.
+    pub report: &'a Cell<RawFd>,
     /// Whether each process of the checkpoint was a subreaper, by its place there.
     pub subreapers: Vec<bool>,
     /// The terminals of sessions, by their leaders; and whether each process of the checkpoint had the one of its session.
@@ -68,8 +68,8 @@ impl Assembly<'_> {
     fn told(&self, pid: i32, result: Result<(), Failed>) {
         match result {
             Ok(()) | Err(Failed::GivenUp) => return,
-            Err(Failed::Ids(error)) => report::tell(self.report, pid, &error, true),
-            Err(Failed::Other(error)) => report::tell(self.report, pid, &error, false),
+            Err(Failed::Ids(error)) => report::tell(self.report.get(), pid, &error, true),
+            Err(Failed::Other(error)) => report::tell(self.report.get(), pid, &error, false),
         }
         self.board.give_up();
     }

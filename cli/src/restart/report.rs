@@ -129,6 +129,10 @@ fn explain(failure: &Report, image: &ProcessImage, pages: &Pages) -> String {
         step::KERNEL_MAPPING => format!("{}: the kernel's own mapping cannot be moved there: {errno}", mapping()),
         step::AREA | step::UNMAP => format!("no room for the restorer at {address:x}: {errno}"),
         step::THREAD => format!("thread {address} cannot be made: {errno}"),
+        // Of the last calls, locks only can be had by somebody else.
+        step::LAST_CALL if address == libc::SYS_fcntl as u64 && failure.errno == libc::EAGAIN as u64 => {
+            "somebody else has just taken a record lock that the program had: end that process (lslocks tells which)".into()
+        }
         step::CALL | step::LAST_CALL | step::THREAD_CALL => {
             format!("system call {address} (step {}, number {}) failed: {errno}", failure.step, failure.index)
         }

@@ -1,6 +1,7 @@
 //! The children that become the processes of the computation, each with its limits and its descriptors.
 
 use std::{
+    cell::Cell,
     convert::Infallible,
     ffi::CString,
     fs::File,
@@ -101,18 +102,19 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
     let handed = HandedOver::new(&common.images, request.detach);
     let board = Board::new(request.tree.nodes.len()).context("no memory for the restart")?;
     let (report, theirs) = io::pipe().context("no pipe")?;
+    let report_number = Cell::new(theirs.as_raw_fd());
     let making = Making {
         request,
         common: &common,
         pagers: &pagers,
-        report: theirs.as_raw_fd(),
+        report: &report_number,
         // A user namespace shows only those that it maps.
         groups: credentials::own().groups,
     };
     let assembly = Assembly {
         tree: request.tree,
         board: &board,
-        report: theirs.as_raw_fd(),
+        report: &report_number,
         subreapers: common.images.iter().map(|image| image.settings.subreaper).collect(),
         terminals: terminal::controlling(&common, &handed),
         foreground: terminal::foreground(&common.images, request.tree, request.detach),
@@ -185,7 +187,7 @@ struct Making<'a> {
     request: &'a Request<'a>,
     common: &'a Common<'a>,
     pagers: &'a lazy::Pagers,
-    report: RawFd,
+    report: &'a Cell<RawFd>,
     groups: Vec<u32>,
 }
 
@@ -216,10 +218,11 @@ impl Making<'_> {
             .with_context(|| format!("the coordinator at {}", self.request.address))?;
         plan.header.info.coordinator_fd = places.place(coordinator.into())?;
         let placed = places.placed();
+        // They are at numbers that are the restorer's now; the one that the pipe had may be the program's.
+        std::mem::forget(places);
+        self.report.set(plan.header.report_fd as RawFd);
         let installed = descriptors::install(self.common, process, &placed)
             .map_err(|refusal| Failure::Refused(vec![refusal]))?;
-        // They are at numbers that are the restorer's now.
-        std::mem::forget(places);
         let base = plan.keep(&installed.data);
         for mut late in installed.late {
             for position in (0..6).filter(|position| late.relocate & 1 << position != 0) {
@@ -230,6 +233,11 @@ impl Making<'_> {
         // The program's table is to hold the program's descriptors only; the checkpoint thread has its own.
         for fd in placed {
             plan.last_calls.push(call(libc::SYS_close, &[fd as u64]));
+        }
+        // Closing any descriptor of a file has given up the process' locks on it (fcntl(2)).
+        for mut lock in installed.locks {
+            lock.args[2] += base;
+            plan.last_calls.push(lock);
         }
         fit(image, self.request, &mut plan)?;
         plan.write(plan_file)?;
@@ -248,7 +256,7 @@ impl Making<'_> {
         let (image, pages) = (&saved.image, &saved.pages);
         let mut plan = Plan::default();
         // SAFETY: open for as long as this process is `stasis restart`.
-        let report = unsafe { std::os::fd::BorrowedFd::borrow_raw(self.report) };
+        let report = unsafe { std::os::fd::BorrowedFd::borrow_raw(self.report.get()) };
         plan.header.report_fd = places.place(report.try_clone_to_owned()?)? as u64;
         plan.header.key = saved.key;
         let objects = |id| self.common.objects.get(process, id)?.as_fd().try_clone_to_owned().ok();

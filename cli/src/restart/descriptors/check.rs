@@ -36,8 +36,8 @@ pub fn is_verified(path: &str) -> bool {
 /// Files that any process of a computation has a part in.
 #[derive(Default)]
 pub struct Files<'a> {
-    /// What was written to them after the checkpoint is cut off.
-    written: BTreeSet<&'a str>,
+    /// What was written to them after the checkpoint is cut off. By device and inode: one may have several names.
+    written: BTreeSet<(u64, u64)>,
     /// Their content is in the checkpoint.
     put_back: BTreeSet<&'a str>,
     /// What /proc shows of processes of the computation is there when they are.
@@ -51,7 +51,9 @@ impl<'a> Files<'a> {
             files.pids.insert(image.ids.pid);
             files.written.extend(image.descriptions.iter().filter_map(
                 |description| match &description.kind {
-                    DescriptionKind::Regular { file, .. } if writes(description) => Some(file.path.as_str()),
+                    DescriptionKind::Regular { file, .. } if writes(description) => {
+                        Some((file.device, file.inode))
+                    }
                     _ => None,
                 },
             ));
@@ -90,7 +92,7 @@ pub fn check(image: &ProcessImage, files: &Files<'_>, policy: &Policy) -> Vec<Re
         let checked = match &description.kind {
             DescriptionKind::Regular { file, .. } if files.puts_back(&file.path) => Ok(()),
             DescriptionKind::Regular { file, .. } => {
-                let written = files.written.contains(file.path.as_str());
+                let written = files.written.contains(&(file.device, file.inode));
                 present(files, policy, &file.path)
                     .and_then(|found| found.map_or(Ok(()), |found| regular(file, &found, written, policy)))
             }

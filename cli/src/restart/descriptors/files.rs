@@ -91,9 +91,10 @@ fn verify(
     }
     let writes = description.flags as i32 & libc::O_ACCMODE != libc::O_RDONLY;
     let is_regular = matches!(description.kind, DescriptionKind::Regular { .. });
-    // What is appended may be followed by what others appended (a log): that is not ours to cut.
+    // What is appended may be followed by what others appended (a log): that is not ours to cut. Nor is another file.
     let appends = description.flags as i32 & libc::O_APPEND != 0;
-    if is_regular && writes && !appends && check::is_verified(&file.path) && stat.st_size as u64 > file.size {
+    let cuts = is_regular && writes && !appends && check::is_verified(&file.path);
+    if cuts && stat.st_ino == file.inode && stat.st_size as u64 > file.size {
         // SAFETY: no memory is touched.
         done(unsafe { libc::ftruncate(fd.as_raw_fd(), file.size as i64) })
             .map_err(|error| failed(image, index, "it cannot be cut back to its size", &error))?;

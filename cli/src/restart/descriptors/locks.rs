@@ -7,7 +7,8 @@ use stasis_protocol::{
     image::{Description, DescriptionKind, ProcessImage},
 };
 
-use super::{kernel::done, refuse};
+use super::{Installed, kernel::done, refuse};
+use crate::restart::plan::{call, pointing};
 
 /// Takes the locks of a description, without waiting.
 ///
@@ -27,7 +28,7 @@ pub fn take(image: &ProcessImage, index: usize, description: &Description, fd: R
 }
 
 /// Takes the record locks that the process has by a description, without waiting. They last across exec, but not
-/// across any close of the file: nothing of it may be closed afterwards.
+/// across any close of the file, such as that of a number that it is mapped by: the process takes them once more.
 ///
 /// # Errors
 /// Names the file when somebody else holds a lock on it.
@@ -36,6 +37,7 @@ pub fn take_records(
     index: usize,
     description: &Description,
     fd: RawFd,
+    installed: &mut Installed,
 ) -> Result<(), Refusal> {
     let (DescriptionKind::Regular { locks, .. } | DescriptionKind::Object { locks, .. }) = &description.kind
     else {
@@ -43,6 +45,12 @@ pub fn take_records(
     };
     for &lock in locks {
         record(fd, libc::F_SETLK, lock).map_err(|error| refused(image, index, "lock (F_SETLK)", &error))?;
+        let lock = flock(lock).map_err(|error| refused(image, index, "lock (F_SETLK)", &error))?;
+        // SAFETY: numbers; the padding of a struct that was zeroed.
+        let bytes: [u8; size_of::<libc::flock>()] = unsafe { std::mem::transmute(lock) };
+        let offset = installed.keep(&bytes);
+        let arguments = [fd as u64, libc::F_SETLK as u64, offset];
+        installed.locks.push(pointing(call(libc::SYS_fcntl, &arguments), 2, offset));
     }
     Ok(())
 }
@@ -55,13 +63,18 @@ fn refused(image: &ProcessImage, index: usize, kind: &str, error: &io::Error) ->
     refuse(image, index, reason, "end the process that has it (lslocks tells which)")
 }
 
-fn record(fd: RawFd, command: i32, (kind, start, len): (i32, u64, u64)) -> io::Result<()> {
+fn flock((kind, start, len): (i32, u64, u64)) -> io::Result<libc::flock> {
     // SAFETY: struct flock is plain data; F_OFD_SETLK wants l_pid to be 0.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
     lock.l_type = kind as i16;
     lock.l_whence = libc::SEEK_SET as i16;
     let bounds = i64::try_from(start).and_then(|start| i64::try_from(len).map(|len| (start, len)));
     (lock.l_start, lock.l_len) = bounds.map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))?;
+    Ok(lock)
+}
+
+fn record(fd: RawFd, command: i32, lock: (i32, u64, u64)) -> io::Result<()> {
+    let lock = flock(lock)?;
     // SAFETY: reads one struct flock.
     done(unsafe { libc::fcntl(fd, command, &raw const lock) }).map(drop)
 }

@@ -71,6 +71,8 @@ pub struct Policy {
 pub struct Installed {
     /// Made by the restored process, in this order, when its memory is whole and its threads exist.
     pub late: Vec<Call>,
+    /// The same, when nothing is closed any more: the third argument points.
+    pub locks: Vec<Call>,
     /// What the calls point to: arguments that `relocate` names are offsets in here.
     pub data: Vec<u8>,
     /// What is not quite as it was. The user is told before standard error becomes the program's.
@@ -215,7 +217,7 @@ pub fn install(common: &Common<'_>, process: usize, reserved: &[RawFd]) -> Resul
             continue;
         }
         let Some(fd) = numbers_of(image, index).next() else { continue };
-        locks::take_records(image, index, description, fd)?;
+        locks::take_records(image, index, description, fd, &mut installed)?;
         if !common.relations.is_within(&description.kind) {
             terminals::tell_size(image, description, fd, &mut installed);
         }
