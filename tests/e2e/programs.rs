@@ -198,6 +198,7 @@ mod terminals {
     use super::*;
     workloads! {
         both_sides: "pty";
+        full: "pty_full";
         sessions_and_job_control: "job_control";
     }
 }

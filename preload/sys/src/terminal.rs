@@ -281,21 +281,7 @@ impl Pair {
             self.type_in(rest)?;
             wait(|| unread(self.slave).map(|count| count >= rest.len().min(BUFFER)))?;
         }
-        let mut left = output;
-        wait(|| {
-            while !left.is_empty() {
-                match file::write(self.slave, left) {
-                    Ok(len) => left = &left[len..],
-                    Err(Errno(libc::EAGAIN)) => {
-                        // This moves on what waits behind the buffer.
-                        sync::poll(self.master, libc::POLLIN, 0)?;
-                        return Ok(false);
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
-            Ok(true)
-        })?;
+        self.write_again(output)?;
         match state.stopped {
             stopped::CALLED => control(self.slave, TCXONC, 0),
             stopped::TYPED => {
@@ -309,6 +295,35 @@ impl Pair {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Writes what the master is to read, packed at least as densely as it was by whatever writes.
+    ///
+    /// A buffer holds twice what was asked for when it was made, and is left when the next write does not fit (drivers/tty/tty_buffer.c,
+    /// `__tty_buffer_request_room`). So two writes of the largest size fill one. Where no more may be made, small ones that were used
+    /// before are given out still.
+    fn write_again(&self, output: &[u8]) -> Result<()> {
+        const SIZES: [usize; 2] = [1792, 256];
+        let mut left = output;
+        wait(|| {
+            while !left.is_empty() {
+                let write = |size| match file::write(self.slave, &left[..left.len().min(size)]) {
+                    Err(Errno(libc::EAGAIN)) => Ok(0),
+                    written => written,
+                };
+                let written = match write(SIZES[0])? {
+                    0 => write(SIZES[1])?,
+                    written => written,
+                };
+                if written == 0 {
+                    // This moves on what waits behind the buffer.
+                    sync::poll(self.master, libc::POLLIN, 0)?;
+                    return Ok(false);
+                }
+                left = &left[written..];
+            }
+            Ok(true)
+        })
     }
 
     fn type_quoted(&self, modes: &Termios, bytes: &[u8]) -> Result<()> {
