@@ -109,6 +109,10 @@ impl Termios {
     }
 }
 
+/// The largest piece that is put into one buffer (tty_buffer.c, TTY_BUFFER_PAGE), and what small ones were asked for.
+const LARGE: usize = 1792;
+const SMALL: usize = 256;
+
 const EOF: u8 = 0x04;
 const START: u8 = 0x11;
 const STOP: u8 = 0x13;
@@ -297,22 +301,47 @@ impl Pair {
         }
     }
 
-    /// Writes what the master is to read, packed at least as densely as it was by whatever writes.
+    /// Writes what the master is to read, packed at least as densely as it was by whatever had written it.
     ///
     /// A buffer holds twice what was asked for when it was made, and is left when the next write does not fit (drivers/tty/tty_buffer.c,
     /// `__tty_buffer_request_room`). So two writes of the largest size fill one. Where no more may be made, small ones that were used
     /// before are given out still.
+    ///
+    /// # Errors
+    /// EAGAIN when it does not fit.
     fn write_again(&self, output: &[u8]) -> Result<()> {
-        const SIZES: [usize; 2] = [1792, 256];
+        const TRIES: usize = 20;
+        match self.pack(output, LARGE, TRIES) {
+            Err(Errno(libc::EAGAIN)) => {}
+            packed => return packed,
+        }
+        let mut buffer = [0; 8192];
+        self.take_output(&mut buffer, &mut |_| {})?;
+        self.renew(&mut buffer)?;
+        // What the master's own queue has room for.
+        let (first, behind) = output.split_at(output.len().min(4096));
+        self.pack(first, SMALL, TRIES)?;
+        wait(|| unread(self.master).map(|count| count >= first.len().min(4095)))?;
+        // Four large buffers and a part of one are as much as may be made with one more behind them.
+        let (mut left, sizes) = (behind, [[LARGE; 8].as_slice(), &[512; 2], &[LARGE; 2]]);
+        for size in sizes.into_iter().flatten() {
+            let part = &left[..left.len().min(*size)];
+            left = &left[file::write(self.slave, part).unwrap_or(0)..];
+        }
+        self.pack(left, SMALL, TRIES)
+    }
+
+    /// Writes in pieces of a size, and in small ones where those do not fit.
+    fn pack(&self, output: &[u8], size: usize, tries: usize) -> Result<()> {
         let mut left = output;
-        wait(|| {
+        wait_for(tries, || {
             while !left.is_empty() {
                 let write = |size| match file::write(self.slave, &left[..left.len().min(size)]) {
                     Err(Errno(libc::EAGAIN)) => Ok(0),
                     written => written,
                 };
-                let written = match write(SIZES[0])? {
-                    0 => write(SIZES[1])?,
+                let written = match write(size)? {
+                    0 => write(SMALL)?,
                     written => written,
                 };
                 if written == 0 {
@@ -324,6 +353,19 @@ impl Pair {
             }
             Ok(true)
         })
+    }
+
+    /// Gives an empty queue as many small buffers as it may have, and lets go of a large one that has been read and is kept.
+    fn renew(&self, buffer: &mut [u8]) -> Result<()> {
+        let filler = [0; SMALL];
+        while matches!(file::write(self.slave, &filler), Ok(1..)) {}
+        self.take_output(buffer, &mut |_| {})?;
+        for _ in 0..LARGE * 2 / SMALL {
+            file::write(self.slave, &filler)?;
+            wait(|| sync::poll(self.master, libc::POLLIN, 0).map(|ready| ready & libc::POLLIN != 0))?;
+            self.take_output(buffer, &mut |_| {})?;
+        }
+        Ok(())
     }
 
     fn type_quoted(&self, modes: &Termios, bytes: &[u8]) -> Result<()> {
@@ -416,10 +458,14 @@ fn unread(terminal: Fd) -> Result<usize> {
 }
 
 /// Waits for what a worker of the kernel does in microseconds, and tells nobody of.
-fn wait(mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+fn wait(is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+    wait_for(2000, is_so)
+}
+
+/// The same, for so many milliseconds at most.
+fn wait_for(tries: usize, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
     const AT_ONCE: usize = 100;
-    const TRIES: usize = 2000;
-    for attempt in 0..AT_ONCE + TRIES {
+    for attempt in 0..AT_ONCE + tries {
         if is_so()? {
             return Ok(());
         }
