@@ -1,4 +1,5 @@
-// Files without a name, by unlink or O_TMPFILE: content, holes, offset, mode; a mapping of one; and linking one back.
+// Files without a name, by unlink or O_TMPFILE: content, holes, offset, mode; a mapping of one; and linking one back. One that
+// was opened by two names.
 #include "verify.h"
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -20,6 +21,10 @@ int main(void) {
     // A new file has taken the name since.
     int successor = open("deleted", O_RDWR | O_CREAT | O_EXCL, 0600);
     REQUIRE(successor >= 0 && write(successor, "successor", 9) == 9);
+    int one = open("one name", O_RDWR | O_CREAT | O_EXCL, 0600);
+    REQUIRE(one >= 0 && link("one name", "another name") == 0);
+    int another = open("another name", O_RDWR);
+    REQUIRE(another >= 0 && unlink("one name") == 0 && unlink("another name") == 0);
 
     until_go();
     char got[3000] = "";
@@ -46,6 +51,10 @@ int main(void) {
     CHECK(read(reader, got, 10) == 10 && !memcmp(got, content + 50, 10), "the reader's offset changed");
     CHECK(lseek(deleted, 0, SEEK_CUR) == 3000 && lseek(nameless, 0, SEEK_CUR) == 10, "an offset changed");
     CHECK(pread(nameless, got, 3000, 0) == 1000 && !memcmp(got, content, 1000), "the content of O_TMPFILE changed");
+    if (loses("names"))
+        REQUIRE(dup2(nameless, another) == another);
+    CHECK(pwrite(one, "by one", 6, 0) == 6 && pread(another, got, 6, 0) == 6 && !memcmp(got, "by one", 6),
+          "a file that was opened by two names has become two");
     mapped[100] = 'M';
     CHECK(pread(deleted, got, 1, 100) == 1 && got[0] == 'M', "the mapping and the deleted file are two memories");
     int check = open("deleted", O_RDONLY);

@@ -26,10 +26,12 @@ pub enum Source {
 }
 
 struct Found {
-    /// A hash (FNV-1a) of the path that /proc shows, and the inode. Not the device: for a file on btrfs or
+    /// A hash (FNV-1a) of the path that /proc shows, and the inode. Not the device alone: for a file on btrfs or
     /// overlayfs, maps and stat(2) tell different ones.
     path: u64,
     inode: u64,
+    /// Of a descriptor: files that were deleted may have had several names.
+    device: Option<u64>,
     object: Object,
     sources: Vec<Source>,
     /// The parts of it that are mapped, by offset and length.
@@ -80,7 +82,14 @@ impl Objects {
         let path = path.bytes().fold(0xcbf2_9ce4_8422_2325, |sum: u64, byte| {
             (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
         });
-        if let Some(found) = self.0.iter_mut().find(|found| found.inode == inode && found.path == path) {
+        let device = match source {
+            Source::Descriptor(fd) => file::fstat(fd).ok().map(|stat| stat.st_dev),
+            Source::Mapped { .. } | Source::Segment(_) => None,
+        };
+        let is_same = |found: &Found| {
+            found.inode == inode && (found.path == path || device.is_some() && found.device == device)
+        };
+        if let Some(found) = self.0.iter_mut().find(|found| is_same(found)) {
             found.mapped.extend(mapped);
             match source {
                 Source::Descriptor(fd) => {
@@ -97,6 +106,7 @@ impl Objects {
         self.0.push(Found {
             path,
             inode,
+            device,
             object,
             sources: [source].into(),
             mapped: mapped.into_iter().collect(),
@@ -113,7 +123,7 @@ impl Objects {
             None => {
                 let object = Object { id: self.0.len() as u32 + 1, ..system_v::segment(id).ok()? };
                 let sources = [Source::Segment(id)].into();
-                self.0.push(Found { path: 0, inode: 0, object, sources, mapped: Vec::new() });
+                self.0.push(Found { path: 0, inode: 0, device: None, object, sources, mapped: Vec::new() });
                 self.0.len() - 1
             }
         };

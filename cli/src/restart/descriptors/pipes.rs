@@ -6,6 +6,7 @@ use std::{
 };
 
 use stasis_protocol::{
+    PAGE_SIZE,
     coordinator::Refusal,
     image::{Description, DescriptionKind, Fifo, ProcessImage},
 };
@@ -106,14 +107,23 @@ fn named<T>(fifo: &Fifo, open: impl FnOnce(&str) -> io::Result<T>) -> io::Result
 /// Writes what was in the pipe, packet by packet where it held packets (pipe2(2), O_DIRECT).
 /// Several processes that had its end have it in their images.
 fn fill(ends: &Ends, images: &[&ProcessImage], this: u64) -> io::Result<()> {
-    let mut descriptions = images.iter().flat_map(|image| &image.descriptions);
-    let found = descriptions.find_map(|description| match &description.kind {
+    let descriptions = || images.iter().flat_map(|image| &image.descriptions);
+    let found = descriptions().find_map(|description| match &description.kind {
         DescriptionKind::Pipe { pipe, content, packets, .. } if *pipe == this && !content.is_empty() => {
-            Some((content, packets))
+            Some((content, packets.as_slice()))
         }
         _ => None,
     });
-    let Some((content, packets)) = found else { return Ok(()) };
+    let Some((content, mut packets)) = found else { return Ok(()) };
+    // One packet by itself looks like bytes to who reads it; whoever wrote it knows.
+    let whole = [content.len() as u32];
+    let writes_packets = |description: &Description| {
+        description.flags as i32 & libc::O_DIRECT != 0
+            && matches!(&description.kind, DescriptionKind::Pipe { pipe, write: true, .. } if *pipe == this)
+    };
+    if packets.is_empty() && content.len() <= PAGE_SIZE && descriptions().any(writes_packets) {
+        packets = &whole;
+    }
     if packets.is_empty() {
         return kernel::write_all(&ends.write, content);
     }

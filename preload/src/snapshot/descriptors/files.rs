@@ -18,7 +18,7 @@ const DELETED: &str = " (deleted)";
 
 /// Whether the path that /proc shows leads to the file. A program that has given up root may not see its own log's;
 /// then the kernel's word counts, and `stasis restart` looks.
-fn is_at_its_path(open: &Open) -> bool {
+pub fn is_at_its_path(open: &Open) -> bool {
     match procfs::stat(open.link.as_bytes()) {
         Ok(stat) => stat.st_ino == open.stat.st_ino && stat.st_dev == open.stat.st_dev,
         Err(Errno(libc::EACCES)) => !open.link.ends_with(DELETED),
@@ -72,6 +72,10 @@ pub fn directory(open: &Open) -> Result<DescriptionKind, Refusal> {
 pub fn location(open: &Open) -> Result<DescriptionKind, Refusal> {
     if !open.link.starts_with('/') || open.stat.st_nlink == 0 {
         return open.refuse("it stands for something that has no path (O_PATH)", CLOSE_IT);
+    }
+    let is_link = open.stat.st_mode & libc::S_IFMT == libc::S_IFLNK;
+    if !is_link && !open.link.starts_with("/proc/") && !is_at_its_path(open) {
+        return open.refuse("its path does not lead to it (O_PATH)", CLOSE_IT);
     }
     Ok(DescriptionKind::Path { file: identity(open.link.clone(), &open.stat) })
 }

@@ -8,7 +8,7 @@ use stasis_sys::{
     terminal::Termios,
 };
 
-use super::{CLOSE_IT, Open, Table, bytes, inherited, pty};
+use super::{CLOSE_IT, Open, Table, bytes, files, inherited, pty};
 use crate::{procfs, stop, threads};
 
 const TIOCGWINSZ: u64 = 0x5413;
@@ -19,6 +19,9 @@ pub fn character_device(table: &Table<'_>, open: &Open) -> Result<DescriptionKin
     let (major, minor) = (libc::major(open.stat.st_rdev), libc::minor(open.stat.st_rdev));
     match (major, minor) {
         // null, zero, full, random, urandom, kmsg
+        (1, 3 | 5 | 7 | 8 | 9 | 11) if !files::is_at_its_path(open) => {
+            open.refuse("its path does not lead to it any more", CLOSE_IT)
+        }
         (1, 3 | 5 | 7 | 8 | 9 | 11) => {
             Ok(DescriptionKind::CharacterDevice { path: open.link.clone(), rdev: open.stat.st_rdev })
         }
