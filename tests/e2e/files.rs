@@ -68,6 +68,29 @@ fn a_lock_that_somebody_else_holds_is_refused_by_name_and_nothing_is_written() {
     lab.restart(["latest"]).expect_ok();
 }
 
+#[test]
+fn a_watched_file_that_is_gone_is_refused_by_name_or_left_out_where_the_user_says_so() {
+    let lab = Lab::new();
+    let program = "
+import ctypes, time
+libc = ctypes.CDLL(None)
+watches = libc.inotify_init()
+for name in 'gone', 'there':
+    open(name, 'w').close()
+    assert libc.inotify_add_watch(watches, name.encode(), 2) > 0
+print('ready', flush=True)
+time.sleep(3600)";
+    let running = lab.launch(["python3", "-c", program]);
+    running.wait_ready();
+    lab.checkpoint_kill(running);
+    fs::remove_file(lab.work().join("gone")).unwrap();
+    lab.run(["restart"]).expect_refusal(&["inotify", "gone", "--on-missing-file"]);
+    let running = lab.restart(["--on-missing-file=skip"]);
+    lab.wait_joined(&running);
+    lab.run(["kill"]).expect_success();
+    let _ = running.wait_exit();
+}
+
 /// A log that was rotated: what has its name now is somebody else's, and longer.
 #[test]
 fn another_file_that_is_accepted_is_not_cut() {

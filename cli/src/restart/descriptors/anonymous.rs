@@ -4,6 +4,7 @@ use std::{
     ffi::CString,
     io,
     os::fd::{AsRawFd, OwnedFd, RawFd},
+    path::Path,
 };
 
 use stasis_protocol::{
@@ -16,7 +17,10 @@ use super::{
     kernel::{self, done, owned},
     name, numbers_of, refuse,
 };
-use crate::restart::plan::{attempt, call, pointing};
+use crate::{
+    args::MissingFile,
+    restart::plan::{attempt, call, pointing},
+};
 
 /// Makes one; a timer is armed, an interest list filled later.
 pub fn make(kind: &DescriptionKind) -> io::Result<OwnedFd> {
@@ -194,11 +198,13 @@ fn is_signalfd(image: &ProcessImage, description: usize) -> bool {
 /// More watches than this in a row that only exist to be removed again are not made: an image is hostile input.
 const MOST_SKIPPED: i32 = 1 << 20;
 
-/// Makes an inotify instance with the watch descriptors that the program knows.
+/// Makes an inotify instance with the watch descriptors that the program knows; without those of files that are gone, where the
+/// policy is to go without.
 pub fn make_inotify(
     image: &ProcessImage,
     index: usize,
     watches: &[InotifyWatch],
+    missing: MissingFile,
 ) -> Result<OwnedFd, Refusal> {
     let error = |error: io::Error| failed(image, index, "it cannot be made again", &error);
     // SAFETY: no memory is touched.
@@ -213,7 +219,10 @@ pub fn make_inotify(
             "watch fewer files",
         ));
     }
-    for watch in sorted {
+    let is_there = |watch: &&InotifyWatch| {
+        missing == MissingFile::Refuse || Path::new(&watch.path).symlink_metadata().is_ok()
+    };
+    for watch in sorted.into_iter().filter(is_there) {
         // Watch descriptors are handed out in ascending order (fs/notify/inotify/inotify_user.c, idr_alloc_cyclic).
         loop {
             let wd = add(&fd, watch).map_err(|error| {

@@ -121,10 +121,10 @@ pub fn check(image: &ProcessImage, files: &Files<'_>, policy: &Policy) -> Vec<Re
                     _ => Ok(()),
                 })
             }
-            DescriptionKind::Inotify { watches, .. } => {
+            DescriptionKind::Inotify { watches, .. } if policy.missing == MissingFile::Refuse => {
                 let gone = watches.iter().find(|watch| Path::new(&watch.path).symlink_metadata().is_err());
                 gone.map_or(Ok(()), |watch| {
-                    Err((format!("{}, which it watches, is gone", watch.path), "put it back"))
+                    Err((format!("{}, which it watches, is gone", watch.path), PUT_IT_BACK))
                 })
             }
             DescriptionKind::Socket { domain, socket_type, protocol, local, options, .. }

@@ -336,7 +336,7 @@ impl<'a> Maker<'a> {
                         "restart from another checkpoint",
                     ));
                 }
-                anonymous::make_inotify(self.image, index, watches)?
+                anonymous::make_inotify(self.image, index, watches, self.common.policy.missing)?
             }
             DescriptionKind::MessageQueue { .. } => match self.common.open_queue(self.image, index)? {
                 Some(fd) => fd,
