@@ -187,6 +187,7 @@ mod connections {
         tcp_over_ipv4: "tcp" ["4", "one"];
         tcp_over_ipv6: "tcp" ["6", "one"];
         tcp_over_ipv4_at_a_socket_for_both: "tcp" ["mixed", "one"];
+        tcp_with_a_full_buffer_beyond_what_may_be_asked_for: "tcp_window";
         sockets_with_addresses: "named_sockets" ["one"];
         sockets_with_addresses_between_processes: "named_sockets" ["two"];
         tcp_between_processes: "tcp" ["4", "two"];

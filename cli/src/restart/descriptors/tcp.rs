@@ -29,6 +29,9 @@ use crate::restart::plan::{call, pointing};
 /// away after a second (net.ipv4.tcp_tw_reuse).
 const PATIENCE: Duration = Duration::from_secs(4);
 
+/// socket(7).
+pub const SO_BUF_LOCK: i32 = 72;
+
 /// One end.
 #[derive(Clone)]
 struct End<'a> {
@@ -352,14 +355,15 @@ fn shut(socket: &OwnedFd, how: i32) -> io::Result<()> {
 
 /// Sends what was not read, through buffers that are large enough; sizes are the kernel's to choose again afterwards.
 fn refill(sender: &OwnedFd, receiver: &OwnedFd, bytes: &[u8]) -> io::Result<()> {
-    const SO_BUF_LOCK: i32 = 72;
     const LARGEST: usize = 1 << 28;
-    let size = |name| {
-        let half = (bytes.len() * 2 + (256 << 10)).min(LARGEST) as i32;
-        SocketOption { level: libc::SOL_SOCKET, name, value: (half * 2).to_ne_bytes().into() }
-    };
+    let half = (bytes.len() * 2 + (256 << 10)).min(LARGEST) as i32;
+    let size = |name| SocketOption { level: libc::SOL_SOCKET, name, value: (half * 2).to_ne_bytes().into() };
     set_options(receiver, &[size(libc::SO_RCVBUF)])?;
     set_options(sender, &[size(libc::SO_SNDBUF)])?;
+    // Beyond rmem_max a buffer grows for what its reader waits for (`tcp_set_rcvlowat` in net/ipv4/tcp.c).
+    let _ = set(receiver, libc::SOL_SOCKET, SO_BUF_LOCK, 0);
+    set(receiver, libc::SOL_SOCKET, libc::SO_RCVLOWAT, half)?;
+    set(receiver, libc::SOL_SOCKET, libc::SO_RCVLOWAT, 1)?;
     let until = Instant::now() + PATIENCE;
     let mut rest = bytes;
     while !rest.is_empty() {

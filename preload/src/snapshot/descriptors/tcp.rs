@@ -25,7 +25,7 @@ use super::{
     refusal,
     sockets::{Asked, WAIT, bound, fresh, name},
 };
-use crate::{snapshot::subject, state};
+use crate::{procfs, snapshot::subject, state};
 
 /// States (net/tcp_states.h).
 const ESTABLISHED: u8 = 1;
@@ -271,7 +271,7 @@ fn arrived(table: &Table<'_>, open: &Open, asked: &Asked, other: &inet_diag::End
                     open.fd,
                     &open.link,
                     format!("{left} bytes that were sent to it do not arrive"),
-                    "raise /proc/sys/net/core/rmem_max, or take the checkpoint when the program has read",
+                    "raise /proc/sys/net/core/rmem_max and net/ipv4/tcp_rmem, or take the checkpoint when the program has read",
                 ));
             }
             state::pause(pause);
@@ -298,8 +298,8 @@ pub const SO_BUF_LOCK: i32 = 72;
 
 impl Room {
     fn make(open: &Open, socket: Fd) -> Self {
-        let size = socket::number_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUF).unwrap_or(0);
-        let locked = socket::number_option(socket, libc::SOL_SOCKET, SO_BUF_LOCK).ok();
+        let size = number(socket, libc::SO_RCVBUF).unwrap_or(0);
+        let locked = number(socket, SO_BUF_LOCK).ok();
         Self { fd: open.fd, inode: open.stat.st_ino, size, locked, now: 0 }
     }
 
@@ -314,18 +314,41 @@ impl Room {
         let wanted = (u64::from(taken) + bytes * 2 + (128 << 10)).max(self.size as u64).min(1 << 28);
         if wanted > self.now {
             self.now = wanted;
-            // Of which the kernel makes twice as much (socket(7)).
-            self.set(socket, (wanted / 2) as i32);
+            self.set(socket, wanted as i32);
         }
     }
 
     fn set(&self, socket: Fd, size: i32) {
-        // Only the privileged may go beyond rmem_max.
-        if socket::set_number_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, size).is_err() {
-            let _ = socket::set_number_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUF, size);
+        // Of which the kernel makes twice as much (socket(7)). Only the privileged may go beyond rmem_max.
+        if set(socket, libc::SO_RCVBUFFORCE, size / 2).is_err() {
+            self.set_unprivileged(socket, size);
         }
         if let Some(locked) = self.locked {
-            let _ = socket::set_number_option(socket, libc::SOL_SOCKET, SO_BUF_LOCK, locked);
+            let _ = set(socket, SO_BUF_LOCK, locked);
+        }
+    }
+
+    /// The kernel's own choice goes far beyond rmem_max (tcp(7), tcp_rmem): what is asked for there would cut a buffer down
+    /// that is full. One that has become larger stays so: nothing makes it smaller without that.
+    fn set_unprivileged(&self, socket: Fd, size: i32) {
+        let most = most_unprivileged();
+        if size <= most {
+            let _ = set(socket, libc::SO_RCVBUF, size / 2);
+            return;
+        }
+        // A buffer grows, whoever asks, so that it has room for the least that a reader waits for, as far as tcp_rmem allows;
+        // unless its size was set (`tcp_set_rcvlowat` in net/ipv4/tcp.c). How much room that is depends on how full
+        // segments came.
+        let own = number(socket, libc::SO_RCVLOWAT).unwrap_or(1);
+        let _ = set(socket, SO_BUF_LOCK, 0);
+        let mut least = size / 4;
+        while number(socket, libc::SO_RCVBUF).is_ok_and(|now| now < size) && least < size {
+            least += size / 8;
+            let _ = set(socket, libc::SO_RCVLOWAT, least);
+        }
+        let _ = set(socket, libc::SO_RCVLOWAT, own);
+        if number(socket, libc::SO_RCVBUF).is_ok_and(|now| now < most) {
+            let _ = set(socket, libc::SO_RCVBUF, most / 2);
         }
     }
 }
@@ -338,9 +361,26 @@ impl Drop for Room {
         let Ok(socket) = process::pidfd_getfd(pidfd.0, self.fd).map(Duplicate) else { return };
         let link = path!("/proc/self/task/{tid}/fd/{}", self.fd);
         if file::stat(link.as_c_str()).is_ok_and(|stat| stat.st_ino == self.inode) {
-            self.set(socket.0, self.size / 2);
+            self.set(socket.0, self.size);
         }
     }
+}
+
+fn number(socket: Fd, name: i32) -> Result<i32, Errno> {
+    socket::number_option(socket, libc::SOL_SOCKET, name)
+}
+
+fn set(socket: Fd, name: i32, value: i32) -> Result<(), Errno> {
+    socket::set_number_option(socket, libc::SOL_SOCKET, name, value)
+}
+
+/// The largest receive buffer that may be asked for.
+fn most_unprivileged() -> i32 {
+    /// The kernel's own, where it does not tell: other network namespaces than the first (Linux 6.8).
+    const USUAL: u64 = 212_992;
+    let told = procfs::read(c"/proc/sys/net/core/rmem_max").ok();
+    let most = told.and_then(|text| procfs::decimal(procfs::lines(&text).next()?)).unwrap_or(USUAL);
+    most.saturating_mul(2).min(i32::MAX as u64) as i32
 }
 
 fn unread(socket: Fd) -> usize {
