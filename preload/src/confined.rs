@@ -19,9 +19,12 @@ pub const FILTERS: u32 = 1 << 3;
 pub const OWN_KEYS: u32 = 1 << 4;
 /// PR_SET_SYSCALL_USER_DISPATCH: the stop handler's own calls would be caught.
 pub const DISPATCH: u32 = 1 << 5;
+/// A BPF program that chooses among sockets at one address (SO_ATTACH_REUSEPORT_CBPF, SO_ATTACH_REUSEPORT_EBPF): sockets with
+/// SO_REUSEPORT are refused.
+pub const REUSEPORT: u32 = 1 << 6;
 
 /// Those that hold for the child of a fork, too, and for what it executes.
-const INHERITED: u32 = LANDLOCK | SESSION_KEYS | CLOCK | FILTERS;
+const INHERITED: u32 = LANDLOCK | SESSION_KEYS | CLOCK | FILTERS | REUSEPORT;
 
 static NOTED: AtomicU32 = AtomicU32::new(0);
 

@@ -166,6 +166,7 @@ mod descriptors {
         proc_files_of_the_process_itself: "proc_files";
         sockets_that_lead_to_the_kernel_and_the_network: "plain_sockets";
         options_filters_and_groups_of_sockets: "socket_options";
+        options_of_ipv4_at_sockets_of_ipv6: "dual_stack";
         duplicates: "dup";
         closed_by_exec: "fd_exec";
         owners_and_signals: "fd_owner";
@@ -229,6 +230,26 @@ mod refused {
     #[test]
     fn events_of_inotify_that_were_not_read() {
         Workload { program: "inotify", arguments: &[] }.is_refused(&["inotify", "fd "]);
+    }
+
+    #[track_caller]
+    fn refuses_socket(what: &'static str, words: &[&str]) {
+        Workload { program: "unsaved_sockets", arguments: Box::leak(Box::new([what])) }.is_refused(words);
+    }
+
+    #[test]
+    fn a_socket_filter_of_ebpf() {
+        refuses_socket("filter", &["eBPF", "fd "]);
+    }
+
+    #[test]
+    fn a_program_that_chooses_among_sockets() {
+        refuses_socket("reuseport", &["BPF program", "fd "]);
+    }
+
+    #[test]
+    fn half_a_datagram() {
+        refuses_socket("cork", &["UDP_CORK", "fd "]);
     }
 
     #[track_caller]

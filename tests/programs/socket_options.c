@@ -1,5 +1,5 @@
-// Options of sockets: filters (SO_ATTACH_FILTER), one of them locked, groups that a socket is a member of, numbers of UDP and IP, and
-// TCP Fast Open at a socket that listens.
+// Options of sockets: filters (SO_ATTACH_FILTER), one of them locked, groups that a socket is a member of, numbers of UDP, TCP and IP,
+// the options of packets, and TCP Fast Open at a socket that listens.
 #include "verify.h"
 
 #include <arpa/inet.h>
@@ -94,6 +94,44 @@ int main(void) {
     for (int i = 0; i < count; i++)
         set(options, of_udp[i].level, of_udp[i].name, of_udp[i].value);
 
+    const struct {
+        int domain, type, level, name, value;
+    } each[] = {
+        {AF_UNIX, SOCK_STREAM, SOL_SOCKET, 83 /* SO_PASSRIGHTS */, 0},
+        {AF_INET, SOCK_DGRAM, SOL_SOCKET, SO_TIMESTAMP_NEW, 1},
+        {AF_INET, SOCK_DGRAM, SOL_SOCKET, SO_TIMESTAMPNS_NEW, 1},
+        {AF_INET, SOCK_DGRAM, SOL_SOCKET, SO_TIMESTAMPING_NEW, 0x18},
+        {AF_INET, SOCK_DGRAM, SOL_SOCKET, SO_BUF_LOCK, 2},
+        {AF_INET, SOCK_DGRAM, SOL_SOCKET, 75 /* SO_RCVMARK */, 1},
+        {AF_INET, SOCK_DGRAM, IPPROTO_IP, IP_RECVOPTS, 1},
+        {AF_INET, SOCK_DGRAM, IPPROTO_IP, IP_RECVFRAGSIZE, 1},
+        {AF_INET, SOCK_STREAM, IPPROTO_IP, 51 /* IP_LOCAL_PORT_RANGE */, 45000 << 16 | 40000},
+        {AF_INET6, SOCK_DGRAM, IPPROTO_IPV6, IPV6_2292PKTINFO, 1},
+        {AF_INET6, SOCK_DGRAM, IPPROTO_IPV6, 11 /* IPV6_FLOWINFO */, 1},
+        {AF_INET6, SOCK_DGRAM, IPPROTO_IPV6, IPV6_MULTICAST_ALL, 0},
+        {AF_INET6, SOCK_DGRAM, IPPROTO_IPV6, IPV6_RECVRTHDR, 1},
+        {AF_INET6, SOCK_DGRAM, IPPROTO_IPV6, IPV6_RECVPATHMTU, 1},
+        {AF_INET6, SOCK_DGRAM, IPPROTO_IPV6, IPV6_RECVORIGDSTADDR, 1},
+        {AF_INET, SOCK_STREAM, IPPROTO_TCP, TCP_MAXSEG, 1000},
+        {AF_INET, SOCK_STREAM, IPPROTO_TCP, TCP_WINDOW_CLAMP, 20000},
+        {AF_INET, SOCK_STREAM, IPPROTO_TCP, TCP_SAVE_SYN, 1},
+        {AF_INET, SOCK_STREAM, IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1},
+        {AF_INET, SOCK_STREAM, IPPROTO_TCP, 44 /* TCP_RTO_MAX_MS */, 5000},
+        {AF_INET, SOCK_DGRAM, IPPROTO_UDP, UDP_CORK, 1},
+    };
+    enum { EACH = sizeof each / sizeof *each };
+    int with[EACH], had[EACH];
+    for (int i = 0; i < EACH; i++) {
+        with[i] = socket(each[i].domain, each[i].type, 0);
+        // Not every kernel has every one.
+        setsockopt(with[i], each[i].level, each[i].name, &each[i].value, sizeof(int));
+        had[i] = get(with[i], each[i].level, each[i].name);
+    }
+    int routed = bound(SOCK_DGRAM, 0);
+    // Record route (RFC 791), with room for one address.
+    const unsigned char route[8] = {7, 7, 4};
+    REQUIRE(setsockopt(routed, IPPROTO_IP, IP_OPTIONS, route, sizeof route) == 0);
+
     int listener = bound(SOCK_STREAM, 0);
     set(listener, IPPROTO_TCP, TCP_FASTOPEN, 7);
     REQUIRE(listen(listener, 5) == 0);
@@ -112,6 +150,11 @@ int main(void) {
         setsockopt(member, IPPROTO_IP, MCAST_LEAVE_SOURCE_GROUP, &source, sizeof source);
     if (loses("options"))
         set(options, IPPROTO_IP, IP_RECVTTL, 0);
+    if (loses("each"))
+        for (int i = 0; i < EACH; i++)
+            dup2(socket(each[i].domain, each[i].type, 0), with[i]);
+    if (loses("route"))
+        setsockopt(routed, IPPROTO_IP, IP_OPTIONS, route, 0);
     if (loses("fast open"))
         listener = bound(SOCK_STREAM, 0);
 
@@ -132,6 +175,14 @@ int main(void) {
     for (int i = 0; i < count; i++)
         CHECK(get(options, of_udp[i].level, of_udp[i].name) == of_udp[i].value, "level %d, option %d: %d, not %d", of_udp[i].level,
               of_udp[i].name, get(options, of_udp[i].level, of_udp[i].name), of_udp[i].value);
+    for (int i = 0; i < EACH; i++)
+        CHECK(get(with[i], each[i].level, each[i].name) == had[i], "level %d, option %d of a socket of its own: %d, not %d",
+              each[i].level, each[i].name, get(with[i], each[i].level, each[i].name), had[i]);
+    unsigned char found[40];
+    socklen_t found_length = sizeof found;
+    CHECK(getsockopt(routed, IPPROTO_IP, IP_OPTIONS, found, &found_length) == 0 && found_length == sizeof route &&
+              memcmp(found, route, sizeof route) == 0,
+          "the options of its packets are lost");
     CHECK(get(listener, IPPROTO_TCP, TCP_FASTOPEN) == 7, "fast open: %d", get(listener, IPPROTO_TCP, TCP_FASTOPEN));
     return verdict();
 }

@@ -19,6 +19,7 @@ use stasis_sys::process;
 use super::{fill_cancellable, finish, given, next, now, returned, table::Time, wrap};
 use crate::{
     arch,
+    confined::{self, REUSEPORT},
     interrupted::{call::Call, remaining},
 };
 
@@ -215,7 +216,18 @@ pub unsafe extern "C" fn setsockopt(
     {
         note_beginnings();
     }
+    // linux/socket.h; before the call: where it succeeds, the next checkpoint must know.
+    const SO_DETACH_REUSEPORT_BPF: c_int = 68;
+    let chooses = level == libc::SOL_SOCKET
+        && matches!(option, libc::SO_ATTACH_REUSEPORT_CBPF | libc::SO_ATTACH_REUSEPORT_EBPF);
+    if chooses {
+        confined::note(REUSEPORT);
+    }
     let arguments = [fd as usize, level as usize, option as usize, value as usize, len as usize, 0];
     // SAFETY: the caller's call.
-    returned(unsafe { stasis_sys::raw(libc::SYS_setsockopt, arguments) }) as c_int
+    let result = returned(unsafe { stasis_sys::raw(libc::SYS_setsockopt, arguments) }) as c_int;
+    if level == libc::SOL_SOCKET && option == SO_DETACH_REUSEPORT_BPF && result == 0 {
+        confined::withdraw(REUSEPORT);
+    }
+    result
 }

@@ -367,7 +367,8 @@ fn make_pair(
         let Some(DescriptionKind::SocketPair { shutdown_read, shutdown_write, options, .. }) = kind else {
             continue;
         };
-        set_options(end, options)?;
+        let others = options.iter().filter(|option| (option.level, option.name) != CREDENTIALS);
+        set_options(end, &others.cloned().collect::<Vec<_>>())?;
         for (how, wanted) in [(libc::SHUT_RD, shutdown_read), (libc::SHUT_WR, shutdown_write)] {
             // A closed end takes care of that by itself, and for datagrams it was none.
             if *wanted && other.is_some() {

@@ -25,12 +25,17 @@ const SOURCES: usize = 10;
 
 /// The calls of setsockopt(2) that make a socket a member again.
 pub fn memberships(asked: &Asked) -> Vec<SocketOption> {
-    let (level, groups) = match asked.domain {
-        libc::AF_INET => (libc::IPPROTO_IP, of_interfaces(c"/proc/self/net/igmp")),
-        libc::AF_INET6 => (libc::IPPROTO_IPV6, of_interfaces6(c"/proc/self/net/igmp6")),
-        _ => return Vec::new(),
+    let of = |level, groups: Vec<(u32, Address)>| {
+        let join = |(interface, group): &(u32, Address)| membership(asked, level, *interface, group);
+        groups.iter().flat_map(join).collect::<Vec<_>>()
     };
-    groups.iter().flat_map(|(interface, group)| membership(asked, level, *interface, group)).collect()
+    let four = || of(libc::IPPROTO_IP, of_interfaces(c"/proc/self/net/igmp"));
+    match asked.domain {
+        libc::AF_INET => four(),
+        // A socket of IPv6 may be in groups of IPv4, too.
+        libc::AF_INET6 => [of(libc::IPPROTO_IPV6, of_interfaces6(c"/proc/self/net/igmp6")), four()].concat(),
+        _ => Vec::new(),
+    }
 }
 
 type Address = [u8; ADDRESS];

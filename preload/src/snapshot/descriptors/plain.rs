@@ -2,12 +2,9 @@
 //! afresh. What waits in them nobody could send again as it came: of the network's it is lost, as packets may be; the kernel's
 //! answers are waited for.
 
-use alloc::{vec, vec::Vec};
+use alloc::vec::Vec;
 
-use stasis_protocol::{
-    coordinator::Refusal,
-    image::{DescriptionKind, SocketOption},
-};
+use stasis_protocol::{coordinator::Refusal, image::DescriptionKind};
 use stasis_sys::socket;
 
 use super::{
@@ -39,31 +36,4 @@ pub fn internet(asked: &Asked, is_raw: bool) -> DescriptionKind {
         local = bound(local);
     }
     fresh(asked, local, name(asked, true), None, Vec::new(), Vec::new())
-}
-
-/// NETLINK_* options that are numbers (linux/netlink.h): PKTINFO, BROADCAST_ERROR, NO_ENOBUFS, LISTEN_ALL_NSID, CAP_ACK, EXT_ACK,
-/// GET_STRICT_CHK.
-pub const OF_NETLINK: [i32; 7] = [3, 4, 5, 8, 10, 11, 12];
-
-/// The groups of a netlink socket that its address has no room for, as the calls of setsockopt(2) that make it a member.
-pub fn netlink_groups(asked: &Asked) -> Vec<SocketOption> {
-    const NETLINK_ADD_MEMBERSHIP: i32 = 1;
-    const NETLINK_LIST_MEMBERSHIPS: i32 = 9;
-    const IN_ADDRESS: usize = 32;
-    if asked.domain != libc::AF_NETLINK {
-        return Vec::new();
-    }
-    let mut groups = vec![0u8; 256];
-    let level = libc::SOL_NETLINK;
-    if socket::option(asked.socket.0, level, NETLINK_LIST_MEMBERSHIPS, &mut groups).is_err() {
-        return Vec::new();
-    }
-    let is_member = |group: &usize| groups[group / 8] >> (group % 8) & 1 != 0;
-    (IN_ADDRESS..groups.len() * 8)
-        .filter(is_member)
-        .map(|group| {
-            let value = (group as u32 + 1).to_ne_bytes().into();
-            SocketOption { level, name: NETLINK_ADD_MEMBERSHIP, value }
-        })
-        .collect()
 }

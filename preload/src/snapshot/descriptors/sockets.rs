@@ -13,10 +13,11 @@ use stasis_sys::{
 };
 
 use super::{
-    CLOSE_IT, Duplicate, Open, Table, bytes, datagrams, ends, inherited, options::options, plain, refusal,
-    sock_diag, tcp,
+    CLOSE_IT, Duplicate, Open, Table, bytes, datagrams, ends, inherited,
+    options::{self, options},
+    plain, refusal, sock_diag, tcp,
 };
-use crate::procfs;
+use crate::{procfs, state};
 
 /// What every socket can be asked.
 pub struct Asked {
@@ -35,6 +36,7 @@ pub fn capture(table: &Table<'_>, open: &Open) -> Result<DescriptionKind, Refusa
     let (domain, kind, protocol) =
         (number(libc::SO_DOMAIN)?, number(libc::SO_TYPE)?, number(libc::SO_PROTOCOL)?);
     let asked = Asked { domain, kind, protocol, socket };
+    options::check(open, &asked)?;
     match (domain, kind, protocol) {
         (libc::AF_UNIX, ..) => unix(table, open, &asked),
         (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_TCP) => {
@@ -136,6 +138,10 @@ pub fn waiting_ends(clients: &[u64]) -> Vec<End> {
 }
 
 fn udp(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<DescriptionKind, Refusal> {
+    if table.stopped() && is_corked(asked) {
+        let reason = "bytes wait in it for the rest of their datagram (UDP_CORK, MSG_MORE)";
+        return open.refuse(reason, "take the checkpoint when the program has sent it");
+    }
     let received = if table.copies_queue(open) { datagrams::received(open, asked)? } else { Vec::new() };
     Ok(fresh(asked, bound(name(asked, false)), name(asked, true), None, Vec::new(), received))
 }
@@ -157,7 +163,7 @@ pub fn fresh(
         backlog,
         waiting,
         received,
-        options: options(asked),
+        options: [options(asked), options::of_unconnected(asked)].concat(),
     }
 }
 
@@ -193,6 +199,20 @@ fn received(open: &Open, asked: &Asked) -> Result<Vec<Vec<u8>>, Refusal> {
             "take the checkpoint when the program has read it",
         )),
     }
+}
+
+/// Whether bytes wait in a socket of UDP that it does not send: what a device has not sent yet leaves by itself.
+fn is_corked(asked: &Asked) -> bool {
+    const TRIES: usize = 100;
+    const PAUSE: u64 = 1_000_000;
+    let stays = |_| {
+        let waits = charged(asked) > 0;
+        if waits {
+            state::pause(PAUSE);
+        }
+        waits
+    };
+    (0..TRIES).all(stays)
 }
 
 /// How much of the send buffer is taken; 0 where the kernel does not tell.
