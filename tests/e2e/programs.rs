@@ -192,6 +192,7 @@ mod connections {
         sockets_with_addresses: "named_sockets" ["one"];
         sockets_with_addresses_between_processes: "named_sockets" ["two"];
         tcp_between_processes: "tcp" ["4", "two"];
+        tcp_that_was_refused: "tcp_refused";
         tcp_between_processes_over_ipv6: "tcp" ["6", "two"];
     }
 }

@@ -409,6 +409,8 @@ pub enum DescriptionKind {
         waiting: Vec<u64>,
         /// Datagrams that have not been read.
         received: Vec<Datagram>,
+        /// Of TCP: it could not be connected, which may be tried again; whether that waits to be told.
+        refused: Option<bool>,
         options: Vec<SocketOption>,
     },
     /// A POSIX message queue.

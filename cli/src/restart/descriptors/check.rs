@@ -127,11 +127,9 @@ pub fn check(image: &ProcessImage, files: &Files<'_>, policy: &Policy) -> Vec<Re
                     Err((format!("{}, which it watches, is gone", watch.path), PUT_IT_BACK))
                 })
             }
-            DescriptionKind::Socket { domain, socket_type, protocol, local, options, .. }
-                if !local.is_empty() =>
-            {
-                address(image, *domain, *socket_type, *protocol, local, options)
-            }
+            DescriptionKind::Socket {
+                domain, socket_type, protocol, local, options, refused: None, ..
+            } if !local.is_empty() => address(image, *domain, *socket_type, *protocol, local, options),
             _ => Ok(()),
         };
         if let Err((reason, remedy)) = checked {

@@ -201,8 +201,9 @@ pub fn set_options(socket: &OwnedFd, options: &[SocketOption]) -> io::Result<()>
 /// A socket that is not connected to another of the process.
 pub fn open(maker: &mut Maker<'_>, index: usize) -> Result<OwnedFd, Refusal> {
     let image = maker.image;
-    let DescriptionKind::Socket { domain, socket_type, protocol, local, peer, backlog, options, .. } =
-        &image.descriptions[index].kind
+    let DescriptionKind::Socket {
+        domain, socket_type, protocol, local, peer, backlog, refused, options, ..
+    } = &image.descriptions[index].kind
     else {
         return maker.inherit(index, -1);
     };
@@ -221,6 +222,8 @@ pub fn open(maker: &mut Maker<'_>, index: usize) -> Result<OwnedFd, Refusal> {
                 maker.installed.warnings.push(format!("{}: {warning}", name(image, index)));
                 bind(&socket, &without_port(local))
             }
+            // The kernel may have given the port away, and tells of it all the same (`inet_put_port`).
+            Err(_) if refused.is_some() => Ok(()),
             bound => bound,
         };
         bound.map_err(|error| {
@@ -231,6 +234,12 @@ pub fn open(maker: &mut Maker<'_>, index: usize) -> Result<OwnedFd, Refusal> {
     // Those that are made once are filled before they are connected: then they take datagrams from their peers only.
     if maker.common.relations.is_alone((maker.process, index)) {
         point(maker, index, &socket, peer);
+    }
+    if let Some(is_told) = refused.map(|waits| !waits)
+        && let Err(error) = tcp::refuse(&socket, *domain, is_told)
+    {
+        let warning = "it finds that nobody has tried to connect it, not that it was refused";
+        maker.installed.warnings.push(format!("{}: {warning}: {error}", name(image, index)));
     }
     if let Some(backlog) = backlog {
         // SAFETY: no memory is touched.

@@ -140,6 +140,34 @@ pub fn make_waiting(common: &Common<'_>, place: Place) -> io::Result<OwnedFd> {
     Ok(end)
 }
 
+/// Lets a socket be refused by nobody at a port of this machine, which leaves it as any failed attempt to connect does. Why
+/// it failed the kernel does not tell. `is_told`: the program has been told of it.
+///
+/// # Errors
+/// connect(2)'s.
+pub fn refuse(socket: &OwnedFd, domain: i32, is_told: bool) -> io::Result<()> {
+    const PATIENCE_MS: i32 = 1000;
+    // Bound and not listening, it keeps others from listening there.
+    let nobody = reusing(domain)?;
+    bind(&nobody, &loopback(domain))?;
+    super::kernel::set_status_flags(socket, libc::O_NONBLOCK)?;
+    match connect(socket, &name(&nobody)?) {
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+        Err(error) => return Err(error),
+        Ok(()) => return Err(io::ErrorKind::AddrInUse.into()),
+    }
+    let mut poll = libc::pollfd { fd: raw(socket), events: 0, revents: 0 };
+    // SAFETY: one pollfd.
+    unsafe { libc::poll(&raw mut poll, 1, PATIENCE_MS) };
+    if is_told {
+        let (mut error, mut len) = (0i32, size_of::<i32>() as u32);
+        let (to, len) = ((&raw mut error).cast(), &raw mut len);
+        // SAFETY: writes an int and its length.
+        done(unsafe { libc::getsockopt(raw(socket), libc::SOL_SOCKET, libc::SO_ERROR, to, len) })?;
+    }
+    Ok(())
+}
+
 /// The calls that take off what was set for the restart only.
 pub fn late(kind: &DescriptionKind, fd: i32, installed: &mut Installed) {
     let options = match kind {

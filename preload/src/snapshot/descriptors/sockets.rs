@@ -163,6 +163,7 @@ pub fn fresh(
         backlog,
         waiting,
         received,
+        refused: None,
         options: [options(asked), options::of_unconnected(asked)].concat(),
     }
 }

@@ -43,19 +43,34 @@ const SIOCINQ: u64 = 0x541b;
 /// linux/sockios.h.
 const SIOCOUTQNSD: u64 = 0x894b;
 
-/// The state, and for a listening socket how many wait in it to be accepted, and its backlog.
-fn state_of(open: &Open, socket: Fd) -> Result<(u8, u32, u32), Refusal> {
-    // struct tcp_info (linux/tcp.h): eight bytes of flags, the state first; for a listening socket tcpi_unacked
-    // (at 24) is the number of connections not accepted yet, tcpi_sacked (at 28) the backlog.
-    let mut info = [0u8; 32];
+/// What TCP_INFO tells.
+struct Told {
+    state: u8,
+    /// Of a listening socket: how many connections wait in it to be accepted, and its backlog.
+    waiting: u32,
+    backlog: u32,
+    /// It has tried to connect, and never was connected.
+    failed: bool,
+}
+
+fn ask(open: &Open, socket: Fd) -> Result<Told, Refusal> {
+    // struct tcp_info (linux/tcp.h): eight bytes of flags, the state first. For a listening socket tcpi_unacked (at 24) is the
+    // number of connections not accepted yet, tcpi_sacked (at 28) the backlog. tcpi_rcv_mss (at 20) is guessed when a
+    // connection is asked for (`tcp_connect_init`), tcpi_rcv_space (at 96) set when it is made (`tcp_init_buffer_space`).
+    let mut info = [0u8; 100];
     socket::option(socket, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info)
         .map_err(|error| open.failed("it does not answer TCP_INFO", error))?;
     let word = |at: usize| u32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
-    Ok((info[0], word(24), word(28)))
+    Ok(Told {
+        state: info[0],
+        waiting: word(24),
+        backlog: word(28),
+        failed: info[0] == CLOSE && word(20) != 0 && word(96) == 0,
+    })
 }
 
 pub fn capture(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<DescriptionKind, Refusal> {
-    let (state, waiting, backlog) = state_of(open, asked.socket.0)?;
+    let Told { state, waiting, backlog, failed } = ask(open, asked.socket.0)?;
     let local = bound(name(asked, false));
     match state {
         LISTEN => {
@@ -67,8 +82,15 @@ pub fn capture(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<Descript
             open.refuse("it is being connected", "take the checkpoint when that has succeeded or failed")
         }
         CLOSE | LAST_ACK | CLOSING => {
-            if ready(open, asked, libc::POLLRDHUP)? & libc::POLLRDHUP == 0 {
+            let events = ready(open, asked, libc::POLLRDHUP)?;
+            if events & libc::POLLRDHUP == 0 {
                 Ok(fresh(asked, local, Vec::new(), None, Vec::new(), Vec::new()))
+            } else if failed {
+                let mut kind = fresh(asked, local, Vec::new(), None, Vec::new(), Vec::new());
+                if let DescriptionKind::Socket { refused, .. } = &mut kind {
+                    *refused = Some(events & libc::POLLERR != 0);
+                }
+                Ok(kind)
             } else {
                 ended(table, open, asked, local)
             }
