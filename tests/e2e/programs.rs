@@ -191,6 +191,7 @@ mod connections {
         tcp_with_a_full_buffer_beyond_what_may_be_asked_for: "tcp_window";
         sockets_with_addresses: "named_sockets" ["one"];
         sockets_with_addresses_between_processes: "named_sockets" ["two"];
+        datagrams_that_would_not_come_now: "udp_unread";
         tcp_between_processes: "tcp" ["4", "two"];
         tcp_that_was_refused: "tcp_refused";
         tcp_between_processes_over_ipv6: "tcp" ["6", "two"];

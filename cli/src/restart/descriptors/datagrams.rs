@@ -1,4 +1,4 @@
-//! Datagrams that were not read are sent again, each from the address that it came from.
+//! Datagrams of unix sockets that were not read are sent again, each from the address that it came from.
 
 use std::{io, os::fd::OwnedFd};
 
@@ -7,13 +7,11 @@ use stasis_protocol::image::{Datagram, SocketOption};
 use super::{
     kernel::{done, owned},
     raw,
-    sockets::{BoundForAMoment, family, path, set_options},
+    sockets::{BoundForAMoment, path, set_options},
 };
 
 /// A datagram socket that was made again, bound but not connected.
 pub struct Receiver<'a> {
-    pub domain: i32,
-    pub protocol: i32,
     pub local: &'a [u8],
     pub socket: &'a OwnedFd,
     pub received: &'a [Datagram],
@@ -25,49 +23,48 @@ pub struct Receiver<'a> {
 /// # Errors
 /// sendto(2)'s.
 pub fn send(to: &Receiver<'_>, made: &[(&[u8], &OwnedFd)]) -> io::Result<Vec<Vec<u8>>> {
-    const LARGEST: usize = 1 << 26;
     let mut lost = Vec::new();
     if to.received.is_empty() {
         return Ok(lost);
     }
     let all: usize = to.received.iter().map(|datagram| datagram.bytes.len() * 2 + 4096).sum();
-    let size = |name: i32, size: usize| SocketOption {
-        level: libc::SOL_SOCKET,
-        name,
-        value: (size.min(LARGEST) as i32).to_ne_bytes().into(),
-    };
     let own = own_size(to.socket)?;
-    set_options(to.socket, &[size(libc::SO_RCVBUF, (all * 2).max(own))])?;
+    set_options(to.socket, &[size((all * 2).max(own))])?;
     for datagram in to.received {
-        let target = if family(to.local) == Some(libc::AF_UNIX) || !is_any(to.local) {
-            to.local.to_vec()
-        } else {
-            towards(to.local, &datagram.from)
-        };
-        if let Some((_, sender)) = made.iter().find(|(address, _)| same_port(address, &datagram.from)) {
-            send_to(sender, &datagram.bytes, &target)?;
+        if let Some((_, sender)) = made.iter().find(|(address, _)| is_same(address, &datagram.from)) {
+            send_to(sender, &datagram.bytes, to.local)?;
             continue;
         }
         // SAFETY: no memory is touched.
-        let sender =
-            owned(unsafe { libc::socket(to.domain, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, to.protocol) })?;
+        let sender = owned(unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
         let bound = match datagram.from.is_empty() {
             true => Ok(None),
             false => BoundForAMoment::bind(&sender, &datagram.from).map(Some),
         };
         match bound {
             Ok(bound) => {
-                send_to(&sender, &datagram.bytes, &target)?;
+                send_to(&sender, &datagram.bytes, to.local)?;
                 drop(bound);
             }
             Err(_) => lost.push(datagram.from.clone()),
         }
     }
-    set_options(to.socket, &[size(libc::SO_RCVBUF, own)])?;
+    set_options(to.socket, &[size(own)])?;
     Ok(lost)
 }
 
-fn send_to(sender: &OwnedFd, bytes: &[u8], target: &[u8]) -> io::Result<()> {
+/// The option that makes a receive buffer so large.
+pub fn size(size: usize) -> SocketOption {
+    const LARGEST: usize = 1 << 26;
+    let value = (size.min(LARGEST) as i32).to_ne_bytes().into();
+    SocketOption { level: libc::SOL_SOCKET, name: libc::SO_RCVBUF, value }
+}
+
+/// Sends a datagram without waiting.
+///
+/// # Errors
+/// sendto(2)'s.
+pub fn send_to(sender: &OwnedFd, bytes: &[u8], target: &[u8]) -> io::Result<()> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: reads both slices.
     let sent = unsafe {
@@ -87,7 +84,11 @@ fn send_to(sender: &OwnedFd, bytes: &[u8], target: &[u8]) -> io::Result<()> {
     }
 }
 
-fn own_size(socket: &OwnedFd) -> io::Result<usize> {
+/// SO_RCVBUF, in bytes.
+///
+/// # Errors
+/// getsockopt(2)'s.
+pub fn own_size(socket: &OwnedFd) -> io::Result<usize> {
     let (mut size, mut len) = (0i32, 4u32);
     // SAFETY: writes an int and its length.
     done(unsafe {
@@ -96,34 +97,7 @@ fn own_size(socket: &OwnedFd) -> io::Result<usize> {
     Ok(size.max(0) as usize)
 }
 
-fn ip(address: &[u8]) -> &[u8] {
-    match family(address) {
-        Some(libc::AF_INET) => address.get(4..8).unwrap_or_default(),
-        _ => address.get(8..24).unwrap_or_default(),
-    }
-}
-
-fn is_any(address: &[u8]) -> bool {
-    ip(address).iter().all(|&byte| byte == 0)
-}
-
 /// Whether a socket bound at an address sends from another one.
-fn same_port(bound: &[u8], from: &[u8]) -> bool {
-    if from.is_empty() || family(bound) != family(from) {
-        return false;
-    }
-    match family(from) {
-        Some(libc::AF_UNIX) => path(bound).is_some() && path(bound) == path(from) || bound == from,
-        _ => bound.get(2..4) == from.get(2..4) && (is_any(bound) || ip(bound) == ip(from)),
-    }
-}
-
-/// A socket that is bound to any address is reached at the sender's.
-fn towards(local: &[u8], from: &[u8]) -> Vec<u8> {
-    let mut target = local.to_vec();
-    let range = if family(local) == Some(libc::AF_INET) { 4..8 } else { 8..24 };
-    if let (Some(to), Some(ip)) = (target.get_mut(range.clone()), from.get(range)) {
-        to.copy_from_slice(ip);
-    }
-    target
+fn is_same(bound: &[u8], from: &[u8]) -> bool {
+    !from.is_empty() && (path(bound).is_some() && path(bound) == path(from) || bound == from)
 }

@@ -25,7 +25,7 @@ use super::{
     message_queues::{self, Queues},
     numbers::Numbers,
     ptys::{self, Ptys},
-    sockets,
+    sockets, udp,
 };
 
 /// A description: the process that has it, by its place in the checkpoint, and its index there.
@@ -354,6 +354,7 @@ impl<'a> Common<'a> {
     pub fn make(&mut self) -> Result<(), Refusal> {
         self.ptys = Ptys::create(&self.images)?;
         let mut maker = Maker::new(self, 0, Numbers::default());
+        self.fill_udp(&mut maker)?;
         let mut made: Vec<Option<OwnedFd>> = self.relations.groups.iter().map(|_| None).collect();
         for at in self.relations.order(&self.images) {
             let group = &self.relations.groups[at];
@@ -414,27 +415,45 @@ impl<'a> Common<'a> {
         queues.open(image, index).map_err(|(refusal, _)| refusal)
     }
 
-    /// Gives datagram sockets what they had not read, and then connects them: a connected one takes nothing from others.
+    /// Makes the sockets of UDP that had something to read, which is in them; they are bound in their turn.
+    fn fill_udp<'m>(&'m self, maker: &mut Maker<'m>) -> Result<(), Refusal> {
+        for group in &self.relations.groups {
+            let Some(&(process, index)) = group.first() else { continue };
+            let image = self.images[process];
+            let DescriptionKind::Socket {
+                domain,
+                socket_type: libc::SOCK_DGRAM,
+                protocol: libc::IPPROTO_UDP,
+                local,
+                ..
+            } = &image.descriptions[index].kind
+            else {
+                continue;
+            };
+            let received = self.received(group);
+            if received.is_empty() {
+                continue;
+            }
+            let (socket, lost) = udp::filled(*domain, local, received)
+                .map_err(|error| failed(image, index, "what it had not read cannot be sent to it", &error))?;
+            maker.filled.insert((process, index), socket);
+            maker.installed.warnings.extend(lost.iter().map(|from| lost_from(image, index, from)));
+        }
+        Ok(())
+    }
+
+    /// Gives unix datagram sockets what they had not read, and then connects all: a connected one takes nothing from others.
     fn fill_datagrams<'m>(&'m self, maker: &mut Maker<'m>, made: &[Option<OwnedFd>]) -> Result<(), Refusal> {
         let sockets = || {
             self.relations.groups.iter().zip(made).filter_map(|(group, fd)| {
                 let &(process, index) = group.first()?;
                 match &self.images[process].descriptions[index].kind {
                     DescriptionKind::Socket {
-                        domain,
-                        socket_type: libc::SOCK_DGRAM,
-                        protocol,
-                        local,
-                        peer,
-                        ..
+                        domain, socket_type: libc::SOCK_DGRAM, local, peer, ..
                     } => {
-                        let fill = Receiver {
-                            domain: *domain,
-                            protocol: *protocol,
-                            local,
-                            socket: fd.as_ref()?,
-                            received: self.received(group),
-                        };
+                        let received =
+                            if *domain == libc::AF_UNIX { self.received(group) } else { Default::default() };
+                        let fill = Receiver { local, socket: fd.as_ref()?, received };
                         Some(((process, index), fill, &peer[..]))
                     }
                     _ => None,
@@ -449,13 +468,7 @@ impl<'a> Common<'a> {
             let lost = there
                 .and_then(|_there| datagrams::send(&fill, &addresses))
                 .map_err(|error| failed(image, index, "what it had not read cannot be sent to it", &error))?;
-            for from in lost {
-                maker.installed.warnings.push(format!(
-                    "{}: a datagram from {} that was not read is lost",
-                    super::name(image, index),
-                    sockets::display(&from)
-                ));
-            }
+            maker.installed.warnings.extend(lost.iter().map(|from| lost_from(image, index, from)));
         }
         for ((process, index), fill, peer) in sockets() {
             (maker.process, maker.image) = (process, self.images[process]);
@@ -483,6 +496,11 @@ impl<'a> Common<'a> {
     pub fn description(&self, (process, index): Place) -> &'a Description {
         &self.images[process].descriptions[index]
     }
+}
+
+fn lost_from(image: &ProcessImage, index: usize, from: &[u8]) -> String {
+    let name = super::name(image, index);
+    format!("{name}: a datagram from {} that was not read is lost", sockets::display(from))
 }
 
 /// The working directory of a process, for as long as something is made whose path may be relative to it.

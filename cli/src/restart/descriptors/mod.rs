@@ -33,6 +33,7 @@ mod tcp;
 mod terminals;
 #[cfg(test)]
 mod tests;
+mod udp;
 mod unread;
 
 use std::{
@@ -47,7 +48,7 @@ use stasis_protocol::{
     plan::Call,
 };
 
-use self::{kernel::done, numbers::Numbers};
+use self::{joint::Place, kernel::done, numbers::Numbers};
 use super::plan::{attempt, call, pointing};
 use crate::args::{ChangedFile, MissingFile};
 
@@ -153,6 +154,8 @@ struct Maker<'a> {
     numbers: Numbers,
     pipes: BTreeMap<u64, pipes::Ends>,
     pairs: BTreeMap<u64, Option<OwnedFd>>,
+    /// Sockets of UDP that have something to read and no address yet.
+    filled: BTreeMap<Place, OwnedFd>,
     installed: Installed,
 }
 
@@ -277,6 +280,7 @@ impl<'a> Maker<'a> {
             numbers,
             pipes: BTreeMap::new(),
             pairs: BTreeMap::new(),
+            filled: BTreeMap::new(),
             installed: Installed::default(),
         }
     }

@@ -208,9 +208,12 @@ pub fn open(maker: &mut Maker<'_>, index: usize) -> Result<OwnedFd, Refusal> {
         return maker.inherit(index, -1);
     };
     let error = |what: &'static str| move |error: io::Error| failed(image, index, what, &error);
-    // SAFETY: no memory is touched.
-    let socket = owned(unsafe { libc::socket(*domain, socket_type | libc::SOCK_CLOEXEC, *protocol) })
-        .map_err(error("it cannot be made again"))?;
+    let socket = match maker.filled.remove(&(maker.process, index)) {
+        Some(filled) => filled,
+        // SAFETY: no memory is touched.
+        None => owned(unsafe { libc::socket(*domain, socket_type | libc::SOCK_CLOEXEC, *protocol) })
+            .map_err(error("it cannot be made again"))?,
+    };
     set_options(&socket, options).map_err(error("its options cannot be set"))?;
     if !local.is_empty() {
         if matches!(*domain, libc::AF_INET | libc::AF_INET6) && *socket_type == libc::SOCK_STREAM {

@@ -368,7 +368,10 @@ fn loopback(domain: i32) -> Vec<u8> {
 }
 
 /// getsockname(2).
-fn name(socket: &OwnedFd) -> io::Result<Vec<u8>> {
+///
+/// # Errors
+/// getsockname(2)'s.
+pub fn name(socket: &OwnedFd) -> io::Result<Vec<u8>> {
     let mut address = [0u8; 128];
     let mut len = address.len() as u32;
     // SAFETY: writes at most the address' length, and the length.
