@@ -266,6 +266,11 @@ mod refused {
     }
 
     #[test]
+    fn a_connection_of_multipath_tcp() {
+        refuses_socket("multipath", &["Multipath TCP", "fd "]);
+    }
+
+    #[test]
     fn landlock() {
         refuses("landlock", &["Landlock"]);
     }

@@ -1,4 +1,4 @@
-// Listening TCP sockets (IPv4, IPv6), bound UDP sockets, a unix listener and a bound unix datagram socket.
+// Listening TCP sockets (IPv4, IPv6, Multipath TCP), bound UDP sockets, a unix listener and a bound unix datagram socket.
 #include "verify.h"
 #include <netinet/in.h>
 #include <sys/socket.h>
@@ -18,10 +18,10 @@ static union address address_of(int fd, socklen_t *length) {
     return address;
 }
 
-static int make(int domain, int type, const char *path) {
+static int make(int domain, int type, int protocol, const char *path) {
     union address address = {.any.sa_family = domain};
     socklen_t length = domain == AF_INET ? sizeof address.v4 : domain == AF_INET6 ? sizeof address.v6 : sizeof address.local;
-    int on = 1, fd = socket(domain, type | SOCK_CLOEXEC, 0);
+    int on = 1, fd = socket(domain, type | SOCK_CLOEXEC, protocol);
     if (domain == AF_INET)
         address.v4.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     if (domain == AF_INET6)
@@ -59,18 +59,19 @@ static void reach(int fd, int type, const char *name) {
 }
 
 int main(void) {
-    static const struct { const char *name; int domain, type; const char *path; } all[] = {
-        {"TCP v4", AF_INET, SOCK_STREAM, NULL},     {"TCP v6", AF_INET6, SOCK_STREAM, NULL},
-        {"UDP v4", AF_INET, SOCK_DGRAM, NULL},      {"UDP v6", AF_INET6, SOCK_DGRAM, NULL},
-        {"unix stream", AF_UNIX, SOCK_STREAM, "stream"}, {"unix datagram", AF_UNIX, SOCK_DGRAM, "datagram"},
+    static const struct { const char *name; int domain, type, protocol; const char *path; } all[] = {
+        {"TCP v4", AF_INET, SOCK_STREAM, 0, NULL},     {"TCP v6", AF_INET6, SOCK_STREAM, 0, NULL},
+        {"UDP v4", AF_INET, SOCK_DGRAM, 0, NULL},      {"UDP v6", AF_INET6, SOCK_DGRAM, 0, NULL},
+        {"unix stream", AF_UNIX, SOCK_STREAM, 0, "stream"}, {"unix datagram", AF_UNIX, SOCK_DGRAM, 0, "datagram"},
+        {"MPTCP", AF_INET, SOCK_STREAM, IPPROTO_MPTCP, NULL},
     };
     enum { COUNT = sizeof all / sizeof *all };
     int fds[COUNT], on = 0;
     union address before[COUNT];
     socklen_t lengths[COUNT], length;
     for (int i = 0; i < COUNT; i++) {
-        fds[i] = make(all[i].domain, all[i].type, all[i].path);
-        REQUIRE(fds[i] >= 0 || all[i].domain == AF_INET6);
+        fds[i] = make(all[i].domain, all[i].type, all[i].protocol, all[i].path);
+        REQUIRE(fds[i] >= 0 || all[i].domain == AF_INET6 || all[i].protocol == IPPROTO_MPTCP);
         if (fds[i] >= 0)
             before[i] = address_of(fds[i], &lengths[i]);
     }
@@ -79,7 +80,7 @@ int main(void) {
 
     until_go();
     if (loses("address")) {
-        int other = make(AF_INET, SOCK_STREAM, NULL);
+        int other = make(AF_INET, SOCK_STREAM, 0, NULL);
         CHECK(dup3(other, fds[0], O_CLOEXEC) == fds[0], "dup3");
     }
     if (loses("listening")) {
@@ -94,6 +95,9 @@ int main(void) {
         union address now = address_of(fds[i], &length);
         CHECK(length == lengths[i] && memcmp(&now, &before[i], length) == 0, "the %s socket has another address", all[i].name);
         CHECK(fcntl(fds[i], F_GETFD) == FD_CLOEXEC, "close-on-exec of the %s socket is lost", all[i].name);
+        length = sizeof on;
+        CHECK(getsockopt(fds[i], SOL_SOCKET, SO_PROTOCOL, &on, &length) == 0 && (!all[i].protocol || on == all[i].protocol),
+              "the %s socket has protocol %d", all[i].name, on);
         length = sizeof on;
         CHECK(getsockopt(fds[i], SOL_SOCKET, SO_ACCEPTCONN, &on, &length) == 0 && on == (all[i].type == SOCK_STREAM),
               "the %s socket listens: %d", all[i].name, on);

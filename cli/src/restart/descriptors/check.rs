@@ -218,7 +218,7 @@ fn address(
     let socket = owned(unsafe { libc::socket(domain, socket_type | libc::SOCK_CLOEXEC, protocol) })
         .map_err(|error| (format!("such a socket cannot be made here: {error}"), "see `stasis doctor`"))?;
     let _ = sockets::set_options(&socket, options);
-    if protocol == libc::IPPROTO_TCP {
+    if socket_type == libc::SOCK_STREAM {
         let _ = tcp::reuse(&socket);
     }
     sockets::bind(&socket, local).map_err(|error| (format!("its address cannot be bound: {error}"), REMEDY))

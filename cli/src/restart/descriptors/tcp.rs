@@ -172,7 +172,7 @@ pub fn refuse(socket: &OwnedFd, domain: i32, is_told: bool) -> io::Result<()> {
 pub fn late(kind: &DescriptionKind, fd: i32, installed: &mut Installed) {
     let options = match kind {
         DescriptionKind::SocketPair { domain, options, .. } if *domain != libc::AF_UNIX => options,
-        DescriptionKind::Socket { protocol: libc::IPPROTO_TCP, domain, options, local, .. }
+        DescriptionKind::Socket { socket_type: libc::SOCK_STREAM, domain, options, local, .. }
             if *domain != libc::AF_UNIX && !local.is_empty() =>
         {
             options

@@ -72,6 +72,13 @@ fn ask(open: &Open, socket: Fd) -> Result<Told, Refusal> {
 pub fn capture(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<DescriptionKind, Refusal> {
     let Told { state, waiting, backlog, failed } = ask(open, asked.socket.0)?;
     let local = bound(name(asked, false));
+    let is_multipath = asked.protocol == libc::IPPROTO_MPTCP;
+    if is_multipath && (state != LISTEN && state != CLOSE || waiting > 0) {
+        return open.refuse(
+            "it is a connection of Multipath TCP, or such wait in it to be accepted",
+            "let the program use TCP (Go: GODEBUG=multipathtcp=0)",
+        );
+    }
     match state {
         LISTEN => {
             let waiting = if waiting > 0 { not_accepted(open, &local, waiting)? } else { Vec::new() };
@@ -83,7 +90,7 @@ pub fn capture(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<Descript
         }
         CLOSE | LAST_ACK | CLOSING => {
             let events = ready(open, asked, libc::POLLRDHUP)?;
-            if events & libc::POLLRDHUP == 0 {
+            if is_multipath || events & libc::POLLRDHUP == 0 {
                 Ok(fresh(asked, local, Vec::new(), None, Vec::new(), Vec::new()))
             } else if failed {
                 let mut kind = fresh(asked, local, Vec::new(), None, Vec::new(), Vec::new());
