@@ -28,6 +28,7 @@ extern crate alloc;
 mod procfs;
 
 mod aio;
+mod alternate;
 mod arch;
 mod arena;
 mod births;

@@ -7,7 +7,7 @@ use stasis_protocol::coordinator::Refusal;
 use stasis_sys::{file, process, sync};
 
 use crate::{
-    procfs, stacks,
+    alternate, procfs, stacks,
     state::{self, Stop},
     stop,
     threads::{self, Slot},
@@ -55,16 +55,17 @@ pub fn quiesce(stop: Stop) -> Result<Quiet, Refusal> {
     // SAFETY: no thread is stopped between checkpoints.
     unsafe { threads::clear(present.len()) };
     // The signal goes out after all threads were looked at: what follows is the pause.
+    let actions = alternate::Actions::ask();
+    let mut on_alternate = Vec::new();
     for &tid in &present {
-        observe(tid);
+        if actions.want_alternate(observe(tid)) {
+            on_alternate.push(tid);
+        }
     }
-    if let Err(error) = stop::install() {
-        return Err(Refusal {
-            what: format!("pid {pid}"),
-            reason: format!("the handler of the stop signal cannot be installed: {error}"),
-            remedy: "report this".into(),
-        });
-    }
+    // Those only when all others have their frames: an action is the process'.
+    let mut later = if on_alternate.len() == present.len() { Vec::new() } else { on_alternate.clone() };
+    later.sort_unstable();
+    install(!on_alternate.is_empty() && later.is_empty())?;
     let since = sync::monotonic_ns();
     vdso::begin(since);
     state::start_stopping(stop);
@@ -76,14 +77,15 @@ pub fn quiesce(stop: Stop) -> Result<Quiet, Refusal> {
             last_arrival = sync::monotonic_ns();
         }
         for &tid in &present {
-            if let Err(at) = signalled.binary_search(&tid)
+            if later.binary_search(&tid).is_err()
+                && let Err(at) = signalled.binary_search(&tid)
                 && stop::send(pid, tid).is_ok()
             {
                 signalled.insert(at, tid);
             }
         }
         let (mut waiting, mut exited) = (None, Vec::new());
-        for &tid in &present {
+        for &tid in present.iter().filter(|tid| later.binary_search(tid).is_err()) {
             let slot = threads::claim(tid);
             match slot.map_or(0, |slot| slot.state.load(Ordering::Acquire)) {
                 threads::state::STOPPED => continue,
@@ -99,6 +101,14 @@ pub fn quiesce(stop: Stop) -> Result<Quiet, Refusal> {
                 _ => {}
             }
             waiting = Some(tid);
+        }
+        if waiting.is_none() && !later.is_empty() {
+            later.clear();
+            if let Err(refusal) = install(true) {
+                state::release();
+                return Err(refusal);
+            }
+            continue;
         }
         // A thread that was stopped may have made another just before: only a list that holds
         // nobody new ends the search.
@@ -128,6 +138,14 @@ pub fn quiesce(stop: Stop) -> Result<Quiet, Refusal> {
     }
 }
 
+fn install(alternate: bool) -> Result<(), Refusal> {
+    stop::install_for(alternate).map_err(|error| Refusal {
+        what: format!("pid {}", process::getpid()),
+        reason: format!("the handler of the stop signal cannot be installed: {error}"),
+        remedy: "report this".into(),
+    })
+}
+
 /// Stops a thread that was met in the vDSO a moment ago.
 fn stop_again(slot: &Slot) {
     /// To be told that it runs on takes longer than the vDSO's functions, unless both share a processor: then it would have been
@@ -153,22 +171,21 @@ fn list(own: i32, tids: &mut Vec<i32>) {
 }
 
 /// Notes the system call that a thread is blocked in, if it is (proc(5), /proc/pid/syscall): the
-/// signal frame does not hold its number.
-fn observe(tid: i32) {
-    let Some(slot) = threads::claim(tid) else { return };
+/// signal frame does not hold its number. Its stack pointer there.
+fn observe(tid: i32) -> Option<u64> {
+    let slot = threads::claim(tid)?;
     let none = u64::MAX;
     slot.call.store(none, Ordering::Relaxed);
     let mut content = [0u8; 256];
     let path = path!("/proc/self/task/{tid}/syscall");
-    let Ok(fd) = procfs::open(path.as_c_str()) else { return };
+    let fd = procfs::open(path.as_c_str()).ok()?;
     let len = file::read(fd, &mut content).unwrap_or(0);
     let _ = file::close(fd);
     let mut words = procfs::words(content[..len].trim_ascii());
-    let Some(nr) = words.next().and_then(procfs::decimal) else { return };
+    let nr = words.next().and_then(procfs::decimal)?;
     let mut values = [0u64; 8];
     for value in &mut values {
-        let Some(word) = words.next().and_then(procfs::hex) else { return };
-        *value = word;
+        *value = words.next().and_then(procfs::hex)?;
     }
     for (to, value) in slot.call_arguments.iter().zip(values) {
         to.store(value, Ordering::Relaxed);
@@ -176,6 +193,7 @@ fn observe(tid: i32) {
     slot.call_sp.store(values[6], Ordering::Relaxed);
     slot.call_pc.store(values[7], Ordering::Relaxed);
     slot.call.store(nr, Ordering::Release);
+    Some(values[6])
 }
 
 fn is_zombie(tid: i32) -> bool {

@@ -6,7 +6,7 @@
 //! and every signal from SIGRTMIN to SIGRTMAX. glibc itself sends 33 by tgkill(2) (si_code
 //! SI_TKILL) when a threaded program changes its ids; what is not ours is passed on to it.
 
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use stasis_sys::{
     Result, file,
@@ -41,13 +41,16 @@ static CHAINED: AtomicUsize = AtomicUsize::new(0);
 
 static INSTALLED: AtomicBool = AtomicBool::new(false);
 
+/// SA_ONSTACK where the handler has it.
+static ON_STACK: AtomicU64 = AtomicU64::new(0);
+
 /// Installs the handler where it is not installed; keeps the one it replaces to pass signals on to.
 /// glibc installs its own at the first pthread_create(3) (nptl/pthread_create.c, `late_init`), so
 /// this is called before each checkpoint.
 pub fn install() -> Result<()> {
     let ours = KernelSigaction {
         handler: arch::handler as *const () as usize,
-        flags: (libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_ONSTACK) as u64 | SA_RESTORER,
+        flags: (libc::SA_SIGINFO | libc::SA_RESTART) as u64 | SA_RESTORER | ON_STACK.load(Ordering::Relaxed),
         restorer: arch::return_from_signal as *const () as usize,
         mask: u64::MAX,
     };
@@ -55,11 +58,19 @@ pub fn install() -> Result<()> {
     let old = unsafe { process::sigaction(SIGNAL, None)? };
     if old.handler != ours.handler {
         CHAINED.store(old.handler, Ordering::Release);
+    }
+    if old.handler != ours.handler || old.flags != ours.flags {
         // SAFETY: as above.
         unsafe { process::sigaction(SIGNAL, Some(&ours))? };
     }
     INSTALLED.store(true, Ordering::Release);
     Ok(())
+}
+
+/// The same, with frames on alternate stacks from now on, or on the threads' own; see [`crate::alternate`].
+pub fn install_for(alternate: bool) -> Result<()> {
+    ON_STACK.store(if alternate { libc::SA_ONSTACK as u64 } else { 0 }, Ordering::Relaxed);
+    install()
 }
 
 /// The same, where the handler had been installed; nothing is to be done in a process that is not checkpointed.

@@ -41,6 +41,7 @@ mod signals {
         a_stream_of_queued_signals: "signal_flow";
         a_handler_for_every_signal: "signal_all";
         masks_and_alternate_stacks: "signal_masks";
+        alternate_stacks_that_are_not_to_be_used: "alternate_stacks";
         nested_handlers: "signal_nested";
         all_signals_blocked: "signal_block_all";
         a_handler_of_segmentation_faults: "signal_segv";
