@@ -341,17 +341,29 @@ fn note(slot: &Slot, info: &Siginfo) {
     }
 }
 
-/// Has a thread that waits do something, and waits until it is done.
-fn ask(slot: &Slot, what: u32) {
+/// Has a thread that waits do something, and waits until it is done; whether it is. To be asked of those alone that stand in
+/// the stop handler ([`waits`]): what does not answer will not.
+fn ask(slot: &Slot, what: u32) -> bool {
+    /// In nanoseconds.
+    const PATIENCE: u64 = 3_000_000_000;
     slot.request.store(what, Ordering::Release);
+    let until = sync::monotonic_ns() + PATIENCE;
     loop {
         let seen = state::arrivals();
         if slot.request.load(Ordering::Acquire) == 0 {
-            return;
+            return true;
+        }
+        if sync::monotonic_ns() > until {
+            return slot.request.compare_exchange(what, 0, Ordering::AcqRel, Ordering::Acquire) != Ok(what);
         }
         state::nudge();
         state::await_arrival(seen, 1_000_000);
     }
+}
+
+/// Whether a thread stands in the stop handler.
+pub fn waits(slot: &Slot) -> bool {
+    matches!(slot.state.load(Ordering::Acquire), threads::state::STOPPED | threads::state::ARRIVED)
 }
 
 /// Has a thread queue a signal to itself.
@@ -369,7 +381,9 @@ pub fn queue_to_process(leader: &Slot, info: &Siginfo) {
 /// F_GETFD of a descriptor of the program's table, asked by a stopped thread.
 pub fn descriptor_flags(slot: &Slot, fd: i32) -> Option<i32> {
     slot.request_set.store(fd as u64, Ordering::Relaxed);
-    ask(slot, request::DESCRIPTOR_FLAGS);
+    if !ask(slot, request::DESCRIPTOR_FLAGS) {
+        return None;
+    }
     i32::try_from(slot.request_set.load(Ordering::Relaxed)).ok()
 }
 
@@ -377,7 +391,9 @@ pub fn descriptor_flags(slot: &Slot, fd: i32) -> Option<i32> {
 /// before those to its process (kernel/signal.c, `dequeue_signal`).
 pub fn take_one_of(slot: &Slot, set: u64) -> Option<Siginfo> {
     slot.request_set.store(set, Ordering::Relaxed);
-    ask(slot, request::TAKE);
+    if !ask(slot, request::TAKE) {
+        return None;
+    }
     let mut info = [0u8; 128];
     for (to, from) in info.as_chunks_mut::<8>().0.iter_mut().zip(&slot.siginfo) {
         *to = from.load(Ordering::Relaxed).to_ne_bytes();

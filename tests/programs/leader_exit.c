@@ -1,4 +1,5 @@
-// The main thread has ended by pthread_exit; the others go on, and the last of them ends the process.
+// The main thread has ended by pthread_exit, and a blocked signal is pending for the process; the other threads go on, and the
+// last of them ends the process.
 #include "verify.h"
 
 static atomic_int waiting;
@@ -22,7 +23,17 @@ static void *body(void *unused) {
     await_value(&waiting, 1);
     while (state_of_leader() != 'Z')
         sleep_ms(1);
+    REQUIRE(kill(getpid(), SIGUSR1) == 0);
     until_go();
+    sigset_t pending;
+    siginfo_t info = {0};
+    struct timespec none = {0, 0};
+    sigemptyset(&pending);
+    sigaddset(&pending, SIGUSR1);
+    if (loses("signal"))
+        sigtimedwait(&pending, &info, &none);
+    CHECK(sigtimedwait(&pending, &info, &none) == SIGUSR1 && info.si_code == SI_USER && info.si_pid == getpid(),
+          "the signal that was pending is lost or changed: code %d", info.si_code);
     char state = loses("leader") ? 'S' : state_of_leader();
     CHECK(state == 'Z', "the leader's state is %c, not Z", state);
     CHECK(gettid() != getpid(), "this thread became the leader");
@@ -31,6 +42,10 @@ static void *body(void *unused) {
 }
 
 int main(void) {
+    sigset_t blocked;
+    sigemptyset(&blocked);
+    sigaddset(&blocked, SIGUSR1);
+    pthread_sigmask(SIG_BLOCK, &blocked, NULL);
     start_thread(other, NULL);
     start_thread(body, NULL);
     pthread_exit(NULL);

@@ -257,16 +257,17 @@ fn pending(seen: &[Seen], of_timers: u64) -> (Vec<SiginfoBytes>, Vec<(i32, Sigin
     (shared, private)
 }
 
-/// Queues a signal to this process as it was, by its leader; by any thread, as if by sigqueue(3), where the
-/// leader has exited.
+/// Queues a signal to this process as it was. Only who has the process' id may by rt_sigqueueinfo(2): its leader. Where that has
+/// ended, a thread may by a pidfd of its own (Linux 6.9); before, it is as if by sigqueue(3).
 pub fn queue_to_process(pid: i32, info: &Siginfo) {
-    match threads::all().find(|slot| slot.tid.load(Relaxed) == pid) {
-        Some(leader) => stop::queue_to_process(leader, info),
-        None => {
-            let mut info = *info;
-            info.0[8..12].copy_from_slice(&libc::SI_QUEUE.to_ne_bytes());
-            let _ = process::queue_to_process(pid, info.signal(), &info);
-        }
+    let leader = threads::all().find(|slot| slot.tid.load(Relaxed) == pid && stop::waits(slot));
+    if let Some(leader) = leader {
+        return stop::queue_to_process(leader, info);
+    }
+    if process::queue_to_own_process(info).is_err() {
+        let mut info = *info;
+        info.0[8..12].copy_from_slice(&libc::SI_QUEUE.to_ne_bytes());
+        let _ = process::queue_to_process(pid, info.signal(), &info);
     }
 }
 

@@ -151,6 +151,18 @@ pub fn queue_to_process(pid: i32, signal: i32, info: &Siginfo) -> Result<()> {
     unsafe { call(libc::SYS_rt_sigqueueinfo, [pid as usize, signal as usize, info, 0, 0, 0]) }.map(drop)
 }
 
+/// Queues a signal as it is to the calling thread's process (pidfd_send_signal(2) with PIDFD_SIGNAL_THREAD_GROUP, Linux 6.9).
+pub fn queue_to_own_process(info: &Siginfo) -> Result<()> {
+    const PIDFD_SIGNAL_THREAD_GROUP: usize = 1 << 1;
+    let pidfd = pidfd_open(gettid(), PIDFD_THREAD)?;
+    let arguments =
+        [pidfd as usize, info.signal() as usize, &raw const *info as usize, PIDFD_SIGNAL_THREAD_GROUP, 0, 0];
+    // SAFETY: reads one siginfo.
+    let sent = unsafe { call(libc::SYS_pidfd_send_signal, arguments) };
+    let _ = crate::file::close(pidfd);
+    sent.map(drop)
+}
+
 /// Takes one pending signal of `set` without waiting (rt_sigtimedwait(2)); `None` when none is.
 pub fn take_pending(set: u64) -> Option<Siginfo> {
     let mut info = Siginfo([0; 128]);
@@ -225,6 +237,9 @@ pub fn exit_group(status: i32) -> ! {
         let _ = numbers(libc::SYS_exit_group, [status as usize, 0, 0, 0, 0]);
     }
 }
+
+/// Of pidfd_open(2): of a thread (Linux 6.9).
+pub const PIDFD_THREAD: u32 = libc::O_EXCL as u32;
 
 /// pidfd_open(2).
 pub fn pidfd_open(pid: i32, flags: u32) -> Result<Fd> {

@@ -312,8 +312,7 @@ fn is_gone(tid: i32, open: &Open) -> bool {
 /// A pidfd through which the program's table can be reached: the leader's, or where it has ended
 /// (pthread_exit(3)) that of another thread (PIDFD_THREAD, Linux 6.9).
 fn open_pidfd(tid: i32) -> SysResult<Fd> {
-    const PIDFD_THREAD: u32 = libc::O_EXCL as u32;
-    process::pidfd_open(tid, if tid == process::getpid() { 0 } else { PIDFD_THREAD })
+    process::pidfd_open(tid, if tid == process::getpid() { 0 } else { process::PIDFD_THREAD })
 }
 
 fn look_at_all(tid: i32, moment: Moment) -> (Vec<Open>, Vec<Refusal>) {
