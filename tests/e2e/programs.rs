@@ -156,6 +156,7 @@ mod descriptors {
         deleted_files: "deleted_files";
         directory: "directory";
         pipes: "pipes";
+        pipes_and_sockets_that_are_spliced: "splicing";
         fifos: "fifo";
         devices: "devices";
         eventfd: "eventfd";

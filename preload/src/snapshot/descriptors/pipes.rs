@@ -32,14 +32,18 @@ pub fn capture(table: &Table<'_>, open: &Open) -> Result<DescriptionKind, Refusa
     let both_are_here = here(libc::O_RDONLY) && here(libc::O_WRONLY);
     let other_closed = !both_are_here && other_end_is_closed(open, &duplicate)?;
     let fifo = open.link.starts_with('/').then(|| fifo(open));
-    let unopened = fifo.is_some() && !both_are_here && !other_closed && nobody_writes(open, &duplicate)?;
-    let capacity = file::fcntl(duplicate.0, F_GETPIPE_SZ, 0)
-        .map_err(|error| open.failed("its capacity cannot be asked", error))?;
-    let (content, packets) = if table.stopped() && open.access() != libc::O_WRONLY {
-        content(open, &duplicate, capacity)?
-    } else {
-        (Vec::new(), Vec::new())
-    };
+    // While threads run, one may sleep in splice(2) with the pipe's lock, which all but poll(2) wait for.
+    let may_be_unopened =
+        fifo.is_some() && !both_are_here && !other_closed && open.access() == libc::O_RDONLY;
+    let unopened = may_be_unopened && (!table.stopped() || nobody_writes(open, &duplicate)?);
+    let (mut capacity, mut content, mut packets) = (0, Vec::new(), Vec::new());
+    if table.stopped() {
+        capacity = file::fcntl(duplicate.0, F_GETPIPE_SZ, 0)
+            .map_err(|error| open.failed("its capacity cannot be asked", error))?;
+        if open.access() != libc::O_WRONLY {
+            (content, packets) = self::content(open, &duplicate, capacity)?;
+        }
+    }
     Ok(DescriptionKind::Pipe {
         pipe: open.stat.st_ino ^ open.stat.st_dev.rotate_left(32),
         write: open.access() != libc::O_RDONLY,
@@ -72,9 +76,6 @@ fn other_end_is_closed(open: &Open, duplicate: &Duplicate) -> Result<bool, Refus
 /// Whether a FIFO is open for reading only: poll(2) tells of writers that have gone, not that there was never one. For
 /// tee(2) an empty pipe without writers ends at once.
 fn nobody_writes(open: &Open, duplicate: &Duplicate) -> Result<bool, Refusal> {
-    if open.access() != libc::O_RDONLY {
-        return Ok(false);
-    }
     let (out, into) = file::pipe(libc::O_CLOEXEC | libc::O_NONBLOCK)
         .map_err(|error| open.failed("no pipe can be made to look at it", error))?;
     let (_out, into) = (Duplicate(out), Duplicate(into));
