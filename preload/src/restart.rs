@@ -190,8 +190,10 @@ fn put_back(saved: &KernelState) {
     }
     put_back_timers(saved);
     for (which, &(interval, value)) in saved.itimers.iter().enumerate() {
-        // A periodic timer whose signal is pending stands still until that is taken (setitimer(2) tells 0).
-        let value = if value == 0 { interval } else { value };
+        // A periodic ITIMER_REAL whose signal is pending stands still until that is taken (setitimer(2) tells 0), and has no
+        // interval where it is off (kernel/time/itimer.c, `do_setitimer`). The others go on, and keep theirs.
+        let stands_still = value == 0 && which == libc::ITIMER_REAL as usize;
+        let value = if stands_still { interval } else { value };
         let mut value = [interval / 1_000_000, interval % 1_000_000, value / 1_000_000, value % 1_000_000];
         // SAFETY: setitimer(2) reads struct itimerval, four words.
         let _ = unsafe { process::with(libc::SYS_setitimer, [which, 0, 0, 0, 0, 0], 1, &mut value) };

@@ -78,6 +78,7 @@ mod timers {
     workloads! {
         posix: "posix_timers";
         intervals: "itimers";
+        intervals_that_are_off: "itimers_off";
         time_left: "itimer_left";
         alarm: "alarm";
         descriptors: "timerfd";
