@@ -103,6 +103,7 @@ fn begin(coordinator: &[u8]) -> stasis_sys::Result<()> {
     threads::init()?;
     stacks::provide(1);
     interrupted::call::init()?;
+    interrupted::arrays::init()?;
     stop::install()?;
     births::open();
     dormant::begin_awake();

@@ -201,6 +201,13 @@ mod connections {
     }
 }
 
+mod calls {
+    use super::*;
+    workloads! {
+        that_have_done_a_part: "parts";
+    }
+}
+
 mod terminals {
     use super::*;
     workloads! {

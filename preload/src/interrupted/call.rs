@@ -48,11 +48,14 @@ pub struct Call {
     pub sized_mask: [u64; 2],
     /// What is left of an array of iovec: see [`super::partial`].
     pub vectors: MaybeUninit<[[u64; 2]; Self::VECTORS]>,
+    /// The same, where it is longer: which of [`super::arrays`]; -1: none.
+    pub array: i32,
+    /// The struct msghdr that leads to it.
+    pub header: MaybeUninit<libc::msghdr>,
 }
 
 impl Call {
     pub const UNKNOWN: i64 = i64::MIN;
-    /// Half-done vectors of more parts than that stay half done.
     pub const VECTORS: usize = 16;
 
     pub const fn new(nr: i64, arguments: [u64; 6]) -> Self {
@@ -76,6 +79,8 @@ impl Call {
             mask: 0,
             sized_mask: [0; 2],
             vectors: MaybeUninit::uninit(),
+            array: -1,
+            header: MaybeUninit::uninit(),
         }
     }
 
@@ -108,6 +113,14 @@ pub fn init() -> stasis_sys::Result<()> {
     let pool = memory::reserve(CAPACITY * size_of::<Call>())?;
     POOL.store(pool, Ordering::Release);
     Ok(())
+}
+
+/// The record at an address of the pool.
+pub fn in_pool(address: usize) -> Option<&'static Call> {
+    let pool = POOL.load(Ordering::Acquire);
+    let inside = (pool..pool + CAPACITY * size_of::<Call>()).contains(&address);
+    // SAFETY: the pool is never unmapped; the caller has the address of one of its records.
+    (pool != 0 && inside).then(|| unsafe { &*(address as *const Call) })
 }
 
 /// A record for a call of thread `tid`, interrupted with its stack pointer at `sp`; `None` when the pool

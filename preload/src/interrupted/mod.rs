@@ -7,6 +7,7 @@
 //!
 //! Where a signal of the program's own came meanwhile, the call ends as it would have without us.
 
+pub mod arrays;
 pub mod call;
 mod expiry;
 mod identify;
@@ -194,11 +195,10 @@ fn short(frame: &mut Frame<'_>, interruption: &Interruption, stopped: Stopped) {
     let Some(Known { nr, mut record }) = identify(frame, interruption.observed) else { return };
     let Some(entry) = table::of(nr).filter(|entry| entry.part != table::Part::None) else { return };
     let (done, arguments) = (frame.result() as u64, frame.arguments());
-    let was_cut_short = interruption.between_messages || partial::was_cut_short(nr, &arguments);
-    if !was_cut_short || signals::handled(frame.mask()).is_some() {
-        return;
-    }
-    let Some(rest) = partial::rest(entry.part, &arguments, done) else { return };
+    let goal =
+        if interruption.between_messages { Some(u64::MAX) } else { partial::goal(nr, &arguments, done) };
+    let Some(goal) = goal.filter(|_| signals::handled(frame.mask()).is_none()) else { return };
+    let Some(rest) = partial::rest(entry.part, &arguments, done, goal) else { return };
     let deadline = match &mut record {
         Some(record) if record.started != 0 => {
             if entry.between.is_some() {
@@ -207,21 +207,29 @@ fn short(frame: &mut Frame<'_>, interruption: &Interruption, stopped: Stopped) {
             }
             remaining::deadline(entry.time, &arguments, Some(record), stopped)
         }
+        record if matches!(entry.time, Time::Relative(_)) => {
+            remaining::deadline(entry.time, &arguments, record.as_deref_mut(), stopped)
+        }
         _ => None,
     };
     if deadline.is_some_and(|deadline| remaining::left(deadline) == 0) {
-        return;
+        return rest.give_up();
     }
     let Some(record) = shorten_between(frame, nr, &entry, record, stopped).or_else(|| inject(frame, nr))
     else {
-        return;
+        return rest.give_up();
     };
     record.done += done;
-    if let Some(deadline) = deadline {
-        expiry::arm(record, deadline);
-    }
     for (index, value) in rest.place(record).into_iter().enumerate() {
         frame.set_argument(index, value);
+    }
+    match (deadline, entry.time) {
+        (Some(deadline), Time::Socket { .. }) => expiry::arm(record, deadline),
+        (Some(deadline), time) => {
+            record.deadline = deadline;
+            remaining::set(frame, time, remaining::left(deadline), Some(&mut record.time));
+        }
+        _ => {}
     }
     frame.call_again(nr);
 }

@@ -39,7 +39,7 @@ use stasis_sys::sync;
 
 use crate::{
     confined,
-    interrupted::{call::Call, remaining},
+    interrupted::{arrays, call::Call, remaining},
 };
 
 /// Makes a record of a call, in which the C function's arguments alone are valid, that of a system call.
@@ -100,6 +100,7 @@ pub extern "C" fn returned(result: isize) -> isize {
 
 /// What an earlier part of the call gave counts, too: an error after it is not told (write(2)).
 extern "C" fn finish(call: &mut Call) -> isize {
+    arrays::free(call);
     let (result, done) = (call.result as isize, call.done as isize);
     returned(match done {
         0 => result,

@@ -37,7 +37,7 @@ use libc::*;
 use super::raw;
 
 /// Not in the libc crate (asm/unistd_64.h).
-const SYS_IO_PGETEVENTS: i64 = 333;
+pub const SYS_IO_PGETEVENTS: i64 = 333;
 
 /// How the kernel ends the call for a handler with SA_RESTART.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -88,8 +88,12 @@ pub enum Part {
     Count { len: usize },
     /// An array of iovec, and its length.
     Vectors { vectors: usize, count: usize },
-    /// An array of struct mmsghdr to receive into, and its length.
+    /// A struct msghdr that leads to such an array, and the flags.
+    Header { header: usize, flags: usize },
+    /// An array of struct mmsghdr, and its length.
     Messages { messages: usize, count: usize },
+    /// io_getevents(2): how many events at least and at most, and the array for them.
+    Events { least: usize, most: usize, events: usize },
 }
 
 /// What is known of a system call that sleeps.
@@ -116,6 +120,9 @@ pub const fn of(nr: i64) -> Option<Entry> {
     let send = Time::Socket { option: SO_SNDTIMEO };
     let bytes = Part::Bytes { buffer: 1, len: 2 };
     let vectors = Part::Vectors { vectors: 1, count: 2 };
+    let header = Part::Header { header: 1, flags: 2 };
+    let messages = Part::Messages { messages: 1, count: 2 };
+    let events = Part::Events { least: 1, most: 2, events: 3 };
     Some(match nr {
         // Sleeps.
         SYS_nanosleep => entry(Repeated, Time::Sleep { asked: 0, left: 1, clock: false }),
@@ -133,8 +140,10 @@ pub const fn of(nr: i64) -> Option<Entry> {
         SYS_epoll_wait => entry(Repeated, Time::Milliseconds(3)),
         SYS_epoll_pwait => Entry { mask: Mask::At(4), ..entry(Repeated, Time::Milliseconds(3)) },
         SYS_epoll_pwait2 => Entry { mask: Mask::At(4), ..entry(Repeated, Time::Relative(3)) },
-        SYS_io_getevents => entry(Repeated, Time::Relative(4)),
-        SYS_IO_PGETEVENTS => Entry { mask: Mask::Behind(5), ..entry(Repeated, Time::Relative(4)) },
+        SYS_io_getevents => Entry { part: events, ..entry(Repeated, Time::Relative(4)) },
+        SYS_IO_PGETEVENTS => {
+            Entry { mask: Mask::Behind(5), part: events, ..entry(Repeated, Time::Relative(4)) }
+        }
         // Waits for other processes and threads.
         SYS_futex => entry(Repeated, Time::Futex),
         SYS_semop => entry(Repeated, Time::None),
@@ -151,19 +160,19 @@ pub const fn of(nr: i64) -> Option<Entry> {
         SYS_writev => Entry { part: vectors, ..entry(Restarted, send) },
         SYS_recvfrom => Entry { part: bytes, ..entry(Restarted, receive) },
         SYS_sendto => Entry { part: bytes, ..entry(Restarted, send) },
-        SYS_recvmsg | SYS_accept | SYS_accept4 => entry(Restarted, receive),
-        SYS_recvmmsg => {
-            let part = Part::Messages { messages: 1, count: 2 };
-            Entry { part, between: Some(4), ..entry(Restarted, receive) }
-        }
-        SYS_sendmsg | SYS_sendmmsg | SYS_connect => entry(Restarted, send),
+        SYS_recvmsg => Entry { part: header, ..entry(Restarted, receive) },
+        SYS_accept | SYS_accept4 => entry(Restarted, receive),
+        SYS_recvmmsg => Entry { part: messages, between: Some(4), ..entry(Restarted, receive) },
+        SYS_sendmsg => Entry { part: header, ..entry(Restarted, send) },
+        SYS_sendmmsg => Entry { part: messages, ..entry(Restarted, send) },
+        SYS_connect => entry(Restarted, send),
+        // Without an offset (-1).
+        SYS_preadv2 | SYS_pwritev2 => Entry { part: vectors, ..entry(Restarted, Time::None) },
         SYS_sendfile => Entry { part: Part::Count { len: 3 }, ..entry(Restarted, Time::None) },
         SYS_getrandom => Entry { part: Part::Bytes { buffer: 0, len: 1 }, ..entry(Restarted, Time::None) },
         SYS_open | SYS_openat | SYS_openat2 | SYS_creat | SYS_ioctl => entry(Restarted, Time::None),
         SYS_splice | SYS_tee | SYS_vmsplice | SYS_copy_file_range | SYS_pread64 | SYS_pwrite64
-        | SYS_preadv | SYS_pwritev | SYS_preadv2 | SYS_pwritev2 | SYS_fsync | SYS_fallocate => {
-            entry(Restarted, Time::None)
-        }
+        | SYS_preadv | SYS_pwritev | SYS_fsync | SYS_fallocate => entry(Restarted, Time::None),
         SYS_close => entry(Finished, Time::None),
         _ => return None,
     })
