@@ -188,6 +188,8 @@ fn put_back(saved: &KernelState) {
         // SAFETY: the handlers are in the restored memory, where they were.
         let _ = unsafe { process::sigaction(signal, Some(&action)) };
     }
+    // Before the timers go on, whose signals would be in their place.
+    put_back_pending(saved);
     put_back_timers(saved);
     for (which, &(interval, value)) in saved.itimers.iter().enumerate() {
         // A periodic ITIMER_REAL whose signal is pending stands still until that is taken (setitimer(2) tells 0), and has no
@@ -197,10 +199,6 @@ fn put_back(saved: &KernelState) {
         let mut value = [interval / 1_000_000, interval % 1_000_000, value / 1_000_000, value % 1_000_000];
         // SAFETY: setitimer(2) reads struct itimerval, four words.
         let _ = unsafe { process::with(libc::SYS_setitimer, [which, 0, 0, 0, 0, 0], 1, &mut value) };
-    }
-    let pid = process::getpid();
-    for info in saved.pending.iter().filter_map(|bytes| kernel_state::siginfo(bytes)) {
-        kernel_state::queue_to_process(pid, &info);
     }
     for command in (0..32).map(|bit| 1u32 << bit).filter(|command| saved.barriers & command != 0) {
         let _ = process::numbers(libc::SYS_membarrier, [command as usize, 0, 0, 0, 0]);
@@ -222,6 +220,13 @@ fn put_back(saved: &KernelState) {
     if saved.locks_future != 0 {
         // What is there is locked as it was.
         let _ = process::numbers(libc::SYS_mlockall, [saved.locks_future as usize, 0, 0, 0, 0]);
+    }
+}
+
+fn put_back_pending(saved: &KernelState) {
+    let pid = process::getpid();
+    for info in saved.pending.iter().filter_map(|bytes| kernel_state::siginfo(bytes)) {
+        kernel_state::queue_to_process(pid, &info);
     }
     for (tid, bytes) in &saved.thread_pending {
         let slot = threads::all().find(|slot| slot.tid.load(Ordering::Relaxed) == *tid);
@@ -288,7 +293,7 @@ fn create_timer(timer: &PosixTimer, chooses: bool) -> bool {
     false
 }
 
-/// `due`: its signal was pending.
+/// `due`: the signal that it has for itself was pending.
 fn put_back_timer(timer: &PosixTimer, due: bool, chooses: bool) {
     if !create_timer(timer, chooses) {
         // Whom it is to tell, or whose time it counts, has ended: it never expires, but it is there.

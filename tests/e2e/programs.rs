@@ -83,6 +83,12 @@ mod timers {
         alarm: "alarm";
         descriptors: "timerfd";
         of_threads_and_with_high_ids: "timer_clocks";
+        that_share_a_signal: "timer_signals";
+    }
+
+    #[test]
+    fn that_share_a_signal_come_back_from_what_ran_on() {
+        Workload { program: "timer_signals", arguments: &["uncounted"] }.comes_back_from_what_ran_on();
     }
 }
 

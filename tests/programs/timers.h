@@ -7,8 +7,9 @@
 
 static int64_t longest_gap_ns;
 static int64_t gap_end_ns;
+static int64_t stood_still_ns;
 
-// As await_go(), and finds how long the program stood still: the longest step between two looks.
+// As await_go(), and finds how long the program stood still: the longest step between two looks, and all long ones together.
 UNUSED static void watch_until_go(void) {
     say_ready();
     int64_t before = now_ns(CLOCK_MONOTONIC);
@@ -19,6 +20,8 @@ UNUSED static void watch_until_go(void) {
             longest_gap_ns = now - before;
             gap_end_ns = now;
         }
+        if (now - before > 10000000)
+            stood_still_ns += now - before;
         before = now;
     }
 }
@@ -29,7 +32,7 @@ UNUSED static double seconds_of(struct timespec time) {
 
 // A relative timer keeps the time it had left: what passes while the program does not exist does not count.
 UNUSED static bool near_left(double left, double set, int64_t set_at_ns) {
-    double passed = (now_ns(CLOCK_MONOTONIC) - set_at_ns) / 1e9, gap = longest_gap_ns / 1e9;
+    double passed = (now_ns(CLOCK_MONOTONIC) - set_at_ns) / 1e9, gap = stood_still_ns / 1e9;
     bool near = left > set - passed - 0.05 && left < set - passed + gap + 0.05;
     // Standing still for long must show: a checkpoint and restart took it.
     if (gap > 0.2)

@@ -132,6 +132,18 @@ impl Workload {
         running.expect_ok();
     }
 
+    /// The same from a checkpoint after which the program ran on, and was ended otherwise.
+    #[track_caller]
+    pub fn comes_back_from_what_ran_on(&self) {
+        let lab = Lab::new();
+        let running = self.launch(&lab);
+        running.wait_ready();
+        lab.checkpoint(&[]);
+        lab.run(["kill"]).expect_success();
+        running.wait_exit();
+        lab.restart(["latest"]).expect_ok();
+    }
+
     /// `checkpoint --kill` is refused with these words, and the program has not noticed that it was asked for.
     #[track_caller]
     pub fn is_refused(&self, words: &[&str]) {

@@ -27,7 +27,7 @@ pub struct KernelState {
     /// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF: interval and value in microseconds.
     pub itimers: [(u64, u64); 3],
     pub timers: Vec<PosixTimer>,
-    /// Signals of these timers that are pending.
+    /// Signals that are pending and were left alone: each is of one timer only, see [`left_alone`].
     pub timers_due: u64,
     /// Signals pending for the process, in the order they would be taken.
     pub pending: Vec<SiginfoBytes>,
@@ -83,13 +83,14 @@ pub fn capture(quiet: &Quiet, hold: bool, seen: &[Seen], mappings: &[Found]) -> 
     }
     state.timers = timers();
     // A process that is about to end gives them away with their counts; one that goes on keeps them.
-    let kept = |timer: &&PosixTimer| !hold && timer.notify != libc::SIGEV_NONE;
-    let of_timers = state.timers.iter().filter(kept);
-    let of_timers = of_timers.fold(0, |set, timer| set | bit(timer.signal));
+    let of_timers = if hold { 0 } else { left_alone(&state.timers) };
     if of_timers != 0 {
         let leader = procfs::read(c"/proc/self/status").unwrap_or_default();
         let pending = |key| procfs::field(&leader, key).and_then(procfs::hex).unwrap_or(0) & of_timers;
         state.timers_due = pending("SigPnd:") | pending("ShdPnd:");
+        for seen in seen {
+            state.timers_due |= seen.pending & of_timers;
+        }
     }
     state.system_v = system_v::noted().into_iter().map(|(kind, id)| (kind as u32, id)).collect();
     state.undo = system_v::own_undo();
@@ -209,9 +210,33 @@ fn timers() -> Vec<PosixTimer> {
             timer.clock = timers::clock_of(process::getpid());
         }
     }
+    // A call with a time-out was left by siglongjmp(3), and the timer that stood in for it (interrupted/expiry.rs) stayed.
+    timers.retain(|timer| {
+        let is_left = timer.signal == stop::SIGNAL && timer.value_ns == 0;
+        if is_left {
+            let _ = process::numbers(libc::SYS_timer_delete, [timer.id as usize, 0, 0, 0, 0]);
+        }
+        !is_left
+    });
     // The kernel lists the newest first; ids can only be had again in ascending order.
     timers.sort_by_key(|timer| timer.id);
     timers
+}
+
+/// The signals whose pending instances are not taken, since they count overruns until the program takes them: those of one
+/// periodic timer that may have expired, and of no other timer. A timer that is not periodic counts nothing, and which of
+/// several expired only their signals tell. What the program itself has sent by such a number is taken for the timer's.
+fn left_alone(timers: &[PosixTimer]) -> u64 {
+    let (mut once, mut twice, mut periodic) = (0, 0, 0);
+    for timer in timers.iter().filter(|timer| timer.notify != libc::SIGEV_NONE) {
+        let bit = bit(timer.signal);
+        twice |= once & bit;
+        once |= bit;
+        if timer.interval_ns != 0 && (1..=timer.interval_ns).contains(&timer.value_ns) {
+            periodic |= bit;
+        }
+    }
+    periodic & !twice
 }
 
 /// Whether there is a timer of the time of a thread that the kernel does not name.
