@@ -27,7 +27,8 @@ int main(void) {
     prctl(PR_SET_NAME, "a (new) name", 0, 0, 0);
     REQUIRE(prctl(PR_SET_PDEATHSIG, SIGUSR2, 0, 0, 0) == 0);
     REQUIRE(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0);
-    REQUIRE(prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0) == 0);
+    // PR_THP_DISABLE_EXCEPT_ADVISED (2), since Linux 6.18.
+    REQUIRE(prctl(PR_SET_THP_DISABLE, 1, 2, 0, 0) == 0 || prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0) == 0);
     REQUIRE(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
     REQUIRE(prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0);
     REQUIRE(prctl(PR_SET_TIMERSLACK, 123456, 0, 0, 0) == 0);

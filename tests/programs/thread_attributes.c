@@ -15,7 +15,7 @@ struct expected {
 static const struct expected all[] = {
     {"plain", -1, 0, SCHED_OTHER, 50000},   {"on-cpu-0", 0, 1, SCHED_OTHER, 60000},
     {"on-cpu-1", 1, 5, SCHED_BATCH, 70000}, {"idle-thread-15c", -1, 19, SCHED_IDLE, 80000},
-    {"odd (name) 1 2", 0, 7, SCHED_BATCH, 1},
+    {"odd (name) 1 2", 0, 7, SCHED_BATCH, 1},  {"reset-on-fork", -1, 0, SCHED_OTHER | SCHED_RESET_ON_FORK, 90000},
 };
 enum { THREADS = sizeof all / sizeof *all };
 

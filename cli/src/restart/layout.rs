@@ -242,7 +242,7 @@ pub fn plan(
         });
         advise(mapping, plan);
     }
-    if !image.settings.thp_disable {
+    if image.settings.thp_disable == 0 {
         plan.huge = huge(image, pages, lazy);
     }
     let code = image.mappings.iter().filter(|mapping| vdso::is_code(mapping));

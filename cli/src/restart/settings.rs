@@ -32,6 +32,7 @@ pub fn check(image: &ProcessImage, refusals: &mut Vec<Refusal>) {
             ));
         }
     }
+    tell_of_scheduling(image);
     if image.threads.first().is_none_or(|leader| leader.tid != image.ids.pid) {
         refusals.push(refusal(
             format!("pid {}", image.ids.pid),
@@ -55,7 +56,13 @@ pub fn plan(image: &ProcessImage, exe: Option<i32>, plan: &mut Plan) {
     keys(image.settings.protection_keys, plan);
     let flag = |option: i32, value: bool| call(libc::SYS_prctl, &[option as u64, value.into(), 0, 0, 0]);
     plan.calls.push(flag(libc::PR_SET_CHILD_SUBREAPER, image.settings.subreaper));
-    plan.calls.push(flag(libc::PR_SET_THP_DISABLE, image.settings.thp_disable));
+    let thp = image.settings.thp_disable;
+    let disable = |flags: u32| [libc::PR_SET_THP_DISABLE as u64, (thp & 1).into(), flags.into(), 0, 0];
+    // The flags are not known to all kernels.
+    plan.calls.push(call(libc::SYS_prctl, &disable(0)));
+    if thp & !1 != 0 {
+        plan.calls.push(attempt(libc::SYS_prctl, &disable(thp & !1)));
+    }
 }
 
 /// The protection keys, before memory gets them: the kernel gives the lowest that is free (pkey_alloc(2)).
@@ -121,26 +128,68 @@ fn slice() -> u64 {
     attr[3]
 }
 
+/// Whether a thread is not scheduled as this process is.
+fn has_own_scheduling(thread: &Thread) -> bool {
+    // SAFETY: getpriority(2) and sched_getscheduler(2) take numbers.
+    let (nice, policy) = unsafe { (libc::getpriority(libc::PRIO_PROCESS, 0), libc::sched_getscheduler(0)) };
+    let has_own_times = thread.sched_times != [slice(), 0, 0] && thread.sched_times != [0; 3];
+    thread.nice != nice
+        || thread.policy != policy as u32
+        || thread.sched_flags != 0
+        || thread.priority != 0
+        || has_own_times
+}
+
+fn attributes(thread: &Thread) -> Vec<u8> {
+    let mut attr = Vec::with_capacity(SCHED_ATTR as usize);
+    attr.extend(SCHED_ATTR.to_ne_bytes());
+    attr.extend(thread.policy.to_ne_bytes());
+    attr.extend(thread.sched_flags.to_ne_bytes());
+    attr.extend(thread.nice.to_ne_bytes());
+    attr.extend(thread.priority.to_ne_bytes());
+    attr.extend(thread.sched_times.iter().flat_map(|time| time.to_ne_bytes()));
+    attr.resize(SCHED_ATTR as usize, 0);
+    attr
+}
+
+/// Says which threads will not be scheduled as they were, because this user may not ask for it. Asked of the kernel, by threads
+/// of this process.
+fn tell_of_scheduling(image: &ProcessImage) {
+    let mut told = Vec::new();
+    for thread in image.threads.iter().filter(|thread| !thread.exited && has_own_scheduling(thread)) {
+        let wanted = (thread.nice, thread.policy, thread.priority);
+        if told.contains(&wanted) {
+            continue;
+        }
+        told.push(wanted);
+        let (nice, attr) = (thread.nice, attributes(thread));
+        let asks = move || {
+            // SAFETY: the calling thread alone is changed, and ends; sched_setattr(2) reads the structure.
+            unsafe {
+                libc::setpriority(libc::PRIO_PROCESS, 0, nice) != 0
+                    || libc::syscall(libc::SYS_sched_setattr, 0, attr.as_ptr(), 0) != 0
+            }
+        };
+        if std::thread::spawn(asks).join().unwrap_or(false) {
+            let (pid, tid, (nice, policy, priority)) = (image.ids.pid, thread.tid, wanted);
+            eprintln!(
+                "stasis: pid {pid}, thread {tid}: it had nice {nice}, scheduling policy {policy} and priority {priority}, and goes \
+                 on with what this command may give it; restart it without nice(1), with CAP_SYS_NICE, or with higher limits \
+                 (RLIMIT_NICE, RLIMIT_RTPRIO)"
+            );
+        }
+    }
+}
+
 /// The calls that one thread makes for itself.
 pub fn thread_calls(thread: &Thread, plan: &mut Plan) -> Vec<Call> {
     let mut calls = Vec::new();
-    // SAFETY: getpriority(2) and sched_getscheduler(2) take numbers.
-    let (nice, policy) = unsafe { (libc::getpriority(libc::PRIO_PROCESS, 0), libc::sched_getscheduler(0)) };
-    let slice = slice();
-    let has_own_times = thread.sched_times != [slice, 0, 0] && thread.sched_times != [0; 3];
-    if thread.nice != nice || thread.policy != policy as u32 || thread.priority != 0 || has_own_times {
-        let mut attr = Vec::with_capacity(SCHED_ATTR as usize);
-        attr.extend(SCHED_ATTR.to_ne_bytes());
-        attr.extend(thread.policy.to_ne_bytes());
-        attr.extend(thread.sched_flags.to_ne_bytes());
-        attr.extend(thread.nice.to_ne_bytes());
-        attr.extend(thread.priority.to_ne_bytes());
-        attr.extend(thread.sched_times.iter().flat_map(|time| time.to_ne_bytes()));
-        attr.resize(SCHED_ATTR as usize, 0);
+    if has_own_scheduling(thread) {
+        let attr = attributes(thread);
         let at = plan.keep(&attr);
         // The nice value by itself: under SCHED_IDLE sched_setattr(2) does not take it.
-        calls.push(call(libc::SYS_setpriority, &[libc::PRIO_PROCESS.into(), 0, thread.nice as u64]));
-        calls.push(pointing(call(libc::SYS_sched_setattr, &[0, 0, 0]), 1, at));
+        calls.push(attempt(libc::SYS_setpriority, &[libc::PRIO_PROCESS.into(), 0, thread.nice as u64]));
+        calls.push(pointing(attempt(libc::SYS_sched_setattr, &[0, 0, 0]), 1, at));
     }
     if thread.io_priority != 0 {
         const IOPRIO_WHO_PROCESS: u64 = 1;

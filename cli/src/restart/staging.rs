@@ -126,7 +126,7 @@ impl Staging {
         let next = || jobs.lock().unwrap_or_else(PoisonError::into_inner).next();
         let work = || {
             while let Some(job) = next() {
-                if !processes[job.process].image.settings.thp_disable {
+                if processes[job.process].image.settings.thp_disable == 0 {
                     collapse(&job);
                 }
                 if let Err(damage) = read(&sources[job.process], &job) {

@@ -575,8 +575,8 @@ pub struct Settings {
     pub dumpable: u32,
     /// PR_GET_CHILD_SUBREAPER.
     pub subreaper: bool,
-    /// PR_GET_THP_DISABLE.
-    pub thp_disable: bool,
+    /// PR_GET_THP_DISABLE: 0, or 1 with the flags that it was set with (Linux 6.18).
+    pub thp_disable: u32,
     /// personality(2).
     pub personality: u32,
     /// /proc/self/oom_score_adj.

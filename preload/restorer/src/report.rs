@@ -1,11 +1,25 @@
 //! How a failure is told: one record on the report pipe, then the end.
 
-use core::sync::atomic::{AtomicI32, Ordering};
+use core::{
+    ffi::CStr,
+    sync::atomic::{AtomicI32, Ordering},
+};
 
 use stasis_protocol::plan::{Failure, Header};
-use stasis_sys::{Errno, file, process};
+use stasis_sys::{
+    Errno,
+    file::{self, Fd},
+    process,
+};
 
 static REPORT: AtomicI32 = AtomicI32::new(-1);
+
+/// The checkpoint thread, whose own table has the pipe until all threads are there; 0: it is not made yet.
+static HOLDER: AtomicI32 = AtomicI32::new(0);
+
+pub fn set_holder(tid: i32) {
+    HOLDER.store(tid, Ordering::Relaxed);
+}
 
 pub fn set(header: &Header) {
     REPORT.store(header.report_fd as i32, Ordering::Relaxed);
@@ -18,8 +32,38 @@ pub fn fail(step: u64, index: usize, errno: i32, address: u64) -> ! {
     // SAFETY: words without padding.
     let bytes =
         unsafe { core::slice::from_raw_parts((&raw const failure).cast::<u8>(), size_of::<Failure>()) };
-    let _ = file::write(REPORT.load(Ordering::Relaxed), bytes);
+    if file::write(REPORT.load(Ordering::Relaxed), bytes).is_err()
+        && let Some(report) = open_again()
+    {
+        let _ = file::write(report, bytes);
+    }
     process::exit_group(1)
+}
+
+/// The pipe, when the program's table does not have it any more.
+fn open_again() -> Option<Fd> {
+    let mut path = [0u8; 64];
+    let (mut len, holder) = (0, HOLDER.load(Ordering::Relaxed));
+    let mut append = |bytes: &[u8]| {
+        path.get_mut(len..len + bytes.len())?.copy_from_slice(bytes);
+        len += bytes.len();
+        Some(())
+    };
+    for (text, number) in [(&b"/proc/self/task/"[..], holder), (b"/fd/", REPORT.load(Ordering::Relaxed))] {
+        append(text)?;
+        let mut digits = [0u8; 10];
+        let (mut at, mut rest) = (digits.len(), u32::try_from(number).ok()?);
+        loop {
+            at -= 1;
+            digits[at] = b'0' + (rest % 10) as u8;
+            rest /= 10;
+            if rest == 0 {
+                break;
+            }
+        }
+        append(&digits[at..])?;
+    }
+    file::open(CStr::from_bytes_until_nul(&path).ok()?, libc::O_WRONLY, 0).ok()
 }
 
 /// The value, or the end of the process.

@@ -39,7 +39,7 @@ pub fn go_on(plan: &Plan) -> ! {
         make(plan, thread, shared | libc::CLONE_FILES | libc::CLONE_FS, stacks, index);
     }
     // The checkpoint thread has a descriptor table of its own.
-    make(plan, &header.checkpoint_thread, shared, stacks, others.len());
+    report::set_holder(make(plan, &header.checkpoint_thread, shared, stacks, others.len()));
     if lazy::userfaultfd() >= 0 {
         // The program's table is to hold the program's descriptors only.
         let _ = stasis_sys::file::close(lazy::userfaultfd());
@@ -50,7 +50,7 @@ pub fn go_on(plan: &Plan) -> ! {
     enter(plan, leader)
 }
 
-fn make(plan: &Plan, thread: &Thread, flags: i32, stacks: usize, index: usize) {
+fn make(plan: &Plan, thread: &Thread, flags: i32, stacks: usize, index: usize) -> i32 {
     let mut flags = flags | libc::CLONE_SETTLS;
     if thread.clear_tid != 0 {
         flags |= libc::CLONE_CHILD_CLEARTID;
@@ -76,6 +76,7 @@ fn make(plan: &Plan, thread: &Thread, flags: i32, stacks: usize, index: usize) {
     if made < 0 {
         report::fail(step::THREAD, index + 1, -made as i32, thread.tid);
     }
+    made as i32
 }
 
 extern "C" fn begin(start: &Start) -> ! {

@@ -344,11 +344,8 @@ fn limits() -> Vec<Limit> {
     const RLIM_NLIMITS: u32 = 16;
     (0..RLIM_NLIMITS)
         .filter_map(|resource| {
-            let mut limit = [0u64; 2];
-            let arguments = [0, resource as usize, 0, 0, 0, 0];
-            // SAFETY: prlimit64(2) fills in two words.
-            unsafe { process::with(libc::SYS_prlimit64, arguments, 3, &mut limit) }.ok()?;
-            Some(Limit { resource, soft: limit[0], hard: limit[1] })
+            let [soft, hard] = process::limit(resource).ok()?;
+            Some(Limit { resource, soft, hard })
         })
         .collect()
 }
@@ -385,7 +382,7 @@ fn settings([pgid, session, terminal, foreground]: [u64; 4], stopped: bool) -> S
     Settings {
         dumpable: process::prctl(libc::PR_GET_DUMPABLE, [0; 4]).unwrap_or(1) as u32,
         subreaper: subreaper != 0,
-        thp_disable: process::prctl(libc::PR_GET_THP_DISABLE, [0; 4]).unwrap_or(0) != 0,
+        thp_disable: process::prctl(libc::PR_GET_THP_DISABLE, [0; 4]).unwrap_or(0) as u32,
         personality: number(path!("/proc/self/task/{}/personality", subject()).as_c_str())
             .and_then(|text| procfs::hex(text.trim_ascii()))
             .unwrap_or(0) as u32,
