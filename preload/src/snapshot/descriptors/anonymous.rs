@@ -51,7 +51,8 @@ pub fn timer(table: &Table<'_>, open: &Open) -> Result<DescriptionKind, Refusal>
                 settime_flags: flags,
                 value_ns,
                 deadline_ns: if absolute {
-                    stasis_sys::sync::clock_ns(clock).saturating_add(value_ns)
+                    // CLOCK_REALTIME_ALARM shows the same time, but none where there is no clock to wake the machine.
+                    stasis_sys::sync::clock_ns(libc::CLOCK_REALTIME).saturating_add(value_ns)
                 } else {
                     0
                 },
