@@ -47,6 +47,7 @@ mod panic;
 mod precopy;
 mod quiesce;
 mod restart;
+mod signal_limit;
 mod slices;
 mod snapshot;
 mod stacks;

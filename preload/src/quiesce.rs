@@ -4,10 +4,10 @@ use alloc::{format, string::String, vec::Vec};
 use core::sync::atomic::Ordering;
 
 use stasis_protocol::coordinator::Refusal;
-use stasis_sys::{file, process, sync};
+use stasis_sys::{Errno, file, process, sync};
 
 use crate::{
-    alternate, procfs, stacks,
+    alternate, procfs, signal_limit, stacks,
     state::{self, Stop},
     stop,
     threads::{self, Slot},
@@ -70,6 +70,7 @@ pub fn quiesce(stop: Stop) -> Result<Quiet, Refusal> {
     vdso::begin(since);
     state::start_stopping(stop);
     let mut signalled: Vec<i32> = Vec::with_capacity(present.len());
+    let mut raised = None;
     let (mut last_seen, mut last_arrival) = (state::arrivals(), since);
     loop {
         let (seen, ran_on) = (state::arrivals(), state::running_on());
@@ -77,11 +78,24 @@ pub fn quiesce(stop: Stop) -> Result<Quiet, Refusal> {
             last_arrival = sync::monotonic_ns();
         }
         for &tid in &present {
-            if later.binary_search(&tid).is_err()
-                && let Err(at) = signalled.binary_search(&tid)
-                && stop::send(pid, tid).is_ok()
-            {
-                signalled.insert(at, tid);
+            if later.binary_search(&tid).is_ok() {
+                continue;
+            }
+            if let Err(at) = signalled.binary_search(&tid) {
+                let mut sent = stop::send(pid, tid);
+                if sent == Err(Errno(libc::EAGAIN)) && raised.is_none() {
+                    raised = signal_limit::Raised::limit();
+                    sent = stop::send(pid, tid);
+                }
+                match sent {
+                    Ok(()) => signalled.insert(at, tid),
+                    Err(Errno(libc::EAGAIN)) => {
+                        state::release();
+                        return Err(too_many_signals(pid, tid));
+                    }
+                    // It has ended.
+                    Err(_) => {}
+                }
             }
         }
         let (mut waiting, mut exited) = (None, Vec::new());
@@ -144,6 +158,16 @@ fn install(alternate: bool) -> Result<(), Refusal> {
         reason: format!("the handler of the stop signal cannot be installed: {error}"),
         remedy: "report this".into(),
     })
+}
+
+fn too_many_signals(pid: i32, tid: i32) -> Refusal {
+    Refusal {
+        what: format!("pid {pid}, thread {tid}"),
+        reason:
+            "no more signals may be queued for this user (RLIMIT_SIGPENDING), so it cannot be asked to stop"
+                .into(),
+        remedy: "raise the limit (ulimit -i), or let the program take signals that are queued for it".into(),
+    }
 }
 
 /// Stops a thread that was met in the vDSO a moment ago.

@@ -17,7 +17,7 @@ use stasis_sys::{
 use crate::{
     aio, arch, arena, births, checkpoint, credentials, lazy,
     link::{self, coordinator::Coordinator},
-    procfs,
+    procfs, signal_limit,
     snapshot::kernel_state::{self, KernelState, PosixTimer},
     state, stop, system_v,
     threads::{self, Slot},
@@ -224,6 +224,10 @@ fn put_back(saved: &KernelState) {
 }
 
 fn put_back_pending(saved: &KernelState) {
+    if saved.pending.is_empty() && saved.thread_pending.is_empty() {
+        return;
+    }
+    let _room = signal_limit::Raised::limit();
     let pid = process::getpid();
     for info in saved.pending.iter().filter_map(|bytes| kernel_state::siginfo(bytes)) {
         kernel_state::queue_to_process(pid, &info);

@@ -43,6 +43,7 @@ mod signals {
         masks_and_alternate_stacks: "signal_masks";
         alternate_stacks_that_are_not_to_be_used: "alternate_stacks";
         nested_handlers: "signal_nested";
+        as_many_as_may_be_queued: "signal_limit";
         all_signals_blocked: "signal_block_all";
         a_handler_of_segmentation_faults: "signal_segv";
     }
@@ -329,6 +330,12 @@ mod refused {
     #[test]
     fn or_kept_a_deleted_working_directory() {
         Workload { program: "cwd_deleted", arguments: &[] }.comes_back_or_is_refused(&["directory", "gone"]);
+    }
+
+    #[test]
+    fn or_kept_as_many_signals_as_may_ever_be_queued() {
+        Workload { program: "signal_limit", arguments: &["hard"] }
+            .comes_back_or_is_refused(&["RLIMIT_SIGPENDING", "thread "]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use stasis_sys::{
 };
 
 use super::{mappings::Found, threads::Seen};
-use crate::{aio, procfs, quiesce::Quiet, stop, system_v, threads, wrappers::timers};
+use crate::{aio, procfs, quiesce::Quiet, signal_limit, stop, system_v, threads, wrappers::timers};
 
 /// A siginfo_t.
 type SiginfoBytes = Vec<u8>;
@@ -263,6 +263,7 @@ fn pending(seen: &[Seen], of_timers: u64) -> (Vec<SiginfoBytes>, Vec<(i32, Sigin
             let status = procfs::thread_status(tid);
             set = procfs::field(&status, "SigPnd:").and_then(procfs::hex).unwrap_or(0) & !ours;
         }
+        let _room = signal_limit::Raised::limit();
         for info in taken {
             stop::queue(slot, &info);
             private.push((tid, Vec::from(info.0)));
@@ -274,6 +275,7 @@ fn pending(seen: &[Seen], of_timers: u64) -> (Vec<SiginfoBytes>, Vec<(i32, Sigin
     while let Some(info) = process::take_pending(!ours) {
         taken.push(info);
     }
+    let _room = if taken.is_empty() { None } else { signal_limit::Raised::limit() };
     let mut shared = Vec::new();
     for info in taken {
         queue_to_process(pid, &info);

@@ -187,6 +187,19 @@ pub fn exists(pid: i32) -> bool {
     kill(pid, 0) != Err(crate::Errno(libc::ESRCH))
 }
 
+/// A resource's (RLIMIT_...) soft and hard limit (prlimit(2)).
+pub fn limit(resource: libc::__rlimit_resource_t) -> Result<[u64; 2]> {
+    let mut limit = [0; 2];
+    // SAFETY: prlimit64(2) fills in two words.
+    unsafe { with(libc::SYS_prlimit64, [0, resource as usize, 0, 0, 0, 0], 3, &mut limit) }.map(|_| limit)
+}
+
+/// Sets them, for all threads of the process.
+pub fn set_limit(resource: libc::__rlimit_resource_t, mut limit: [u64; 2]) -> Result<()> {
+    // SAFETY: prlimit64(2) reads two words.
+    unsafe { with(libc::SYS_prlimit64, [0, resource as usize, 0, 0, 0, 0], 2, &mut limit) }.map(drop)
+}
+
 /// Whether a resource (RLIMIT_...) is limited (prlimit(2)).
 pub fn is_limited(resource: libc::__rlimit_resource_t) -> bool {
     let mut limit = [libc::RLIM_INFINITY; 2];
