@@ -1,13 +1,18 @@
-//! A program that gives up root while it runs: what its checkpoint thread could do as root is given up with it.
+//! A program that gives up root while it runs: what its checkpoint thread could do as root is given up with it. And what who
+//! restarts may not do.
 
 use std::{
     fs,
-    io::{PipeWriter, Write, pipe},
+    io::{BufRead, BufReader, PipeWriter, Write, pipe},
     os::unix::fs::PermissionsExt,
     path::PathBuf,
 };
 
-use stasis_tests::{Lab, Running, compile, workload::wait_joined};
+use stasis_tests::{
+    Lab, Nobody, Running, compile,
+    requirement::{is_root, skip},
+    workload::wait_joined,
+};
 
 /// `tests/programs/drop_root.c`, which is root until a line comes.
 fn launch(lab: &Lab) -> (Running, PipeWriter) {
@@ -74,4 +79,28 @@ fn what_the_store_wrote_is_known_to_root_alone() {
     let checkpoints = listed.as_array().or_else(|| listed["checkpoints"].as_array()).expect("a list");
     assert!(checkpoints[0]["written_bytes"].as_u64() > Some(0), "{listed:#}");
     running.expect_ok();
+}
+
+#[test]
+fn a_restart_that_may_not_lower_the_nice_value_goes_on_and_says_so() {
+    if !is_root() {
+        return skip("only root becomes another user");
+    }
+    let nobody = Nobody::new(&["counter"]);
+    let counter = nobody.binaries.join("counter");
+    let (running, _pipes) = nobody.start(&["launch", "--", counter.to_str().unwrap(), "1000", "10"]);
+    nobody.pids(&running);
+    nobody.checkpoint_kill(running);
+    let (errors, stderr) = pipe().unwrap();
+    let nice = ["nice", "-n", "5"].map(str::to_owned).into_iter();
+    let prepared = nobody.lab.native(nice.chain(nobody.command("stasis", &["restart"])));
+    let running = prepared.stderr(stderr).start();
+    let here = nobody.pids(&running).1;
+    let mut line = String::new();
+    BufReader::new(errors).read_line(&mut line).unwrap();
+    assert!(line.contains("nice 0") && line.contains("RLIMIT_NICE"), "{line}");
+    let stat = fs::read_to_string(format!("/proc/{here}/stat")).unwrap();
+    let mut fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
+    assert_eq!(fields.nth(16), Some("5"), "{stat}");
+    nobody.checkpoint_kill(running);
 }
