@@ -32,15 +32,19 @@ pub fn capture(table: &Table<'_>, open: &Open) -> Result<DescriptionKind, Refusa
     let both_are_here = here(libc::O_RDONLY) && here(libc::O_WRONLY);
     let other_closed = !both_are_here && other_end_is_closed(open, &duplicate)?;
     let fifo = open.link.starts_with('/').then(|| fifo(open));
-    // While threads run, one may sleep in splice(2) with the pipe's lock, which all but poll(2) wait for.
-    let may_be_unopened =
-        fifo.is_some() && !both_are_here && !other_closed && open.access() == libc::O_RDONLY;
-    let unopened = may_be_unopened && (!table.stopped() || nobody_writes(open, &duplicate)?);
+    // A thread of the program's may sleep in splice(2) with the pipe's lock, which all but poll(2) wait for: not when it stands
+    // still. Somebody outside may as well, and is waited for while the program runs.
+    let may_ask = table.stopped() || !both_are_here;
+    let unopened = fifo.is_some()
+        && open.access() == libc::O_RDONLY
+        && !both_are_here
+        && !other_closed
+        && nobody_writes(open, &duplicate)?;
     let (mut capacity, mut content, mut packets) = (0, Vec::new(), Vec::new());
-    if table.stopped() {
+    if may_ask {
         capacity = file::fcntl(duplicate.0, F_GETPIPE_SZ, 0)
             .map_err(|error| open.failed("its capacity cannot be asked", error))?;
-        if open.access() != libc::O_WRONLY {
+        if table.stopped() && open.access() != libc::O_WRONLY {
             (content, packets) = self::content(open, &duplicate, capacity)?;
         }
     }
