@@ -8,6 +8,8 @@
 //! Rules that hold in this crate, because its code runs inside somebody else's process:
 //! - no malloc, directly or through libc; the checkpoint thread allocates from [`arena`], the
 //!   program's threads never allocate here;
+//! - no function of libc that the program may have another of, which may lock, count or check: the memory functions that
+//!   the compiler calls are our own;
 //! - no thread-local storage, no errno: the kernel is called directly (`stasis-sys`);
 //! - no lock that a thread of the program may hold: while they stand still the checkpoint thread
 //!   must always get on;
@@ -60,3 +62,5 @@ mod tracker;
 mod vdso;
 mod watches;
 mod wrappers;
+
+stasis_sys::define_memory_functions!();

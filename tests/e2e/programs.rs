@@ -229,6 +229,7 @@ mod preload {
     workloads! {
         a_constructor_that_runs_before_ours: "early";
         an_allocator_that_is_never_reentered: "allocates";
+        memory_functions_of_the_programs_own: "memory_functions";
     }
 }
 

@@ -20,7 +20,6 @@ mod fill;
 #[allow(dead_code, reason = "the store's file: it also looks for zeros")]
 #[path = "../../../store/src/hash.rs"]
 mod hash;
-mod intrinsics;
 mod layout;
 mod lazy;
 mod plan;
@@ -29,6 +28,9 @@ mod report;
 mod threads;
 
 use plan::Plan;
+
+// There is no libc here to have them.
+stasis_sys::define_memory_functions!();
 
 /// The first half, in the program as the kernel loaded it: up to the move.
 extern "C" fn first(stack: *const usize) -> ! {

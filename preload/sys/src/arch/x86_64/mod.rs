@@ -1,6 +1,7 @@
 //! The system call instruction and the segment bases.
 
 mod cpu;
+mod strings;
 
 use core::arch::asm;
 
