@@ -111,6 +111,8 @@ mod memory {
         shared_between_processes: "posix_shm";
         semaphores_opened_by_name: "semaphore_names";
         a_file_mapped_by_two_processes: "mapped_file";
+        shared_without_a_name: "unnamed_memory";
+        shared_without_a_name_of_the_unprivileged: "unnamed_memory" ["unprivileged"];
         memfd: "memfd";
         generated_code: "codegen";
         remapped: "mremap";
@@ -249,6 +251,11 @@ mod refused {
     }
 
     #[test]
+    fn secret_memory() {
+        Workload { program: "secret_memory", arguments: &[] }.is_refused(&["memfd_secret", "mapping "]);
+    }
+
+    #[test]
     fn events_of_inotify_that_were_not_read() {
         Workload { program: "inotify", arguments: &[] }.is_refused(&["inotify", "fd "]);
     }
@@ -347,7 +354,7 @@ mod refused {
 
     #[test]
     fn each_would_notice_natively_what_it_loses() {
-        for program in ["pidfd_outside", "mq_notified", "cwd_deleted", "signal_block_raw"] {
+        for program in ["pidfd_outside", "mq_notified", "secret_memory", "cwd_deleted", "signal_block_raw"] {
             Workload { program, arguments: &[] }.notices_what_is_lost();
         }
     }

@@ -33,6 +33,7 @@ use crate::{
         mappings::{Content, Found},
     },
     tracker::{Ahead, DirtyTracker, Range, Shown},
+    wrappers,
 };
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -200,7 +201,7 @@ impl<'a> Dump<'a> {
 
     /// Looks for guard regions while threads run, so that this need not be done for all memory when they stand still.
     pub fn look_for_guards(&mut self, mappings: &[Found]) {
-        for found in mappings.iter().filter(|found| found.content != Content::None) {
+        for found in mappings.iter().filter(|found| found.content != Content::None || found.mapping.shared) {
             let (start, end) = (found.mapping.start, found.mapping.end);
             if self.pagemap.guards(start, end, &mut self.found).is_ok() && !self.found.is_empty() {
                 self.guarded.push((start, end));
@@ -230,6 +231,10 @@ impl<'a> Dump<'a> {
         let mut gap = 0;
         for (found, mapping) in snapshot.mappings.iter().zip(&mut snapshot.image.mappings) {
             if found.content == Content::None {
+                if mapping.shared {
+                    self.found.clear();
+                    self.guards(mapping, wrappers::advice::has_guards())?;
+                }
                 continue;
             }
             self.room.forget(MEMORY, gap, mapping.start);
@@ -237,7 +242,7 @@ impl<'a> Dump<'a> {
             match density.range(found) {
                 Some(range) => {
                     self.tracked(range, is_readable(mapping), Moment::Stopped)?;
-                    self.guards(mapping)?;
+                    self.guards(mapping, false)?;
                 }
                 None => self.careful(mapping.start, mapping.end, true)?,
             }
@@ -248,7 +253,7 @@ impl<'a> Dump<'a> {
             if elsewhere.binary_search(&name).is_ok() {
                 self.room.forget(object.id, 0, SPACE_END);
             } else {
-                self.object(object.id, sources)?;
+                self.object(object, sources)?;
             }
         }
         for id in snapshot.objects.len() + 1..=base_objects {
@@ -416,10 +421,11 @@ impl<'a> Dump<'a> {
         Ok(())
     }
 
-    /// Notes the guard regions of a mapping.
-    fn guards(&mut self, mapping: &mut Mapping) -> Result<(), Vec<Refusal>> {
+    /// Notes the guard regions of a mapping. `look`: there may be some although none was met.
+    fn guards(&mut self, mapping: &mut Mapping, look: bool) -> Result<(), Vec<Refusal>> {
         let overlaps = |&(start, end): &(u64, u64)| start < mapping.end && mapping.start < end;
-        if !self.found.iter().any(|run| run.state == State::Guard) && !self.guarded.iter().any(overlaps) {
+        let met = self.found.iter().any(|run| run.state == State::Guard) || self.guarded.iter().any(overlaps);
+        if !met && !look {
             return Ok(());
         }
         let guards = self.pagemap.guards(mapping.start, mapping.end, &mut self.found);

@@ -3,29 +3,87 @@
 
 use alloc::{format, vec::Vec};
 
-use stasis_protocol::{PAGE_SIZE, coordinator::Refusal, store::Space};
+use stasis_protocol::{
+    PAGE_SIZE,
+    coordinator::Refusal,
+    image::{Object, ObjectKind},
+    store::Space,
+};
 use stasis_sys::{
-    file,
+    Errno, file,
     file::Fd,
+    memory,
     process::{self, Part},
-    system_v,
+    system_v, userfaultfd,
 };
 
 use super::{Dump, PAGE, SPACE_END, refusal};
-use crate::{pagemap, snapshot::Source};
+use crate::{
+    pagemap::{self, Pagemap},
+    procfs,
+    snapshot::Source,
+};
+
+/// A mapping without its guard regions, which hide what lies there.
+struct View {
+    address: u64,
+    len: u64,
+    is_own: bool,
+}
+
+impl View {
+    /// A mapping of its own only where there are any.
+    fn of(pagemap: &mut Pagemap, address: u64, len: u64) -> Self {
+        let mut guards = Vec::new();
+        let _ = pagemap.guards(address, address + len, &mut guards);
+        let again = (!guards.is_empty()).then(|| memory::map_again(address as usize, len as usize).ok());
+        match again.flatten() {
+            Some(own) => Self { address: own as u64, len, is_own: true },
+            None => Self { address, len, is_own: false },
+        }
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        if self.is_own {
+            // SAFETY: made by `of`, and unknown to the program.
+            let _ = unsafe { memory::unmap(self.address as usize, self.len as usize) };
+        }
+    }
+}
+
+/// Holes of a mapping that cannot be read meanwhile: whoever reads one gets an error, and no page of zeros is made. What is in
+/// swap is read.
+struct Holes(Fd);
+
+impl Holes {
+    fn refused(start: u64, end: u64) -> Option<Self> {
+        let holes = Self(userfaultfd::open(userfaultfd::SIGBUS).ok()?);
+        userfaultfd::register(holes.0, start, end, userfaultfd::MODE_MISSING).ok()?;
+        Some(holes)
+    }
+}
+
+impl Drop for Holes {
+    fn drop(&mut self) {
+        let _ = file::close(self.0);
+    }
+}
 
 impl Dump<'_> {
-    pub(super) fn object(&mut self, id: Space, sources: &[Source]) -> Result<(), Vec<Refusal>> {
+    pub(super) fn object(&mut self, object: &Object, sources: &[Source]) -> Result<(), Vec<Refusal>> {
+        let (id, kind) = (object.id, &object.kind);
         let mut gap = 0;
         for source in sources {
             gap = match *source {
                 Source::Descriptor(fd) => self.file(id, fd, gap)?,
                 Source::Mapped { address, len, offset } => {
                     self.room.forget(id, gap, offset);
-                    self.mapped(id, address, len, offset)?;
+                    self.mapped(id, kind, address, len, offset)?;
                     gap.max(offset + len)
                 }
-                Source::Segment(segment) => self.segment(id, segment)?,
+                Source::Segment(segment) => self.segment(id, kind, segment)?,
             };
         }
         self.room.forget(id, gap, SPACE_END);
@@ -33,25 +91,54 @@ impl Dump<'_> {
     }
 
     /// Copies a System V segment that this process has not mapped as a whole; where it ends.
-    fn segment(&mut self, id: Space, segment: i32) -> Result<u64, Vec<Refusal>> {
+    fn segment(&mut self, id: Space, kind: &ObjectKind, segment: i32) -> Result<u64, Vec<Refusal>> {
         let failed = |error| refusal(&format!("System V shared memory {segment}"), error);
         let size = system_v::shm_stat(segment).map_err(failed)?.shm_segsz as u64;
         let len = size.next_multiple_of(PAGE);
         let address = system_v::attach(segment).map_err(failed)?;
-        let copied = self.mapped(id, address as u64, len, 0);
+        let copied = self.mapped(id, kind, address as u64, len, 0);
         // SAFETY: attached a moment ago, and unknown to the program.
         unsafe { system_v::detach(address) }.map_err(failed)?;
         copied.map(|()| len)
     }
 
-    fn mapped(&mut self, id: Space, address: u64, len: u64, offset: u64) -> Result<(), Vec<Refusal>> {
+    /// Copies what a mapping shows of an object that has no descriptor. That of the mapping (/proc/PID/map_files, for who has
+    /// CAP_CHECKPOINT_RESTORE) tells data from holes; else the pages are read that are not provably holes.
+    fn mapped(
+        &mut self,
+        id: Space,
+        kind: &ObjectKind,
+        address: u64,
+        len: u64,
+        offset: u64,
+    ) -> Result<(), Vec<Refusal>> {
+        let end = address + len;
+        if let Ok(fd) = procfs::open(path!("/proc/self/map_files/{address:x}-{end:x}").as_c_str()) {
+            let copied = self.data(id, fd, offset, offset + len, offset);
+            let _ = file::close(fd);
+            let gap = copied?;
+            self.room.forget(id, gap, offset + len);
+            return Ok(());
+        }
+        // A further mapping of a System V segment would show (shmctl(2), shm_lpid).
+        let view = match kind {
+            ObjectKind::Segment { .. } => None,
+            _ => Some(View::of(&mut self.pagemap, address, len)),
+        };
+        let address = view.as_ref().map_or(address, |view| view.address);
         let resident =
             pagemap::resident(address, len).map_err(|error| refusal("its shared memory", error))?;
+        let lies_in_memory = !matches!(kind, ObjectKind::DeletedFile { .. });
+        let absent = resident.iter().any(|page| page & 1 == 0);
+        let swaps = lies_in_memory && absent && process::is_anything_swapped();
+        // Reading a hole of what lies in memory would fill it.
+        let holes = if swaps { Holes::refused(address, address + len) } else { None };
         let mut at = 0;
         for part in resident.chunk_by(|one, other| one & 1 == other & 1) {
             let (start, end) = (at, at + (part.len() * PAGE_SIZE) as u64);
             at = end;
-            if part[0] & 1 == 0 {
+            let is_resident = part[0] & 1 != 0;
+            if !is_resident && lies_in_memory && !swaps {
                 self.room.forget(id, offset + start, offset + end);
                 continue;
             }
@@ -65,13 +152,18 @@ impl Dump<'_> {
                 let whole = if gathered == 0 { self.forced(&part, to) } else { gathered };
                 self.room.filled(id, offset + from, staging, whole);
                 from += whole as u64;
+                if whole == 0 && is_resident && (absent || lies_in_memory) {
+                    let page = format!("shared memory at {:x}", address + from);
+                    return Err(refusal(&page, Errno(libc::EFAULT)));
+                }
                 if whole == 0 {
-                    // Beyond the object's end.
+                    // Beyond the object's end, or a hole.
                     self.room.forget(id, offset + from, offset + from + PAGE);
                     from += PAGE;
                 }
             }
         }
+        drop((holes, view));
         Ok(())
     }
 
@@ -86,17 +178,23 @@ impl Dump<'_> {
     fn file(&mut self, id: Space, fd: Fd, gap: u64) -> Result<u64, Vec<Refusal>> {
         // The description is the program's: its offset is put back however the copy ends.
         let offset = file::seek(fd, 0, libc::SEEK_CUR).unwrap_or(0);
-        let copied = self.data(id, fd, gap);
+        let copied = self.data(id, fd, 0, SPACE_END, gap);
         let _ = file::seek(fd, offset as i64, libc::SEEK_SET);
         copied
     }
 
-    fn data(&mut self, id: Space, fd: Fd, mut gap: u64) -> Result<u64, Vec<Refusal>> {
+    /// Copies the data of a part of a file.
+    fn data(&mut self, id: Space, fd: Fd, start: u64, end: u64, mut gap: u64) -> Result<u64, Vec<Refusal>> {
         let failed = |error| refusal("a deleted file or memfd", error);
-        let mut at = 0;
-        // ENXIO: no data behind this offset (lseek(2)).
-        while let Ok(data) = file::seek(fd, at as i64, libc::SEEK_DATA) {
-            let hole = file::seek(fd, data as i64, libc::SEEK_HOLE).map_err(failed)?;
+        let mut at = start;
+        while at < end {
+            let data = match file::seek(fd, at as i64, libc::SEEK_DATA) {
+                Ok(data) if data < end => data,
+                // No data behind this offset (lseek(2)).
+                Ok(_) | Err(Errno(libc::ENXIO)) => break,
+                Err(error) => return Err(failed(error)),
+            };
+            let hole = file::seek(fd, data as i64, libc::SEEK_HOLE).map_err(failed)?.min(end);
             at = data - data % PAGE;
             self.room.forget(id, gap, at);
             while at < hole {

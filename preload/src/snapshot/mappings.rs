@@ -192,6 +192,12 @@ fn describe(
         // Something that keeps the place; what else is shared is an object or a file.
         return found(mapping(Backing::Anonymous, None), Content::None);
     }
+    if path.starts_with("/secretmem") {
+        return refuse(
+            "secret memory (memfd_secret(2)) cannot be read by the kernel for anybody",
+            "let the program unmap it before the checkpoint",
+        );
+    }
     if path.starts_with("/anon_hugepage") {
         return Err(hugetlb(line.start, line.end, &path));
     }

@@ -4,7 +4,7 @@
 
 use core::{
     ffi::{c_int, c_void},
-    sync::atomic::{AtomicU32, Ordering::SeqCst},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
 };
 
 use super::returned;
@@ -32,9 +32,18 @@ pub fn change<R>(call: impl FnOnce() -> R) -> R {
     result
 }
 
+/// Whether the program has ever asked for a guard region.
+static GUARDS: AtomicBool = AtomicBool::new(false);
+
+pub fn has_guards() -> bool {
+    GUARDS.load(SeqCst)
+}
+
+const MADV_GUARD_INSTALL: c_int = 102;
+const MADV_GUARD_REMOVE: c_int = 103;
+
 /// Whether advice is remembered. What allocators give all the time is not: it is about pages.
 const fn is_kept(advice: c_int) -> bool {
-    const MADV_GUARD_REMOVE: c_int = 103;
     !matches!(
         advice,
         libc::MADV_WILLNEED
@@ -42,7 +51,7 @@ const fn is_kept(advice: c_int) -> bool {
             | libc::MADV_FREE
             | libc::MADV_REMOVE
             | libc::MADV_COLD..=libc::MADV_COLLAPSE
-            | 102..=MADV_GUARD_REMOVE
+            | MADV_GUARD_INSTALL..=MADV_GUARD_REMOVE
     )
 }
 
@@ -51,6 +60,9 @@ const fn is_kept(advice: c_int) -> bool {
 /// # Safety
 /// The system call's.
 pub unsafe fn call(nr: i64, arguments: [usize; 6]) -> isize {
+    if nr == libc::SYS_madvise && arguments[2] as c_int == MADV_GUARD_INSTALL {
+        GUARDS.store(true, SeqCst);
+    }
     // SAFETY: the caller's promise.
     let call = || unsafe { stasis_sys::raw(nr, arguments) };
     if nr == libc::SYS_madvise && !is_kept(arguments[2] as c_int) { call() } else { change(call) }

@@ -74,6 +74,12 @@ pub unsafe fn advise(address: usize, len: usize, advice: i32) -> Result<()> {
     unsafe { call(libc::SYS_madvise, [address, len, advice as usize, 0, 0, 0]) }.map(drop)
 }
 
+/// Maps what a shared mapping shows once more, where the kernel finds room: mremap(2) of nothing.
+pub fn map_again(from: usize, len: usize) -> Result<usize> {
+    // SAFETY: what is mapped stays as it is.
+    unsafe { call(libc::SYS_mremap, [from, 0, len, libc::MREMAP_MAYMOVE as usize, 0, 0]) }
+}
+
 /// mremap(2) to a given address.
 ///
 /// # Safety

@@ -281,6 +281,15 @@ pub struct Part {
     pub len: u64,
 }
 
+/// Whether the machine has anything in swap (sysinfo(2)).
+pub fn is_anything_swapped() -> bool {
+    // SAFETY: struct sysinfo is plain data, filled in by sysinfo(2).
+    let mut info: libc::sysinfo = unsafe { core::mem::zeroed() };
+    // SAFETY: as above.
+    let asked = unsafe { with(libc::SYS_sysinfo, [0; 6], 0, &mut info) };
+    asked.is_err() || info.freeswap != info.totalswap
+}
+
 /// The most parts that [`gather`] takes (UIO_MAXIOV).
 pub const PARTS: usize = 1024;
 

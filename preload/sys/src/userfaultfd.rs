@@ -15,6 +15,8 @@ pub const EVENT_REMAP: u64 = 1 << 2;
 pub const EVENT_REMOVE: u64 = 1 << 3;
 /// UFFD_FEATURE_EVENT_UNMAP: told of when memory was unmapped.
 pub const EVENT_UNMAP: u64 = 1 << 6;
+/// UFFD_FEATURE_SIGBUS: nobody is told of a fault, which is an error to who made it.
+pub const SIGBUS: u64 = 1 << 7;
 /// UFFD_FEATURE_WP_UNPOPULATED: pages that are not there can be protected (Linux 6.4).
 pub const WP_UNPOPULATED: u64 = 1 << 13;
 /// UFFD_FEATURE_WP_ASYNC: the kernel lifts the protection at the first store by itself (Linux 6.7).

@@ -28,13 +28,13 @@ pub fn is_at_its_path(open: &Open) -> bool {
 
 /// A regular file: by its path, or with its content where it has none any more.
 pub fn regular(table: &Table<'_>, open: &Open, objects: &mut Objects) -> Result<DescriptionKind, Refusal> {
+    if open.link.starts_with("/secretmem") {
+        return open.refuse("secret memory cannot be read by anybody else", CLOSE_IT);
+    }
     let locks = locks(open)?.process;
     if open.stat.st_nlink == 0 || open.link.starts_with("/memfd:") {
         let (object, memfd) = object(table, open, objects)?;
         return Ok(DescriptionKind::Object { object, memfd, locks });
-    }
-    if open.link.starts_with("/secretmem") {
-        return open.refuse("secret memory cannot be read by anybody else", CLOSE_IT);
     }
     if let Some((kind, _)) = open.link.split_once(":[").filter(|_| !open.link.starts_with('/')) {
         return namespace(open, kind);
