@@ -18,7 +18,7 @@ use stasis_sys::{
 };
 
 use crate::{
-    arena, births, credentials,
+    arch, arena, births, credentials,
     dump::{self, Dump},
     lazy,
     link::{coordinator::Coordinator, store::Store},
@@ -124,8 +124,9 @@ pub enum Own {
 }
 
 /// The ranges of the address space that are treated in a way of their own.
-pub fn own_ranges() -> [(u64, u64, Own); 6] {
+pub fn own_ranges() -> impl Iterator<Item = (u64, u64, Own)> {
     let range = |start: usize, len: usize, own| (start as u64, (start + len) as u64, own);
+    let more = arena::more().into_iter().map(move |(start, len)| range(start, len, Own::Transient));
     let (header, header_len) = lazy::mapping();
     let (backlog, backlog_len) = dump::backlog();
     let (staging, len) = kept().store.as_ref().map_or((0, 0), Store::staging);
@@ -138,6 +139,8 @@ pub fn own_ranges() -> [(u64, u64, Own); 6] {
         range(births, births_len, Own::Transient),
         range(backlog, backlog_len, Own::Transient),
     ]
+    .into_iter()
+    .chain(more)
 }
 
 /// The checkpoint thread of a process that was launched (or forked).
@@ -282,7 +285,9 @@ fn take(coordinator: &Coordinator, order: &Order<'_>, passed: Option<Fd>) -> cor
     credentials::follow();
     credentials::use_store();
     let mut taking = Taking { coordinator, token, quiet: None, was_stopped, stood: Stood::default(), passed };
+    set_under_way(Some(UnderWay { coordinator: *coordinator, token, was_stopped }));
     let result = taking.run(order);
+    set_under_way(None);
     if let Some(unused) = taking.passed.take() {
         let _ = file::close(unused);
     }
@@ -331,6 +336,70 @@ fn take(coordinator: &Coordinator, order: &Order<'_>, passed: Option<Fd>) -> cor
         told?;
     }
     Ok(())
+}
+
+/// A checkpoint that may be given up for want of memory.
+#[derive(Clone, Copy)]
+struct UnderWay {
+    coordinator: Coordinator,
+    token: u64,
+    was_stopped: bool,
+}
+
+static UNDER_WAY: CheckpointThreads<Option<UnderWay>> = CheckpointThreads(UnsafeCell::new(None));
+
+fn set_under_way(checkpoint: Option<UnderWay>) {
+    // SAFETY: see `CheckpointThreads`.
+    unsafe { *UNDER_WAY.0.get() = checkpoint };
+}
+
+/// There is no memory for what a checkpoint needs: nothing of what this thread was about is gone on with, and it begins anew on an
+/// empty stack. Where no checkpoint is being taken, this returns.
+pub fn give_up() {
+    // SAFETY: see `CheckpointThreads`.
+    if unsafe { &*UNDER_WAY.0.get() }.is_some() {
+        // SAFETY: this is the checkpoint thread; what `UNDER_WAY` and `KEPT` name is put in order below, and nothing else outlives
+        // the checkpoint.
+        unsafe { arch::begin_anew(stack_top(), given_up) }
+    }
+}
+
+extern "C" fn given_up() -> ! {
+    // SAFETY: see `CheckpointThreads`.
+    let Some(UnderWay { coordinator, token, was_stopped }) = (unsafe { (*UNDER_WAY.0.get()).take() }) else {
+        serve(None)
+    };
+    if !was_stopped {
+        state::release();
+    }
+    dump::unmap_backlog();
+    userfault::set_watching(-1);
+    let kept = kept();
+    (kept.tracker, kept.base) = (None, None);
+    if let Some(store) = kept.store.take() {
+        store.close();
+    }
+    let [pager, userfaultfd, table] = lazy::kept_descriptors();
+    keep_these([coordinator.fd(), pager, userfaultfd, table]);
+    // SAFETY: what used it is not gone on with.
+    unsafe { arena::reset() };
+    let refusals = vec![Refusal {
+        what: format!("pid {}", process::getpid()),
+        reason: "there is no memory for the description of the program".into(),
+        remedy: "raise its limit of address space (ulimit -v), if it has one, or free memory".into(),
+    }];
+    let told = coordinator.send(&FromProcess::Refused { token, refusals });
+    state::set_storing(false);
+    if was_stopped {
+        if !state::is_stopping() {
+            take_continue();
+        }
+        if process::sigpending() & CONTINUE == 0 {
+            let _ = process::kill(process::getpid(), libc::SIGSTOP);
+        }
+        state::release();
+    }
+    serve(told.is_ok().then_some(coordinator))
 }
 
 /// What a process is told when all stand still, see [`ToProcess::Capture`].
@@ -572,7 +641,7 @@ fn connected<'a>(
 ) -> core::result::Result<&'a mut Store, Vec<Refusal>> {
     let len = staging_len();
     if let Some(store) = kept.take() {
-        if passed.is_none() && store.staging().1 >= len && store.is_alive() {
+        if passed.is_none() && store.wanted() >= len && store.is_alive() {
             return Ok(kept.insert(store));
         }
         store.close();

@@ -35,6 +35,11 @@ pub fn descriptors(info: &RestartInfo) -> [Fd; 3] {
     [info.pager_fd, info.userfaultfd, info.table_fd]
 }
 
+/// Of them, those that there still are.
+pub fn kept_descriptors() -> [Fd; 3] {
+    [&PAGER, &USERFAULTFD, &TABLE].map(|fd| fd.load(Ordering::Relaxed))
+}
+
 /// Takes over what the restorer has made. What these places held is another process'.
 pub fn adopt(info: &RestartInfo) {
     PAGER.store(info.pager_fd, Ordering::Relaxed);
@@ -192,14 +197,16 @@ pub fn finish() {
 ///
 /// # Errors
 /// The table cannot be read.
-pub fn sort_out(runs: &mut Vec<Run>) -> Result<bool> {
+pub fn sort_out(runs: &mut Vec<Run>, words: &mut Words) -> Result<bool> {
     let table = TABLE.load(Ordering::Relaxed);
     if table < 0 || !runs.iter().any(|run| matches!(run.state, State::Hole | State::Swapped)) {
         return Ok(false);
     }
     let mut any_moved = false;
-    let mut words = Words::new(table);
-    let mut sorted: Vec<Run> = Vec::with_capacity(runs.len());
+    words.forget();
+    let mut sorted = core::mem::take(&mut words.sorted);
+    sorted.clear();
+    let last = runs.last().map_or(0, |run| run.end / PAGE);
     let mut add = |start: u64, end: u64, state: State| match sorted.last_mut() {
         Some(last) if last.end == start && last.state == state => last.end = end,
         _ => sorted.push(Run { start, end, state }),
@@ -212,7 +219,7 @@ pub fn sort_out(runs: &mut Vec<Run>) -> Result<bool> {
         let (mut page, end) = (run.start / PAGE, run.end / PAGE);
         while page < end {
             let next = ((page / 64 + 1) * 64).min(end);
-            let [absent, removed, stored] = words.get(page)?;
+            let [absent, removed, stored] = words.get(table, page, last)?;
             let as_it_was = if run.state == State::Hole { stored & !removed } else { stored & absent };
             // Moved here before it arrived: it is read, and arrives by that.
             let moved = absent & !stored;
@@ -236,46 +243,50 @@ pub fn sort_out(runs: &mut Vec<Run>) -> Result<bool> {
             }
         }
     }
-    *runs = sorted;
+    words.sorted = core::mem::replace(runs, sorted);
     Ok(any_moved)
 }
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
-/// The table's words, read in pieces.
-struct Words {
-    table: Fd,
-    /// The first page of what was read; none: `u64::MAX`.
+/// The table's words, read in pieces, and room for what is made of them: one for a dump, since what is given back in between
+/// would not be used again.
+#[derive(Default)]
+pub struct Words {
+    /// The pages that were read.
     first: u64,
+    end: u64,
     maps: [Vec<u8>; 3],
+    sorted: Vec<Run>,
 }
 
 impl Words {
     /// Pages whose bits are read at once: 1 GiB.
     const PAGES: u64 = 1 << 18;
 
-    fn new(table: Fd) -> Self {
-        let maps = [const { Vec::new() }; 3];
-        Self { table, first: u64::MAX, maps }
+    /// What was read may not hold any more.
+    const fn forget(&mut self) {
+        (self.first, self.end) = (0, 0);
     }
 
-    /// The bits of the 64 pages around a page: absent, removed, stored.
-    fn get(&mut self, page: u64) -> Result<[u64; 3]> {
-        let first = page / Self::PAGES * Self::PAGES;
-        if self.first != first {
+    /// The bits of the 64 pages around a page: absent, removed, stored. `last`: pages behind it are not asked for.
+    fn get(&mut self, table: Fd, page: u64, last: u64) -> Result<[u64; 3]> {
+        if !(self.first..self.end).contains(&page) {
+            self.first = page / 64 * 64;
+            self.end = (self.first + Self::PAGES).min(last.max(page + 1).next_multiple_of(64));
+            let len = ((self.end - self.first) / 8) as usize;
             // Absent last: what arrives between two reads is stored, and not removed, by then.
             for map in [Map::Removed, Map::Stored, Map::Absent] {
                 let bytes = &mut self.maps[map as usize];
-                if bytes.is_empty() {
-                    *bytes = vec![0; (Self::PAGES / 8) as usize];
+                if bytes.len() < len {
+                    *bytes = vec![0; len.next_power_of_two()];
                 }
-                if file::pread(self.table, bytes, map.offset(first))? != bytes.len() {
+                if file::pread(table, &mut bytes[..len], map.offset(self.first))? != len {
                     return Err(Errno(libc::EIO));
                 }
             }
-            self.first = first;
         }
-        let at = ((page - first) / 64 * 8) as usize;
+        let at = ((page - self.first) / 64 * 8) as usize;
         Ok(core::array::from_fn(|map| {
             let mut word = [0; 8];
             word.copy_from_slice(&self.maps[map][at..at + 8]);

@@ -7,7 +7,9 @@ use stasis_protocol::coordinator::Refusal;
 use stasis_sys::{Errno, file, process, sync};
 
 use crate::{
-    alternate, procfs, signal_limit, stacks,
+    alternate,
+    interrupted::call,
+    procfs, signal_limit, stacks,
     state::{self, Stop},
     stop,
     threads::{self, Slot},
@@ -53,7 +55,12 @@ pub fn quiesce(stop: Stop) -> Result<Quiet, Refusal> {
     list(own, &mut present);
     stacks::provide(present.len());
     // SAFETY: no thread is stopped between checkpoints.
-    unsafe { threads::clear(present.len()) };
+    let room = unsafe { threads::clear(present.len()) };
+    room.and_then(|()| call::provide(present.len())).map_err(|error| Refusal {
+        what: format!("pid {pid}"),
+        reason: format!("there is no memory for the state of its {} threads: {error}", present.len()),
+        remedy: "raise its limit of address space (ulimit -v), if it has one, or free memory".into(),
+    })?;
     // The signal goes out after all threads were looked at: what follows is the pause.
     let actions = alternate::Actions::ask();
     let mut on_alternate = Vec::new();

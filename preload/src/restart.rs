@@ -101,7 +101,7 @@ pub extern "C" fn checkpoint_thread() -> ! {
     checkpoint::take_name();
     checkpoint::forget_inherited();
     // SAFETY: the arena is empty: nothing of it was restored.
-    unsafe { arena::reset() };
+    unsafe { arena::forget() };
     // SAFETY: see `Info`.
     let info = unsafe { *INFO.0.get() };
     lazy::adopt(&info);

@@ -100,10 +100,10 @@ fn begin(coordinator: &[u8]) -> stasis_sys::Result<()> {
     link::coordinator::set_address(coordinator);
     arena::init()?;
     snapshot::note_filters();
-    threads::init()?;
+    // SAFETY: nobody is stopped yet.
+    unsafe { threads::clear(1)? };
     stacks::provide(1);
-    interrupted::call::init()?;
-    interrupted::arrays::init()?;
+    interrupted::call::provide(1)?;
     stop::install()?;
     births::open();
     dormant::begin_awake();
@@ -127,7 +127,7 @@ pub unsafe fn begin_in_child() {
         return;
     }
     // SAFETY: the checkpoint thread, whose allocations these were, is not in this process.
-    unsafe { arena::reset() };
+    unsafe { arena::forget() };
     checkpoint::forget_inherited();
     system_v::forget_own_undo();
     wrappers::notify::forget();

@@ -7,8 +7,7 @@ use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 
 use stasis_sys::memory;
 
-/// Address space is reserved for as many; PID_MAX_LIMIT is 4 Mi, kernel.threads-max rarely above
-/// 256 Ki.
+/// PID_MAX_LIMIT is 4 Mi, kernel.threads-max rarely above 256 Ki.
 const CAPACITY: usize = 1 << 18;
 
 /// What one thread tells about itself when it is stopped. Plain atomics: written by the thread,
@@ -86,25 +85,30 @@ pub mod state {
 
 static TABLE: AtomicUsize = AtomicUsize::new(0);
 static MASK: AtomicUsize = AtomicUsize::new(0);
-
-/// Reserves the table.
-pub fn init() -> stasis_sys::Result<()> {
-    let table = memory::reserve(CAPACITY * size_of::<Slot>())?;
-    TABLE.store(table, Ordering::Release);
-    Ok(())
-}
+/// How many slots the table has room for.
+static ROOM: AtomicUsize = AtomicUsize::new(0);
 
 /// Clears the table and makes room for `threads` of them, and as many that are born meanwhile.
 ///
 /// # Safety
 /// No thread may be stopped.
-pub unsafe fn clear(threads: usize) {
-    let table = TABLE.load(Ordering::Acquire);
-    let used = MASK.load(Ordering::Relaxed) + 1;
+///
+/// # Errors
+/// There is no memory for it.
+pub unsafe fn clear(threads: usize) -> stasis_sys::Result<()> {
     let wanted = (threads * 4).next_power_of_two().clamp(64, CAPACITY);
+    if ROOM.load(Ordering::Relaxed) < wanted {
+        // The one of before stays: a thread whose stop signal comes late may still look into it. Each is twice as large.
+        let table = memory::reserve(wanted * size_of::<Slot>())?;
+        MASK.store(0, Ordering::Release);
+        TABLE.store(table, Ordering::Release);
+        ROOM.store(wanted, Ordering::Relaxed);
+    }
+    let used = MASK.load(Ordering::Relaxed) + 1;
     // SAFETY: no thread uses a slot (the caller's promise); zeros are an empty slot.
-    unsafe { core::ptr::write_bytes(table as *mut Slot, 0, used.max(wanted)) };
+    unsafe { core::ptr::write_bytes(TABLE.load(Ordering::Acquire) as *mut Slot, 0, used.max(wanted)) };
     MASK.store(wanted - 1, Ordering::Release);
+    Ok(())
 }
 
 /// The slot of a thread, claimed for it if it has none yet; `None` when the table is full.

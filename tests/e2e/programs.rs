@@ -101,6 +101,9 @@ mod memory {
         guard_pages: "guards";
         reserved_address_space: "reserve";
         sparse_mapping: "sparse";
+        in_many_mappings: "many_mappings";
+        little_for_the_library: "address_space";
+        little_left_of_the_address_space: "address_space" ["full"];
         advice: "madvise";
         locked: "mlock";
         locked_on_fault: "mlock" ["on-fault"];
@@ -248,6 +251,12 @@ mod refused {
     #[test]
     fn a_message_queue_that_notifies() {
         Workload { program: "mq_notified", arguments: &[] }.is_refused(&["message", "notified", "fd "]);
+    }
+
+    #[test]
+    fn many_mappings_where_no_address_space_is_left() {
+        Workload { program: "address_space", arguments: &["full", "mappings"] }
+            .is_refused(&["no memory", "ulimit -v"]);
     }
 
     #[test]

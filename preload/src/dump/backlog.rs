@@ -54,7 +54,7 @@ impl Backlog {
     /// Reserves it; `None` where there is no memory to spare, or the program's limits would feel it.
     pub fn reserve(chunk_len: usize) -> Option<Self> {
         let resident = resident();
-        if resident <= chunk_len as u64 || range().0 != 0 {
+        if resident <= chunk_len as u64 || chunk_len < PART || range().0 != 0 {
             return None;
         }
         let chunks = bound(resident) / chunk_len;
@@ -151,7 +151,8 @@ impl Drop for Backlog {
     }
 }
 
-fn unmap() {
+/// Unmaps the one that there is.
+pub fn unmap() {
     let (start, len) = range();
     forget();
     if start != 0 {

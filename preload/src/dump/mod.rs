@@ -15,7 +15,7 @@ use stasis_protocol::{PAGE_SIZE, coordinator::Refusal, image::Mapping, store::ME
 use stasis_sys::{Errno, file, file::Fd, process};
 
 pub use self::{
-    backlog::{forget as forget_backlog, range as backlog},
+    backlog::{forget as forget_backlog, range as backlog, unmap as unmap_backlog},
     room::Rest,
 };
 use self::{
@@ -59,6 +59,7 @@ pub struct Dump<'a> {
     owed: Vec<(u64, u64)>,
     /// Filled in for each mapping.
     found: Vec<Run>,
+    words: lazy::Words,
     /// Mappings that have guard regions.
     guarded: Vec<(u64, u64)>,
     /// As of the last round.
@@ -102,6 +103,7 @@ impl<'a> Dump<'a> {
             unwatched: 0,
             owed: Vec::new(),
             found: Vec::new(),
+            words: lazy::Words::default(),
             guarded: Vec::new(),
             density: Density::of_this_process(),
             ahead: Ahead::default(),
@@ -362,7 +364,7 @@ impl<'a> Dump<'a> {
             fill_gaps(&mut found, range.start, range.end);
         }
         if registered {
-            let moved = lazy::sort_out(&mut found);
+            let moved = lazy::sort_out(&mut found, &mut self.words);
             if moved.map_err(|error| refusal("the table of its pages", error))? && !readable {
                 // Read through /proc/self/mem, nothing arrives.
                 lazy::finish();
@@ -411,7 +413,9 @@ impl<'a> Dump<'a> {
     /// A page that cannot be read, since nothing is there: as it was at the restart, or gone since.
     fn not_there(&mut self, at: u64) -> Result<(), Vec<Refusal>> {
         let mut runs = vec![Run { start: at, end: at + PAGE, state: State::Hole }];
-        if lazy::sort_out(&mut runs).map_err(|error| refusal("the table of its pages", error))? {
+        if lazy::sort_out(&mut runs, &mut self.words)
+            .map_err(|error| refusal("the table of its pages", error))?
+        {
             lazy::finish();
             return self.page(at).map(drop);
         }

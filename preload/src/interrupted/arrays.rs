@@ -20,10 +20,22 @@ static OWNERS: [AtomicUsize; COUNT] = [const { AtomicUsize::new(0) }; COUNT];
 /// Taken, and nobody's yet.
 const TAKEN: usize = 1;
 
-/// Reserves address space; only what is used takes memory.
-pub fn init() -> stasis_sys::Result<()> {
-    ROOM.store(memory::reserve(COUNT * size_of::<Array>())?, Ordering::Release);
-    Ok(())
+/// Where they are: address space is taken when the first one is needed, and memory as they are used.
+fn room() -> Option<usize> {
+    let room = ROOM.load(Ordering::Acquire);
+    if room != 0 {
+        return Some(room);
+    }
+    let len = COUNT * size_of::<Array>();
+    let new = memory::reserve(len).ok()?;
+    match ROOM.compare_exchange(0, new, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => Some(new),
+        Err(others) => {
+            // SAFETY: mapped a moment ago, and told nobody.
+            let _ = unsafe { memory::unmap(new, len) };
+            Some(others)
+        }
+    }
 }
 
 /// One of the arrays. Given back by its call: when a wrapper has finished, or when the record is in the pool again.
@@ -31,9 +43,7 @@ pub struct Room(usize);
 
 impl Room {
     pub fn claim() -> Option<Self> {
-        if ROOM.load(Ordering::Acquire) == 0 {
-            return None;
-        }
+        room()?;
         OWNERS.iter().enumerate().find_map(|(index, owner)| {
             let now = owner.load(Ordering::Acquire);
             let free = now == 0 || now != TAKEN && is_left(now, index);

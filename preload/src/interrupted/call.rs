@@ -103,22 +103,31 @@ impl Call {
     }
 }
 
-/// Address space is reserved for as many; only those used take memory.
-const CAPACITY: usize = 1 << 16;
+/// How many records the first pool has.
+const FIRST: usize = 256;
 
 static POOL: AtomicUsize = AtomicUsize::new(0);
+static ROOM: AtomicUsize = AtomicUsize::new(0);
 
-/// Reserves the pool.
-pub fn init() -> stasis_sys::Result<()> {
-    let pool = memory::reserve(CAPACITY * size_of::<Call>())?;
-    POOL.store(pool, Ordering::Release);
+/// Makes room for calls of so many threads. The pool of before stays for the records that are in use.
+///
+/// # Errors
+/// There is no memory for it.
+pub fn provide(threads: usize) -> stasis_sys::Result<()> {
+    let wanted = (threads * 4).next_power_of_two().max(FIRST);
+    if ROOM.load(Ordering::Relaxed) < wanted {
+        let pool = memory::reserve(wanted * size_of::<Call>())?;
+        // Who sees the one without the other finds fewer.
+        POOL.store(pool, Ordering::Release);
+        ROOM.store(wanted, Ordering::Release);
+    }
     Ok(())
 }
 
-/// The record at an address of the pool.
+/// The record at an address of the pool, the one of now.
 pub fn in_pool(address: usize) -> Option<&'static Call> {
     let pool = POOL.load(Ordering::Acquire);
-    let inside = (pool..pool + CAPACITY * size_of::<Call>()).contains(&address);
+    let inside = (pool..pool + ROOM.load(Ordering::Acquire) * size_of::<Call>()).contains(&address);
     // SAFETY: the pool is never unmapped; the caller has the address of one of its records.
     (pool != 0 && inside).then(|| unsafe { &*(address as *const Call) })
 }
@@ -130,11 +139,12 @@ pub fn in_pool(address: usize) -> Option<&'static Call> {
 /// thread takes it again when it is interrupted at the same stack pointer, where no other call of it can
 /// be under way.
 pub fn claim(tid: i32, sp: u64) -> Option<&'static mut Call> {
+    let room = ROOM.load(Ordering::Acquire);
     let pool = POOL.load(Ordering::Acquire);
-    if pool == 0 {
+    if room == 0 {
         return None;
     }
-    let mut index = (tid as usize).wrapping_mul(0x9e37_79b1) % CAPACITY;
+    let mut index = (tid as usize).wrapping_mul(0x9e37_79b1) % room;
     for _ in 0..64 {
         let call = (pool as *mut Call).wrapping_add(index);
         // SAFETY: inside the pool, which is never unmapped; `tid` is atomic.
@@ -150,7 +160,7 @@ pub fn claim(tid: i32, sp: u64) -> Option<&'static mut Call> {
             call.sp = sp;
             return Some(call);
         }
-        index = (index + 1) % CAPACITY;
+        index = (index + 1) % room;
     }
     None
 }

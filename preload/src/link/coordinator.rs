@@ -41,6 +41,7 @@ pub fn address() -> &'static [u8] {
 }
 
 /// A connection on which the coordinator has said welcome.
+#[derive(Clone, Copy)]
 pub struct Coordinator(Fd);
 
 impl Coordinator {

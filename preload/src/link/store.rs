@@ -3,7 +3,7 @@
 use alloc::{format, string::String, vec::Vec};
 
 use stasis_protocol::{
-    VERSION,
+    PAGE_SIZE, VERSION,
     store::{DumpStats, Hash, Reply, Request},
 };
 use stasis_sys::{Errno, file, file::Fd, memory, process, socket};
@@ -19,6 +19,8 @@ pub struct Store {
     socket: Fd,
     staging: usize,
     half: usize,
+    /// How long the staging buffer was to be.
+    wanted: usize,
     /// How many `Pages` messages have not been answered yet: at most two, one a half.
     outstanding: usize,
     next_half: usize,
@@ -37,7 +39,7 @@ impl Store {
         Self::new(socket, len).ready(|store| {
             store.send(&Request::Hello { version: VERSION }, None)?;
             match store.receive()? {
-                Reply::Welcome { version: VERSION, .. } => store.give_staging(len),
+                Reply::Welcome { version: VERSION, .. } => store.give_staging(),
                 other => Err(store.unexpected(other)),
             }
         })
@@ -48,11 +50,19 @@ impl Store {
     /// # Errors
     /// As [`Store::connect`].
     pub fn passed(socket: Fd, len: usize) -> Result<Self, String> {
-        Self::new(socket, len).ready(|store| store.give_staging(len))
+        Self::new(socket, len).ready(|store| store.give_staging())
     }
 
     fn new(socket: Fd, len: usize) -> Self {
-        Self { socket, staging: 0, half: len / 2, outstanding: 0, next_half: 0, populated: [0; 2] }
+        Self {
+            socket,
+            staging: 0,
+            half: len / 2,
+            wanted: len,
+            outstanding: 0,
+            next_half: 0,
+            populated: [0; 2],
+        }
     }
 
     fn ready(mut self, make: impl FnOnce(&mut Self) -> Result<(), String>) -> Result<Self, String> {
@@ -65,32 +75,57 @@ impl Store {
         }
     }
 
-    fn give_staging(&mut self, len: usize) -> Result<(), String> {
-        let failed = |what: &str, error: Errno| format!("{what}: {error}");
+    /// Gives the server a staging buffer, a shorter one than is wanted where the program's limits or the machine's memory allow no
+    /// longer one.
+    fn give_staging(&mut self) -> Result<(), String> {
+        /// A page for each half.
+        const SHORTEST: usize = 2 * PAGE_SIZE;
+        // A longer file than the limit allows is a SIGXFSZ.
+        let longest = process::soft_limit(libc::RLIMIT_FSIZE).min(self.wanted as u64) as usize;
+        if longest < SHORTEST {
+            return Err(format!(
+                "no staging buffer: RLIMIT_FSIZE (ulimit -f) allows no file of {SHORTEST} bytes"
+            ));
+        }
+        let mut len = 1 << longest.ilog2();
         let fd = file::memfd(c"stasis-staging", libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING)
-            .map_err(|error| failed("no staging buffer", error))?;
-        let mapped = file::ftruncate(fd, len as u64)
-            .and_then(|()| {
-                let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
-                file::fcntl(fd, libc::F_ADD_SEALS, seals as usize)
-            })
-            .and_then(|_| {
-                let protection = libc::PROT_READ | libc::PROT_WRITE;
-                // SAFETY: a new mapping where the kernel finds room.
-                unsafe { memory::map(0, len, protection, libc::MAP_SHARED, fd, 0) }
-            });
-        let sent = match mapped {
-            Ok(address) => {
-                self.staging = address;
-                // A child of the program has no use for it.
-                // SAFETY: the mapping made above.
-                let _ = unsafe { memory::advise(address, len, libc::MADV_DONTFORK) };
-                self.send(&Request::Staging { len: len as u64 }, Some(fd))
+            .map_err(|error| format!("no staging buffer: {error}"))?;
+        let made = loop {
+            match Self::make_staging(fd, len) {
+                _ if len < SHORTEST => {
+                    break Err(format!(
+                        "no staging buffer: files of {SHORTEST} bytes are beyond RLIMIT_FSIZE"
+                    ));
+                }
+                Err(Errno(libc::ENOMEM | libc::EAGAIN)) if len > SHORTEST => len /= 2,
+                Err(error) if process::is_limited(libc::RLIMIT_AS) => {
+                    break Err(format!(
+                        "no staging buffer: {error}, with RLIMIT_AS (ulimit -v) nearly used up"
+                    ));
+                }
+                Err(error) => break Err(format!("no staging buffer: {error}")),
+                Ok(address) => break Ok(address),
             }
-            Err(error) => Err(failed("no staging buffer", error)),
         };
+        let sent = made.and_then(|address| {
+            (self.staging, self.half) = (address, len / 2);
+            // A child of the program has no use for it.
+            // SAFETY: the mapping made above.
+            let _ = unsafe { memory::advise(address, len, libc::MADV_DONTFORK) };
+            let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+            file::fcntl(fd, libc::F_ADD_SEALS, seals as usize)
+                .map_err(|error| format!("no staging buffer: {error}"))?;
+            self.send(&Request::Staging { len: len as u64 }, Some(fd))
+        });
         let _ = file::close(fd);
         sent
+    }
+
+    /// Makes a file so long, and maps it.
+    fn make_staging(fd: Fd, len: usize) -> Result<usize, Errno> {
+        file::ftruncate(fd, len as u64)?;
+        // SAFETY: a new mapping where the kernel finds room.
+        unsafe { memory::map(0, len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, fd, 0) }
     }
 
     pub fn fd(&self) -> Fd {
@@ -100,6 +135,11 @@ impl Store {
     /// The staging buffer's address and length: not part of any image.
     pub fn staging(&self) -> (usize, usize) {
         (self.staging, self.half * 2)
+    }
+
+    /// How long the staging buffer was to be.
+    pub fn wanted(&self) -> usize {
+        self.wanted
     }
 
     /// Whether the server is still there: nothing is to be read between dumps but its end.

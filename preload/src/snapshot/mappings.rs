@@ -127,8 +127,7 @@ pub fn capture(objects: &mut Objects) -> Result<Vec<Found>, Vec<Refusal>> {
 /// Cuts a mapping where ours begin and end: the kernel merges neighbours that are alike.
 fn split(line: Line<'_>) -> Vec<(Line<'_>, Own)> {
     let mut cuts: Vec<u64> = checkpoint::own_ranges()
-        .iter()
-        .flat_map(|&(start, end, _)| [start, end])
+        .flat_map(|(start, end, _)| [start, end])
         .filter(|&cut| line.start < cut && cut < line.end)
         .collect();
     cuts.extend([line.start, line.end]);
@@ -139,7 +138,6 @@ fn split(line: Line<'_>) -> Vec<(Line<'_>, Own)> {
         .map(|piece| {
             let (start, end) = (piece[0], piece[1]);
             let own = checkpoint::own_ranges()
-                .iter()
                 .find(|range| range.0 <= start && end <= range.1)
                 .map_or(Own::Program, |range| range.2);
             (Line { start, end, offset: line.offset + (start - line.start), ..line }, own)

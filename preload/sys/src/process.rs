@@ -200,12 +200,17 @@ pub fn set_limit(resource: libc::__rlimit_resource_t, mut limit: [u64; 2]) -> Re
     unsafe { with(libc::SYS_prlimit64, [0, resource as usize, 0, 0, 0, 0], 2, &mut limit) }.map(drop)
 }
 
-/// Whether a resource (RLIMIT_...) is limited (prlimit(2)).
-pub fn is_limited(resource: libc::__rlimit_resource_t) -> bool {
+/// How much of a resource (RLIMIT_...) may be used (prlimit(2)).
+pub fn soft_limit(resource: libc::__rlimit_resource_t) -> u64 {
     let mut limit = [libc::RLIM_INFINITY; 2];
     // SAFETY: prlimit64(2) fills in two words.
     let _ = unsafe { with(libc::SYS_prlimit64, [0, resource as usize, 0, 0, 0, 0], 3, &mut limit) };
-    limit[0] != libc::RLIM_INFINITY
+    limit[0]
+}
+
+/// Whether it is limited.
+pub fn is_limited(resource: libc::__rlimit_resource_t) -> bool {
+    soft_limit(resource) != libc::RLIM_INFINITY
 }
 
 /// Lets others go first (sched_yield(2)).

@@ -145,6 +145,16 @@ pub unsafe extern "C" fn clone_thread(flags: usize, stack: usize, entry: extern 
     )
 }
 
+/// Leaves all that the calling thread was about, and enters `entry` on its stack as if that had just been called. `stack`: its upper
+/// end, as after a call.
+///
+/// # Safety
+/// Nothing that lies on the stack is used any more.
+#[unsafe(naked)]
+pub unsafe extern "C" fn begin_anew(stack: usize, entry: extern "C" fn() -> !) -> ! {
+    naked_asm!("mov rsp, rdi", "xor ebp, ebp", "jmp rsi")
+}
+
 // Weak: glibc has them since 2.35, and the library must load without.
 core::arch::global_asm!(".weak __rseq_offset", ".weak __rseq_size");
 

@@ -6,7 +6,7 @@ mod frame;
 
 pub use calls::{Stub, behind_injection, stub_at, wrapped_call};
 pub use entry::{
-    allow_unaligned, clone_thread, glibc_rseq_symbols, handler, is_interpreted, park, resume_entry,
-    return_from_signal,
+    allow_unaligned, begin_anew, clone_thread, glibc_rseq_symbols, handler, is_interpreted, park,
+    resume_entry, return_from_signal,
 };
 pub use frame::Frame;
