@@ -32,13 +32,14 @@ UNUSED static double seconds_of(struct timespec time) {
 
 // A relative timer keeps the time it had left: what passes while the program does not exist does not count.
 UNUSED static bool near_left(double left, double set, int64_t set_at_ns) {
-    double passed = (now_ns(CLOCK_MONOTONIC) - set_at_ns) / 1e9, gap = stood_still_ns / 1e9;
-    bool near = left > set - passed - 0.05 && left < set - passed + gap + 0.05;
+    double passed = (now_ns(CLOCK_MONOTONIC) - set_at_ns) / 1e9, gap = longest_gap_ns / 1e9;
+    bool near = left > set - passed - 0.05 && left < set - passed + stood_still_ns / 1e9 + 0.05;
     // Standing still for long must show: a checkpoint and restart took it.
     if (gap > 0.2)
         near = near && left > set - passed + gap - 0.1;
     if (!near)
-        printf("note: %.3f s left of %.3f, %.3f passed, %.3f of them standing still\n", left, set, passed, gap);
+        printf("note: %.3f s left of %.3f, %.3f passed, %.3f of them standing still\n", left, set, passed,
+               stood_still_ns / 1e9);
     return near;
 }
 
