@@ -164,7 +164,6 @@ pub fn told(info: &Siginfo) {
         // SAFETY: a call that the program has just made itself; setgroups(2) reads what it points to.
         unsafe { stasis_sys::raw(order.nr, [a, b, c, 0, 0, 0]) };
         set_capabilities(order.capabilities);
-        // Its securebits are taken for the program's in a checkpoint, which has this bit from each thread.
         let _ = process::prctl(libc::PR_SET_KEEPCAPS, [0; 4]);
         if effective_user() != before {
             changed();
@@ -198,7 +197,7 @@ pub fn follow() {
     let mask = process::sigmask(u64::MAX);
     keeping_dumpable(|| {
         let before = effective_user();
-        become_like(&snapshot::credentials(&theirs), &snapshot::credentials(&ours));
+        become_like(&snapshot::credentials(&theirs, 0), &snapshot::credentials(&ours, 0));
         if effective_user() != before {
             changed();
         }

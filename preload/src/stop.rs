@@ -237,8 +237,13 @@ fn describe(slot: &Slot, frame: &Frame<'_>) {
     let _ = process::prctl(libc::PR_GET_NAME, [name.as_mut_ptr() as usize, 0, 0, 0]);
     slot.name[0].store(name[0], Ordering::Relaxed);
     slot.name[1].store(name[1], Ordering::Relaxed);
-    let kept = process::prctl(libc::PR_GET_KEEPCAPS, [0; 4]).unwrap_or(0);
-    slot.keep_capabilities.store(kept as u32, Ordering::Relaxed);
+    const SECBIT_KEEP_CAPS: u32 = 1 << 4;
+    const SECBIT_KEEP_CAPS_LOCKED: u32 = 1 << 5;
+    let bits = process::prctl(libc::PR_GET_SECUREBITS, [0; 4]).unwrap_or(0) as u32;
+    let kept = bits & SECBIT_KEEP_CAPS;
+    slot.keep_capabilities.store((kept != 0).into(), Ordering::Relaxed);
+    let bits = if bits & SECBIT_KEEP_CAPS_LOCKED == 0 { bits & !kept } else { bits };
+    slot.securebits.store(bits, Ordering::Relaxed);
     let mce_kill =
         process::prctl(libc::PR_MCE_KILL_GET, [0; 4]).unwrap_or(libc::PR_MCE_KILL_DEFAULT as usize);
     slot.mce_kill.store(mce_kill as u32, Ordering::Relaxed);

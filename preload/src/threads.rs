@@ -53,6 +53,8 @@ pub struct Slot {
     /// Whether it was stopped in the vDSO's code, and how often it has been let run on from there.
     pub in_vdso: AtomicU32,
     pub ran_on: AtomicU32,
+    /// PR_GET_SECUREBITS, without what PR_GET_KEEPCAPS tells unless that is locked.
+    pub securebits: AtomicU32,
     /// PR_GET_KEEPCAPS and PR_MCE_KILL_GET.
     pub keep_capabilities: AtomicU32,
     pub mce_kill: AtomicU32,

@@ -1,8 +1,9 @@
 // User and group ids and capabilities: the Uid, Gid, Groups, Cap* and NoNewPrivs lines of /proc/self/status.
-// argv[1]: `nobody` gives all up first, `mixed` keeps some of each kind; else they are what they are.
+// And the secure bits. argv[1]: `nobody` gives all up first, `mixed` keeps some of each kind; else they are what they are.
 #include "verify.h"
 #include <grp.h>
 #include <linux/capability.h>
+#include <linux/securebits.h>
 #include <sys/prctl.h>
 
 static void credential_lines(char *lines, size_t size) {
@@ -23,6 +24,7 @@ int main(int argc, char **argv) {
     if (argc > 1 && strcmp(argv[1], "mixed") == 0) {
         gid_t groups[] = {100, 200, 65534};
         REQUIRE(prctl(PR_CAPBSET_DROP, CAP_SYS_TIME, 0, 0, 0) == 0);
+        REQUIRE(prctl(PR_SET_SECUREBITS, SECBIT_NOROOT | SECBIT_NOROOT_LOCKED | SECBIT_NO_CAP_AMBIENT_RAISE, 0, 0, 0) == 0);
         REQUIRE(prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) == 0);
         REQUIRE(setgroups(3, groups) == 0 && setresgid(1001, 1002, 1003) == 0 && setresuid(2001, 2002, 2003) == 0);
         struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
@@ -42,6 +44,7 @@ int main(int argc, char **argv) {
     credential_lines(before, sizeof before);
     REQUIRE(strstr(before, "Uid:") && strstr(before, "CapAmb:"));
     uid_t uid = geteuid();
+    int bits = prctl(PR_GET_SECUREBITS, 0, 0, 0, 0);
     until_go();
     if (loses("no-new-privs"))
         prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
@@ -52,7 +55,11 @@ int main(int argc, char **argv) {
         *strchr(strstr(before, "Groups:"), '\n') = '0';
     if (loses("capabilities"))
         strstr(before, "CapEff:")[10] ^= 1;
+    if (loses("secure bits"))
+        bits ^= SECBIT_NOROOT;
     credential_lines(now, sizeof now);
+    CHECK(prctl(PR_GET_SECUREBITS, 0, 0, 0, 0) == bits, "the secure bits were %#x and are %#x", bits,
+          prctl(PR_GET_SECUREBITS, 0, 0, 0, 0));
     CHECK(strcmp(before, now) == 0, "the credentials were\n%sand are\n%s", before, now);
     CHECK(geteuid() == uid, "the effective uid was %d and is %d", uid, geteuid());
     return verdict();

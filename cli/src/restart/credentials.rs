@@ -170,7 +170,12 @@ fn calls(had: &Credentials, have: &Credentials, dumpable: u32, plan: &mut Plan) 
         calls.push(attempt(libc::SYS_setfsuid, &[id(had.uid[3])]));
     }
     let sets = (had.effective, had.permitted, had.inheritable);
-    if ids_change || sets != (have.effective, have.permitted, have.inheritable) {
+    // Which takes a capability that the program may not have (capabilities(7), CAP_SETPCAP).
+    let securebits_change = had.securebits != have.securebits;
+    if securebits_change {
+        let all = had.permitted | have.permitted & CAP_SETPCAP;
+        calls.push(set_capabilities((all, all, had.inheritable), plan));
+    } else if ids_change || sets != (have.effective, have.permitted, have.inheritable) {
         calls.push(set_capabilities(sets, plan));
     }
     if had.ambient != have.ambient || ids_change {
@@ -185,8 +190,9 @@ fn calls(had: &Credentials, have: &Credentials, dumpable: u32, plan: &mut Plan) 
             ));
         }
     }
-    if had.securebits != have.securebits {
+    if securebits_change {
         calls.push(call(libc::SYS_prctl, &[libc::PR_SET_SECUREBITS as u64, id(had.securebits)]));
+        calls.push(set_capabilities(sets, plan));
     }
     if ids_change && had.securebits == have.securebits {
         calls.push(attempt(libc::SYS_prctl, &[libc::PR_SET_KEEPCAPS as u64, 0]));

@@ -10,7 +10,7 @@ use stasis_protocol::{
 use stasis_sys::{file, process};
 
 use super::{descriptors, kernel_state, mappings::Found, subject};
-use crate::{confined, procfs, vdso};
+use crate::{confined, procfs, threads, vdso};
 
 pub struct Process {
     pub machine: Machine,
@@ -281,7 +281,7 @@ pub fn capture(stopped: bool, program: Program, status: &[u8]) -> Process {
             env_end: field(51),
             auxv: program.auxv,
         },
-        credentials: credentials(status),
+        credentials: credentials(status, threads::claim(tid).map_or(0, |slot| slot.securebits.load(Relaxed))),
         limits: limits(),
         settings: settings([field(5), field(6), field(7), field(8)], stopped),
     }
@@ -312,8 +312,8 @@ fn machine(mappings: &[Found]) -> Machine {
     }
 }
 
-/// What a thread's /proc/PID/status says of it.
-pub fn credentials(status: &[u8]) -> Credentials {
+/// What a thread's /proc/PID/status says of it, and what only the thread itself can ask.
+pub fn credentials(status: &[u8], securebits: u32) -> Credentials {
     let ids = |key| {
         let mut ids = [0u32; 4];
         let words = procfs::field(status, key).unwrap_or_default();
@@ -335,7 +335,7 @@ pub fn credentials(status: &[u8]) -> Credentials {
         effective: caps("CapEff:"),
         bounding: caps("CapBnd:"),
         ambient: caps("CapAmb:"),
-        securebits: process::prctl(libc::PR_GET_SECUREBITS, [0; 4]).unwrap_or(0) as u32,
+        securebits,
         no_new_privs: procfs::field(status, "NoNewPrivs:") == Some(b"1"),
     }
 }

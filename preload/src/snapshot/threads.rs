@@ -23,7 +23,8 @@ pub struct Seen {
 pub fn look(quiet: &Quiet, common: &Credentials, known: &[u8]) -> Vec<Seen> {
     let look = |&tid: &i32| {
         let status = if tid == super::subject() { Vec::from(known) } else { procfs::thread_status(tid) };
-        let own = super::process::credentials(&status);
+        let securebits = threads::claim(tid).map_or(0, |slot| slot.securebits.load(Relaxed));
+        let own = super::process::credentials(&status, securebits);
         Seen {
             tid,
             pending: procfs::field(&status, "SigPnd:").and_then(procfs::hex).unwrap_or(0),
