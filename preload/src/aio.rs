@@ -3,6 +3,7 @@
 //! nobody had taken. The kernel tells nobody of requests that are in flight: those are lost.
 
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 use stasis_protocol::image::Backing;
@@ -29,9 +30,22 @@ pub struct Context {
     events: Vec<u8>,
 }
 
+/// Whether the last checkpoint has found contexts.
+static HAD: AtomicBool = AtomicBool::new(false);
+
+/// Whether requests may have written to memory since the last checkpoint: they hold on to pages, and lift no protection. `found`: the
+/// mappings that there are.
+pub fn may_write(found: &[Found]) -> bool {
+    let has = found.iter().any(|found| is_ring(&found));
+    HAD.swap(has, Ordering::Relaxed) || has
+}
+
+fn is_ring(found: &&Found) -> bool {
+    found.mapping.shared && found.mapping.backing == Backing::Anonymous
+}
+
 /// The contexts of this process, whose threads stand still.
 pub fn capture(mappings: &[Found]) -> Vec<Context> {
-    let is_ring = |found: &&Found| found.mapping.shared && found.mapping.backing == Backing::Anonymous;
     mappings.iter().filter(is_ring).map(|found| look(found.mapping.start, found.mapping.end)).collect()
 }
 

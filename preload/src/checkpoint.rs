@@ -18,7 +18,7 @@ use stasis_sys::{
 };
 
 use crate::{
-    arch, arena, births, credentials,
+    aio, arch, arena, births, credentials,
     dump::{self, Dump},
     lazy,
     link::{coordinator::Coordinator, store::Store},
@@ -496,7 +496,7 @@ impl Taking<'_> {
         // Children are met where they say hello.
         let alone = order.alone && snapshot::children().alive.is_empty();
         self.report(Phase::Checking);
-        let Checked { program, mappings, ends, objects } = snapshot::check()?;
+        let Checked { program, mappings, ends, objects, reads_directly } = snapshot::check()?;
         // Whether ends may stay outside is the coordinator's to say.
         let alone = alone && ends.iter().all(|end| end.refusal.is_none());
         let Kept { store, tracker, base } = kept();
@@ -512,6 +512,13 @@ impl Taking<'_> {
             lazy::finish();
         }
         let mut dump = Dump::begin(store, tracker, incremental)?;
+        if reads_directly {
+            dump.expect_direct_reads();
+        }
+        let requests = aio::may_write(&mappings);
+        if requests {
+            dump.distrust();
+        }
         // Where the program is to end, and where it stands anyway, nothing is won by copying before it stands still.
         if !hold && !self.was_stopped {
             let mut stood = Stood::default();
@@ -555,6 +562,10 @@ impl Taking<'_> {
         let Given { elsewhere, present } = given;
         let share = Share { elsewhere: &elsewhere, told: (!alone).then_some(&told[..]), present: &present };
         let mut snapshot = snapshot::take(quiet, program, self.was_stopped, hold, zombies, share)?;
+        // Made while it was copied.
+        if aio::may_write(&snapshot.mappings) && !requests || snapshot.reads_directly && !reads_directly {
+            dump.distrust();
+        }
         let dumped = dump.finish(&mut snapshot, last.map_or(0, |base| base.objects), &elsewhere);
         let objects = snapshot.objects.len();
         let keys = core::mem::take(&mut snapshot.keys).into_iter();

@@ -192,6 +192,8 @@ mod descriptors {
         high_numbers: "high_fds";
         socket_pairs: "socket_pairs";
         contexts_of_kernel_aio: "aio";
+        direct_reads: "direct_reads";
+        direct_reads_by_kernel_aio: "direct_reads" ["aio"];
         message_queues: "posix_mq";
         bound_and_listening_sockets: "listeners";
     }

@@ -6,6 +6,7 @@
 mod backlog;
 mod copy;
 mod objects;
+mod pinned;
 mod ranges;
 mod room;
 
@@ -60,6 +61,10 @@ pub struct Dump<'a> {
     /// Filled in for each mapping.
     found: Vec<Run>,
     words: lazy::Words,
+    /// Buffers that the kernel may have written to since they were copied, without a trace; looked for where the program has direct
+    /// files.
+    pinned: Vec<(u64, u64)>,
+    reads_directly: bool,
     /// Mappings that have guard regions.
     guarded: Vec<(u64, u64)>,
     /// As of the last round.
@@ -104,6 +109,8 @@ impl<'a> Dump<'a> {
             owed: Vec::new(),
             found: Vec::new(),
             words: lazy::Words::default(),
+            pinned: Vec::new(),
+            reads_directly: false,
             guarded: Vec::new(),
             density: Density::of_this_process(),
             ahead: Ahead::default(),
@@ -112,12 +119,26 @@ impl<'a> Dump<'a> {
         })
     }
 
+    /// The program has files open that are read directly (O_DIRECT).
+    pub fn expect_direct_reads(&mut self) {
+        self.reads_directly = true;
+    }
+
+    /// Anything may have been written to without a trace: all is taken when threads stand still, and compared by hash.
+    pub fn distrust(&mut self) {
+        self.spoiled.push((0, SPACE_END));
+    }
+
+    fn is_distrusted(&self) -> bool {
+        self.spoiled.contains(&(0, SPACE_END))
+    }
+
     /// Copies what has been written, while threads run; how many pages those were.
     ///
     /// # Errors
     /// The store's. What cannot be read is left for [`Self::finish`].
     pub fn round(&mut self, mappings: &[Found]) -> Result<u64, Vec<Refusal>> {
-        if !self.tracker.works_while_running() {
+        if !self.tracker.works_while_running() || self.is_distrusted() {
             return Ok(0);
         }
         self.unwatched = 0;
@@ -225,9 +246,10 @@ impl<'a> Dump<'a> {
         self.hurries = true;
         lazy::settle();
         if !self.tracker.works_while_running() {
+            let all = !self.is_incremental || self.is_distrusted();
             let mut density = self.density;
             let ranges = snapshot.mappings.iter().filter_map(|mapping| density.range(mapping));
-            self.ahead = Ahead::look(self.tracker, &mut self.pagemap, ranges, !self.is_incremental);
+            self.ahead = Ahead::look(self.tracker, &mut self.pagemap, ranges, all);
         }
         let mut density = self.density;
         let mut gap = 0;
@@ -244,6 +266,7 @@ impl<'a> Dump<'a> {
             match density.range(found) {
                 Some(range) => {
                     self.tracked(range, is_readable(mapping), Moment::Stopped)?;
+                    self.pinned_again(range, is_readable(mapping))?;
                     self.guards(mapping, false)?;
                 }
                 None => self.careful(mapping.start, mapping.end, true)?,
@@ -360,6 +383,9 @@ impl<'a> Dump<'a> {
                 self.spoiled.retain(|&(start, end)| start < range.start || range.end < end);
             }
         }
+        if moment == Moment::Running && self.reads_directly && !found.is_empty() {
+            pinned::look(&mut self.pinned);
+        }
         if shown == Shown::All {
             fill_gaps(&mut found, range.start, range.end);
         }
@@ -384,6 +410,19 @@ impl<'a> Dump<'a> {
         };
         self.found = found;
         copied.map(|()| pages)
+    }
+
+    /// Takes what the kernel may have written to since it was copied.
+    fn pinned_again(&mut self, range: Range, readable: bool) -> Result<(), Vec<Refusal>> {
+        let inside = |&(start, end): &(u64, u64)| (start.max(range.start), end.min(range.end));
+        let parts: Vec<Run> = self
+            .pinned
+            .iter()
+            .map(inside)
+            .filter(|(start, end)| start < end)
+            .map(|(start, end)| Run { start, end, state: State::Swapped })
+            .collect();
+        self.copy_stopped(&parts, readable)
     }
 
     /// Takes what could not be read, where it is still mapped. What cannot be read now either is a guard region, which

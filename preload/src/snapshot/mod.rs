@@ -42,6 +42,8 @@ pub struct Snapshot {
     pub image: ProcessImage,
     pub objects: Objects,
     pub mappings: Vec<mappings::Found>,
+    /// See [`Checked::reads_directly`].
+    pub reads_directly: bool,
     pub ends: Vec<End>,
     pub sharable: Vec<Sharable>,
     /// Dropped when the checkpoint has been stored.
@@ -59,6 +61,8 @@ pub struct Checked {
     pub ends: Vec<End>,
     /// The keys of its objects, as far as they are mapped, and of its sockets' queues.
     pub objects: Vec<u64>,
+    /// Whether a file is open to be read directly (open(2), O_DIRECT).
+    pub reads_directly: bool,
 }
 
 /// Looks for what cannot be checkpointed, while threads run.
@@ -67,9 +71,9 @@ pub fn check() -> Result<Checked, Vec<Refusal>> {
     let mut refusals = Vec::new();
     process::check(&mut refusals);
     let mut objects = Objects::default();
-    let (ends, mut keys) =
+    let (ends, mut keys, reads_directly) =
         match descriptors::capture(&mut objects, descriptors::Moment::Running, Share::default()) {
-            Ok(captured) => (captured.ends, captured.queues),
+            Ok(captured) => (captured.ends, captured.queues, captured.reads_directly),
             Err(more) => {
                 refusals.extend(more);
                 Default::default()
@@ -88,7 +92,7 @@ pub fn check() -> Result<Checked, Vec<Refusal>> {
     if !refusals.is_empty() {
         return Err(refusals);
     }
-    Ok(Checked { program: Program::look(&mappings), mappings, ends, objects: keys })
+    Ok(Checked { program: Program::look(&mappings), mappings, ends, objects: keys, reads_directly })
 }
 
 /// Takes the record of a process whose threads are all stopped. `stopped`: it stood stopped by a signal before; `hold`: it is to be
@@ -166,6 +170,7 @@ pub fn take(
         image,
         objects,
         mappings,
+        reads_directly: captured.reads_directly,
         ends: captured.ends,
         sharable: captured.sharable,
         keys,

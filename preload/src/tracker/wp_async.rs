@@ -2,7 +2,8 @@
 //! protected and protects them in one step; the kernel lifts the protection at the first store, its own (read(2))
 //! included, without telling anybody. Nobody has to answer faults, and no privilege is needed.
 //!
-//! Only stores through pinned pages (io_uring's registered buffers, RDMA) are not seen.
+//! Stores through pinned pages are not seen: of direct reads and kernel AIO, which `dump` makes good (`dump/pinned.rs`), of
+//! process_vm_writev(2) by another process that is under way, of devices (RDMA).
 
 use alloc::vec::Vec;
 

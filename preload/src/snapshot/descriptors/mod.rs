@@ -174,6 +174,8 @@ impl Table<'_> {
 pub struct Captured {
     pub descriptions: Vec<Description>,
     pub descriptors: Vec<Descriptor>,
+    /// Whether a file is open to be read directly (open(2), O_DIRECT).
+    pub reads_directly: bool,
     /// Ends of connections whose other ends other processes have.
     pub ends: Vec<End>,
     /// One of each description, as it may be found in other processes.
@@ -270,7 +272,11 @@ pub fn capture(objects: &mut Objects, moment: Moment, share: Share<'_>) -> Resul
     queues.sort_unstable();
     queues.dedup();
     let rooms = table.rooms.take();
-    Ok(Captured { descriptions, descriptors, ends, sharable, queues, uncopied, rooms })
+    let is_direct = |open: &Open| {
+        open.flags as i32 & libc::O_DIRECT != 0 && open.stat.st_mode & libc::S_IFMT != libc::S_IFIFO
+    };
+    let reads_directly = opens.iter().any(is_direct);
+    Ok(Captured { descriptions, descriptors, reads_directly, ends, sharable, queues, uncopied, rooms })
 }
 
 /// Lets the end of this process reset its TCP connections instead of ending them: whoever is at the other end learns at
