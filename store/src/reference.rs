@@ -26,7 +26,10 @@ pub fn resolve(index: &Index, reference: &str) -> Result<CheckpointRecord, Store
             }
         },
     };
-    if name == LATEST || name.is_empty() {
+    if name.is_empty() {
+        return refuse(format!("{reference:?} names no checkpoint; the last one is called `{LATEST}`"));
+    }
+    if name == LATEST {
         let all = index.checkpoints()?;
         let at = usize::try_from(back).ok().and_then(|back| all.len().checked_sub(1)?.checked_sub(back));
         let Some(at) = at else {

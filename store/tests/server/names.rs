@@ -41,6 +41,8 @@ fn a_reference_names_what_the_readme_says() {
         ("latest~18446744073709551615", "only 4 checkpoints"),
         ("before~3", "only 2 checkpoints before it"),
         ("before~x", "followed by a number"),
+        ("", "names no checkpoint"),
+        ("~1", "names no checkpoint"),
         ("nothing", "no checkpoint has the id or label"),
         ("latest~99999999999999999999", "followed by a number"),
     ] {
