@@ -1,7 +1,8 @@
 //! The directory of a store: who may use it, which format it has, its secret, its room.
 //!
-//! FORMAT is written last when a store is made: a directory without it is a store that was never
-//! finished, and making it goes on where it stopped.
+//! FORMAT is written last when a store is made, after the index: a directory without it is a store that was never
+//! finished, and making it goes on where it stopped. Where there is a FORMAT there was an index; a new one would make
+//! every pack one that nothing refers to.
 //!
 //! Not here: what is in packs and index.
 
@@ -18,7 +19,7 @@ use nix::{
     unistd::{geteuid, getpid},
 };
 
-use crate::{error::StoreError, failpoint::FailPoint, location::LOCK};
+use crate::{error::StoreError, failpoint::FailPoint, location::LOCK, pack::reader::list};
 
 /// The format that this program writes, and the newest that it reads.
 pub const FORMAT: u32 = 3;
@@ -29,8 +30,14 @@ const PACKS: &str = "packs";
 const INDEX: &str = "index";
 const SCRATCH: &str = "scratch.new";
 
+/// The file by which RocksDB begins to read its database.
+const CURRENT: &str = "CURRENT";
+
 /// The server's log, in the store's directory.
 pub const LOG: &str = "server.log";
+
+/// What was in it before it became too long.
+pub const OLD_LOG: &str = "server.log.old";
 
 /// A store directory that this process holds the lock of.
 #[derive(Debug)]
@@ -38,6 +45,7 @@ pub struct Directory {
     path: PathBuf,
     lock: File,
     key: [u8; 32],
+    is_finished: bool,
 }
 
 impl Directory {
@@ -55,8 +63,14 @@ impl Directory {
             .map_err(StoreError::io("cannot make the directory", path))?;
         let path = fs::canonicalize(path).map_err(StoreError::io("cannot find", path))?;
         check_owner(&path)?;
+        // Nothing is advised, changed or left in a directory that is somebody else's.
+        if !has(&path, FORMAT_FILE)? {
+            check_free(&path)?;
+        }
+        close_to_others(&path)?;
         let lock = take_lock(&path, wait)?;
-        let key = match read_format(&path)? {
+        let format = read_format(&path)?;
+        let key = match format {
             Some(FORMAT) => read_key(&path)?,
             // All that was written stays readable; what is written from now on, an older program would misread.
             Some(_) => {
@@ -65,7 +79,53 @@ impl Directory {
             }
             None => create(&path)?,
         };
-        Ok(Self { path, lock, key })
+        let directory = Self { path, lock, key, is_finished: format.is_some() };
+        directory.check_index()?;
+        Ok(directory)
+    }
+
+    /// Whether the store was made before: it has an index.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.is_finished
+    }
+
+    /// The index has been made: from now on this is a store.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn finish(&mut self) -> Result<(), StoreError> {
+        if !self.is_finished {
+            sync_directory(&self.index())?;
+            write_format(&self.path)?;
+            self.is_finished = true;
+        }
+        Ok(())
+    }
+
+    fn check_index(&self) -> Result<(), StoreError> {
+        let is_old = self.is_finished || !list(&self.packs())?.is_empty();
+        if is_old && !has(&self.index(), CURRENT)? {
+            return Err(StoreError::Damaged(format!(
+                "{} is missing, without which nobody knows what is in {}; nothing was changed: put the directory \
+                 {INDEX} back as it was, or use another store (--store DIR)",
+                self.index().join(CURRENT).display(),
+                self.packs().display()
+            )));
+        }
+        Ok(())
+    }
+
+    /// Whether the directory is where it was when it was opened: a checkpoint in one that was deleted is lost, and one
+    /// that was moved away is not where it will be looked for.
+    ///
+    /// # Errors
+    /// [`StoreError::Gone`]; or nobody can tell.
+    pub fn check_in_place(&self) -> Result<(), StoreError> {
+        if is_at(&self.lock, &self.path.join(LOCK))? {
+            return Ok(());
+        }
+        Err(StoreError::Gone { directory: self.path.clone() })
     }
 
     /// The canonical path of the directory.
@@ -187,64 +247,113 @@ pub fn sync_directory(directory: &Path) -> Result<(), StoreError> {
     File::open(directory).and_then(|file| file.sync_all()).map_err(StoreError::io("cannot sync", directory))
 }
 
+fn problem(path: &Path, problem: String, remedy: String) -> StoreError {
+    StoreError::Directory { directory: path.to_owned(), problem, remedy }
+}
+
 fn check_owner(path: &Path) -> Result<(), StoreError> {
-    let problem = |problem: String, remedy: String| StoreError::Directory {
-        directory: path.to_owned(),
-        problem,
-        remedy,
-    };
     if path.to_str().is_none() {
-        return Err(problem("has a name that is not UTF-8".into(), "use another directory".into()));
+        return Err(problem(path, "has a name that is not UTF-8".into(), "use another directory".into()));
     }
     let metadata = fs::metadata(path).map_err(StoreError::io("cannot look at", path))?;
     if metadata.uid() != geteuid().as_raw() {
         return Err(problem(
+            path,
             format!("belongs to uid {}, not to uid {}", metadata.uid(), geteuid()),
             "use a store of your own (--store DIR)".into(),
         ));
     }
-    if metadata.mode() & 0o077 != 0 {
-        let empty = fs::read_dir(path).map_err(StoreError::io("cannot list", path))?.next().is_none();
-        if !empty {
-            return Err(problem(
-                format!("is open to other users (mode {:04o})", metadata.mode() & 0o7777),
-                format!("close it: chmod 700 {}", path.display()),
-            ));
+    Ok(())
+}
+
+fn close_to_others(path: &Path) -> Result<(), StoreError> {
+    let metadata = fs::metadata(path).map_err(StoreError::io("cannot look at", path))?;
+    if metadata.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    let is_empty = fs::read_dir(path).map_err(StoreError::io("cannot list", path))?.next().is_none();
+    if !is_empty {
+        return Err(problem(
+            path,
+            format!("is open to other users (mode {:04o})", metadata.mode() & 0o7777),
+            format!("close it: chmod 700 {}", path.display()),
+        ));
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+        .map_err(StoreError::io("cannot close to others", path))
+}
+
+/// Whether a store may be made here.
+fn check_free(path: &Path) -> Result<(), StoreError> {
+    for entry in fs::read_dir(path).map_err(StoreError::io("cannot list", path))? {
+        let name = entry.map_err(StoreError::io("cannot list", path))?.file_name();
+        let known =
+            [LOCK, LOG, OLD_LOG, KEY_FILE, PACKS, INDEX, "lost+found"].iter().any(|known| name == *known);
+        if !known && !name.to_string_lossy().ends_with(".new") {
+            return Err(StoreError::NotAStore {
+                directory: path.to_owned(),
+                found: name.to_string_lossy().into_owned(),
+            });
         }
-        fs::set_permissions(path, fs::Permissions::from_mode(0o700))
-            .map_err(StoreError::io("cannot close to others", path))?;
     }
     Ok(())
 }
 
+fn has(directory: &Path, name: &str) -> Result<bool, StoreError> {
+    let path = directory.join(name);
+    path.try_exists().map_err(StoreError::io("cannot look at", path))
+}
+
+/// Whether `file` is what is called `path` now.
+fn is_at(file: &File, path: &Path) -> Result<bool, StoreError> {
+    let look = || -> io::Result<bool> {
+        let (held, named) = (file.metadata()?, fs::metadata(path)?);
+        Ok((held.dev(), held.ino()) == (named.dev(), named.ino()))
+    };
+    match look() {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(false)
+        }
+        other => other.map_err(StoreError::io("cannot look at", path)),
+    }
+}
+
 fn take_lock(path: &Path, wait: bool) -> Result<File, StoreError> {
     let lock_path = path.join(LOCK);
-    let mut lock = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&lock_path)
-        .map_err(StoreError::io("cannot open", &lock_path))?;
-    if wait {
-        lock.lock().map_err(StoreError::io("cannot lock", &lock_path))?;
-    } else {
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => {
-                let mut text = String::new();
-                let _ = lock.read_to_string(&mut text);
-                let pid = text.lines().next().unwrap_or("unknown").to_owned();
-                return Err(StoreError::Locked { directory: path.to_owned(), pid });
-            }
-            Err(fs::TryLockError::Error(error)) => {
-                return Err(StoreError::io("cannot lock", &lock_path)(error));
-            }
+    loop {
+        let lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&lock_path)
+            .map_err(StoreError::io("cannot open", &lock_path))?;
+        lock_file(&lock, path, wait)?;
+        // Who held it may have waited for the end of a store that was deleted or moved meanwhile.
+        if is_at(&lock, &lock_path)? {
+            write_lock(&lock, &format!("{}\n", getpid()))
+                .map_err(StoreError::io("cannot write", &lock_path))?;
+            return Ok(lock);
         }
     }
-    write_lock(&lock, &format!("{}\n", getpid())).map_err(StoreError::io("cannot write", &lock_path))?;
-    Ok(lock)
+}
+
+fn lock_file(mut lock: &File, path: &Path, wait: bool) -> Result<(), StoreError> {
+    let failed = |error| StoreError::io("cannot lock", path.join(LOCK))(error);
+    if wait {
+        return lock.lock().map_err(failed);
+    }
+    match lock.try_lock() {
+        Ok(()) => Ok(()),
+        Err(fs::TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            let _ = lock.read_to_string(&mut text);
+            let pid = text.lines().next().unwrap_or("unknown").to_owned();
+            Err(StoreError::Locked { directory: path.to_owned(), pid })
+        }
+        Err(fs::TryLockError::Error(error)) => Err(failed(error)),
+    }
 }
 
 fn write_lock(mut lock: &File, text: &str) -> io::Result<()> {
@@ -256,19 +365,24 @@ fn write_lock(mut lock: &File, text: &str) -> io::Result<()> {
 /// `None`: there is no store here yet.
 fn read_format(path: &Path) -> Result<Option<u32>, StoreError> {
     let file = path.join(FORMAT_FILE);
-    let text = match fs::read_to_string(&file) {
-        Ok(text) => text,
+    let bytes = match fs::read(&file) {
+        Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(StoreError::io("cannot read", file)(error)),
     };
-    let found = text.trim().strip_prefix("stasis store ").unwrap_or(text.trim());
-    match found.parse::<u32>() {
-        Ok(version) if version <= FORMAT => Ok(Some(version)),
-        _ => Err(StoreError::NewerFormat {
-            directory: path.to_owned(),
-            found: found.to_owned(),
-            known: FORMAT,
-        }),
+    let text = String::from_utf8_lossy(&bytes);
+    match text.trim().strip_prefix("stasis store ").map(str::parse::<u32>) {
+        Some(Ok(version @ 1..=FORMAT)) => Ok(Some(version)),
+        Some(Ok(found @ 1..)) => {
+            Err(StoreError::NewerFormat { directory: path.to_owned(), found, known: FORMAT })
+        }
+        _ => {
+            let shown: String = text.chars().take(40).collect();
+            Err(StoreError::Damaged(format!(
+                "{} holds {shown:?}; if this Stasis wrote the store, let it hold \"stasis store {FORMAT}\"",
+                file.display()
+            )))
+        }
     }
 }
 
@@ -281,16 +395,6 @@ fn read_key(path: &Path) -> Result<[u8; 32], StoreError> {
 }
 
 fn create(path: &Path) -> Result<[u8; 32], StoreError> {
-    for entry in fs::read_dir(path).map_err(StoreError::io("cannot list", path))? {
-        let name = entry.map_err(StoreError::io("cannot list", path))?.file_name();
-        let known = [LOCK, LOG, KEY_FILE, PACKS, INDEX, "lost+found"].iter().any(|known| name == *known);
-        if !known && !name.to_string_lossy().ends_with(".new") {
-            return Err(StoreError::NotAStore {
-                directory: path.to_owned(),
-                found: name.to_string_lossy().into_owned(),
-            });
-        }
-    }
     for name in [PACKS, INDEX] {
         let directory = path.join(name);
         fs::DirBuilder::new()
@@ -299,19 +403,15 @@ fn create(path: &Path) -> Result<[u8; 32], StoreError> {
             .create(&directory)
             .map_err(StoreError::io("cannot make the directory", directory))?;
     }
-    let key = match read_key(path) {
-        Ok(key) => key,
-        Err(_) => {
-            let mut key = [0; 32];
-            File::open("/dev/urandom")
-                .and_then(|mut random| random.read_exact(&mut key))
-                .map_err(StoreError::io("cannot read", "/dev/urandom"))?;
-            write_durably(path, KEY_FILE, &key)?;
-            key
-        }
-    };
+    if has(path, KEY_FILE)? || !list(&path.join(PACKS))?.is_empty() {
+        return read_key(path);
+    }
+    let mut key = [0; 32];
+    File::open("/dev/urandom")
+        .and_then(|mut random| random.read_exact(&mut key))
+        .map_err(StoreError::io("cannot read", "/dev/urandom"))?;
+    write_durably(path, KEY_FILE, &key)?;
     FailPoint::KeyWritten.hit();
-    write_format(path)?;
     Ok(key)
 }
 

@@ -23,12 +23,18 @@ pub enum StoreError {
         "the store {} has format {found}, this program knows formats up to {known}; use the newer Stasis that wrote it",
         directory.display()
     )]
-    NewerFormat { directory: PathBuf, found: String, known: u32 },
+    NewerFormat { directory: PathBuf, found: u32, known: u32 },
     #[error(
         "the store {} is open in the server with pid {pid}; stop that one first, or talk to it",
         directory.display()
     )]
     Locked { directory: PathBuf, pid: String },
+    #[error(
+        "the store {} was deleted or moved away while its server (pid {}) had it open; the server ends, and nothing \
+         was taken: try again, which makes a store there, or name where it is now (--store DIR)",
+        directory.display(), std::process::id()
+    )]
+    Gone { directory: PathBuf },
     #[error("{} {problem}; {remedy}", directory.display())]
     Directory { directory: PathBuf, problem: String, remedy: String },
     /// Something in the store is not what it was when it was written.

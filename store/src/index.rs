@@ -128,12 +128,12 @@ pub struct Changes {
 }
 
 impl Index {
-    /// Opens the database in `directory`, making it if there is none.
+    /// Opens the database in `directory`; with `make`, makes it where there is none.
     ///
     /// # Errors
     /// It cannot be opened.
-    pub fn open(directory: &Path) -> Result<Self, StoreError> {
-        let db = open(directory).map_err(|source| error(directory, source))?;
+    pub fn open(directory: &Path, make: bool) -> Result<Self, StoreError> {
+        let db = open(directory, make).map_err(|source| error(directory, source))?;
         Ok(Self { directory: directory.to_owned(), db: RwLock::new(Some(db)) })
     }
 
@@ -395,7 +395,7 @@ impl Index {
         if written.is_err() {
             let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
             drop(db.take());
-            *db = open(&self.directory).ok();
+            *db = open(&self.directory, false).ok();
         }
         written
     }
@@ -549,7 +549,7 @@ impl Index {
         let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
         let open = match db.take() {
             Some(open) => open,
-            None => open(&self.directory).map_err(|source| error(&self.directory, source))?,
+            None => open(&self.directory, false).map_err(|source| error(&self.directory, source))?,
         };
         let answer = ask(&open).map_err(|source| error(&self.directory, source));
         *db = Some(open);
@@ -570,7 +570,7 @@ fn error(directory: &Path, Problem(problem): Problem) -> StoreError {
     StoreError::Index { directory: directory.to_owned(), problem }
 }
 
-fn open(directory: &Path) -> Result<DB, Problem> {
+fn open(directory: &Path, make: bool) -> Result<DB, Problem> {
     // What is in memory has a limit whatever the size of the store: tables' indexes and filters are in the cache, and
     // memtables are small.
     let cache = Cache::new_lru_cache(32 << 20);
@@ -594,7 +594,7 @@ fn open(directory: &Path) -> Result<DB, Problem> {
     nodes.set_write_buffer_size(8 << 20);
 
     let mut options = Options::default();
-    options.create_if_missing(true);
+    options.create_if_missing(make);
     options.create_missing_column_families(true);
     options.set_block_based_table_factory(&tables);
     options.set_write_buffer_size(4 << 20);

@@ -13,7 +13,10 @@ use std::{
     fs, io,
     os::{
         fd::AsFd,
-        unix::net::{UnixListener, UnixStream},
+        unix::{
+            fs::MetadataExt,
+            net::{UnixListener, UnixStream},
+        },
     },
     path::{Path, PathBuf},
     sync::{
@@ -48,6 +51,8 @@ const HOUSEKEEPING: Duration = Duration::from_secs(60);
 pub struct Server {
     listener: UnixListener,
     socket: PathBuf,
+    /// The socket's inode: the next server of this path may have its own there, where this one's store was moved away.
+    inode: u64,
     idle: Duration,
     shared: Arc<Shared>,
 }
@@ -76,7 +81,7 @@ impl Server {
         let path = store.directory().path();
         let socket =
             socket_path(path).map_err(StoreError::io("cannot find a place for the socket of", path))?;
-        let listener = listen(&socket)?;
+        let (listener, inode) = listen(&socket)?;
         store.directory().announce(&socket)?;
         let wake = EventFd::new().map_err(io::Error::from).map_err(StoreError::io("no eventfd for", path))?;
         let shared = Shared {
@@ -87,7 +92,7 @@ impl Server {
             wake,
             background: Background::default(),
         };
-        Ok(Self { listener, socket, idle, shared: Arc::new(shared) })
+        Ok(Self { listener, socket, inode, idle, shared: Arc::new(shared) })
     }
 
     /// The path of the socket.
@@ -118,7 +123,7 @@ impl Server {
         let mut idle = self.idle.max(FIRST);
         loop {
             if self.shared.ended.load(Ordering::Acquire) {
-                let _ = fs::remove_file(&self.socket);
+                self.remove_socket();
                 return Ok(());
             }
             let busy = self.shared.connections.load(Ordering::Acquire) > 0 || self.shared.store.is_busy();
@@ -129,10 +134,10 @@ impl Server {
             } else if last_used.elapsed() >= idle && self.shared.background.settle() {
                 // From here on a client finds no socket and starts another server, which waits for the
                 // lock of this one. One that got in just before is still served.
-                let _ = fs::remove_file(&self.socket);
+                self.remove_socket();
                 match self.listener.accept() {
                     Ok((stream, _)) => {
-                        self.listener = listen(&self.socket)?;
+                        (self.listener, self.inode) = listen(&self.socket)?;
                         self.serve(stream);
                         continue;
                     }
@@ -164,6 +169,12 @@ impl Server {
                     Err(error) => log!("a connection could not be accepted: {error}"),
                 }
             }
+        }
+    }
+
+    fn remove_socket(&self) {
+        if fs::symlink_metadata(&self.socket).is_ok_and(|found| found.ino() == self.inode) {
+            let _ = fs::remove_file(&self.socket);
         }
     }
 
@@ -206,8 +217,9 @@ impl Shared {
     }
 }
 
-/// Listens on a fresh socket. Whatever has its name is a leftover: this process holds the store's lock.
-fn listen(socket: &Path) -> Result<UnixListener, StoreError> {
+/// Listens on a fresh socket; returns its inode, too. Whatever has its name is a leftover: this process holds the
+/// store's lock.
+fn listen(socket: &Path) -> Result<(UnixListener, u64), StoreError> {
     match fs::remove_file(socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(StoreError::io("cannot remove", socket)(error));
@@ -216,5 +228,6 @@ fn listen(socket: &Path) -> Result<UnixListener, StoreError> {
     }
     let listener = UnixListener::bind(socket).map_err(StoreError::io("cannot listen on", socket))?;
     listener.set_nonblocking(true).map_err(StoreError::io("cannot listen on", socket))?;
-    Ok(listener)
+    let inode = fs::symlink_metadata(socket).map_err(StoreError::io("cannot look at", socket))?.ino();
+    Ok((listener, inode))
 }

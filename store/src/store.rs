@@ -74,8 +74,9 @@ impl Store {
     /// # Errors
     /// It cannot be opened or is not ours to open.
     pub fn open(directory: &Path, wait: bool) -> Result<Self, StoreError> {
-        let directory = Directory::open(directory, wait)?;
-        let index = Index::open(&directory.index())?;
+        let mut directory = Directory::open(directory, wait)?;
+        let index = Index::open(&directory.index(), !directory.is_finished())?;
+        directory.finish()?;
         index.withdraw_nodes()?;
         let catalog = Arc::new(Catalog::new(index)?);
         let known = catalog.packs();

@@ -140,7 +140,7 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// Whether the client is one of us and speaks our version.
+    /// Whether the client is one of us and speaks our version, and this is the store that it means.
     fn admit(&self) -> Result<bool, TransportError> {
         let peer = transport::peer(&self.stream)?;
         if peer.uid() != geteuid().as_raw() && peer.uid() != 0 {
@@ -166,6 +166,12 @@ impl<'a> Connection<'a> {
                 "the store server (pid {server_pid}) speaks protocol version {VERSION}, this program version \
                  {version}; end the server (`stasis store --stop`), or use the Stasis that started it"
             )))?;
+            return Ok(false);
+        }
+        // Without an answer the client takes this server for one that is ending, and starts the next one.
+        if let Err(error @ StoreError::Gone { .. }) = self.shared.store.directory().check_in_place() {
+            log!("{error}");
+            self.shared.end();
             return Ok(false);
         }
         self.reply(&Reply::Welcome { version: VERSION, server_pid })?;
@@ -212,13 +218,11 @@ impl<'a> Connection<'a> {
             Request::Export { .. } | Request::Import => {
                 let answer = self.stream(request, descriptors);
                 self.shared.background.look();
-                let reply = answer.unwrap_or_else(|error| Reply::Refused(error.to_string()));
-                self.reply(&reply)?;
+                self.reply_or_refuse(answer)?;
             }
             other => {
                 let answer = self.answer(other);
-                let reply = answer.unwrap_or_else(|error| Reply::Refused(error.to_string()));
-                self.reply(&reply)?;
+                self.reply_or_refuse(answer)?;
             }
         }
         Ok(())
@@ -230,11 +234,13 @@ impl<'a> Connection<'a> {
         self.releases.wait();
         self.lease = None;
         let store = &self.shared.store;
+        store.directory().check_in_place()?;
         Ok(match request {
             Request::EndDump { record } => self.end_dump(record)?,
             Request::Commit { token, draft } => {
                 self.end_lent(Some(token));
                 let record = store.commit(token, draft)?;
+                store.directory().check_in_place()?;
                 self.shared.background.look();
                 Reply::Committed(record)
             }
@@ -292,6 +298,7 @@ impl<'a> Connection<'a> {
     /// The requests that come with a file or a pipe, which is closed when they are answered.
     fn stream(&mut self, request: Request, mut descriptors: Vec<OwnedFd>) -> Result<Reply, StoreError> {
         let store = &self.shared.store;
+        store.directory().check_in_place()?;
         let missing = || StoreError::Refused("no file came beside the message".into());
         let file = File::from(descriptors.pop().ok_or_else(missing)?);
         match request {
@@ -392,6 +399,15 @@ impl<'a> Connection<'a> {
         if let Some(dump) = self.dump.take() {
             dump.abort(&self.shared.store);
         }
+    }
+
+    fn reply_or_refuse(&self, answer: Result<Reply, StoreError>) -> Result<(), TransportError> {
+        let is_gone = matches!(answer, Err(StoreError::Gone { .. }));
+        let told = self.reply(&answer.unwrap_or_else(|error| Reply::Refused(error.to_string())));
+        if is_gone {
+            self.shared.end();
+        }
+        told
     }
 
     fn reply(&self, reply: &Reply) -> Result<(), TransportError> {

@@ -76,12 +76,13 @@ fn a_store_of_a_newer_format_is_refused_by_name() {
 fn a_directory_that_is_no_store_is_refused_and_left_alone() {
     let store = Store::new();
     fs::create_dir(&store.directory).unwrap();
-    fs::set_permissions(&store.directory, fs::Permissions::from_mode(0o700)).unwrap();
     fs::write(store.directory.join("letter.txt"), "dear").unwrap();
-    let output = store.command().arg(&store.directory).arg("--foreground").output().unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(!output.status.success() && said.contains("letter.txt"), "{said}");
-    assert!(!store.directory.join("packs").exists());
+    for mode in [0o700, 0o755] {
+        fs::set_permissions(&store.directory, fs::Permissions::from_mode(mode)).unwrap();
+        let said = refusal(&store);
+        assert!(said.contains("letter.txt") && !said.contains("chmod"), "{said}");
+        assert_eq!(fs::read_dir(&store.directory).unwrap().count(), 1);
+    }
 }
 
 #[test]
@@ -94,4 +95,69 @@ fn a_store_open_to_others_is_refused() {
     let output = store.command().arg(&store.directory).arg("--foreground").output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success() && said.contains("chmod 700"), "{said}");
+}
+
+/// Why the server does not start.
+fn refusal(store: &Store) -> String {
+    let output = store.command().arg(&store.directory).arg("--foreground").output().unwrap();
+    assert!(!output.status.success());
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn a_lost_index_is_refused_and_the_packs_stay() {
+    for lost in ["index/CURRENT", "index"] {
+        let store = Store::new();
+        let server = store.serve();
+        let record = checkpoint(&mut server.client(), 1, &memory(0, 10, 0)).unwrap();
+        server.crash();
+        let (there, aside) = (store.directory.join(lost), store.directory.with_extension("aside"));
+        fs::rename(&there, &aside).unwrap();
+        let packs = store.packs();
+        for _ in 0..2 {
+            let said = refusal(&store);
+            assert!(said.contains("index/CURRENT is missing"), "{said}");
+            assert_eq!(store.packs(), packs);
+        }
+        // Without FORMAT, a store would be made here.
+        let format = fs::read(store.directory.join("FORMAT")).unwrap();
+        fs::remove_file(store.directory.join("FORMAT")).unwrap();
+        let said = refusal(&store);
+        assert!(said.contains("index/CURRENT is missing"), "{said}");
+        fs::write(store.directory.join("FORMAT"), format).unwrap();
+        let _ = fs::remove_dir(&there);
+        fs::rename(&aside, &there).unwrap();
+        let server = store.serve();
+        assert_eq!(server.client().list().unwrap(), [record]);
+        assert!(server.client().verify(None).unwrap().damage.is_empty());
+    }
+}
+
+#[test]
+fn a_lost_secret_is_not_made_anew() {
+    let store = Store::new();
+    let server = store.serve();
+    checkpoint(&mut server.client(), 1, &memory(0, 10, 0)).unwrap();
+    server.crash();
+    for name in ["key", "FORMAT"] {
+        fs::remove_file(store.directory.join(name)).unwrap();
+        let said = refusal(&store);
+        assert!(said.contains("the store's secret"), "{said}");
+    }
+    assert!(!store.directory.join("key").exists());
+}
+
+#[test]
+fn a_damaged_format_is_not_taken_for_a_newer_one() {
+    let store = Store::new();
+    store.serve().crash();
+    for content in ["", "garbage", "stasis store 0\n", "stasis store\n", "\u{0}\u{0}", "3\n"] {
+        fs::write(store.directory.join("FORMAT"), content).unwrap();
+        let said = refusal(&store);
+        assert!(said.contains("is damaged") && said.contains("stasis store 3"), "{content:?}: {said}");
+    }
+    fs::write(store.directory.join("FORMAT"), b"\xff\xfe").unwrap();
+    assert!(refusal(&store).contains("is damaged"));
+    fs::write(store.directory.join("FORMAT"), "stasis store 3\n").unwrap();
+    store.serve().crash();
 }

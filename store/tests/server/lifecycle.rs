@@ -168,3 +168,58 @@ fn a_directory_that_cannot_be_written_is_refused_by_name() {
     server.crash();
     umount2(disk.path(), MntFlags::MNT_DETACH).unwrap();
 }
+
+#[test]
+fn a_store_that_was_deleted_or_moved_takes_no_checkpoint_and_is_made_or_found_anew() {
+    for is_moved in [false, true] {
+        let store = Store::new();
+        let mut client = start(&store, "60").unwrap();
+        let first = checkpoint(&mut client, 1, &memory(0, 5, 0)).unwrap();
+        let pids = [client.server_pid()];
+        let dumped = dump(&mut client, 2, &memory(0, 5, 10)).unwrap();
+        let elsewhere = store.directory.with_extension("moved");
+        if is_moved {
+            fs::rename(&store.directory, &elsewhere).unwrap();
+        } else {
+            fs::remove_dir_all(&store.directory).unwrap();
+        }
+        let problem = client.commit(2, draft(&[dumped])).unwrap_err().to_string();
+        assert!(problem.contains("was deleted or moved away"), "{problem}");
+        reap(pids[0]);
+        let mut client = start(&store, "60").unwrap();
+        assert!(client.list().unwrap().is_empty());
+        checkpoint(&mut client, 1, &memory(0, 5, 0)).unwrap();
+        client.shutdown().unwrap();
+        reap(client.server_pid());
+        if is_moved {
+            let mut client = Client::connect_or_start_with(&elsewhere, store.command()).unwrap();
+            assert_eq!(client.list().unwrap(), [first]);
+            client.shutdown().unwrap();
+            reap(client.server_pid());
+            let socket = stasis_store::location::socket_path(&elsewhere).unwrap();
+            let _ = fs::remove_file(socket.with_extension("starting"));
+        }
+    }
+}
+
+#[test]
+fn who_comes_to_a_store_that_was_deleted_or_moved_gets_another_server() {
+    for is_moved in [false, true] {
+        let store = Store::new();
+        let mut client = start(&store, "60").unwrap();
+        checkpoint(&mut client, 1, &memory(0, 5, 0)).unwrap();
+        let pid = client.server_pid();
+        let elsewhere = store.directory.with_extension("moved");
+        fs::rename(&store.directory, &elsewhere).unwrap();
+        let (directory, count) = if is_moved { (&elsewhere, 1) } else { (&store.directory, 0) };
+        let mut client = Client::connect_or_start_with(directory, store.command()).unwrap();
+        assert_ne!(client.server_pid(), pid);
+        assert_eq!(client.list().unwrap().len(), count);
+        reap(pid);
+        assert!(client.socket().exists());
+        client.shutdown().unwrap();
+        reap(client.server_pid());
+        let socket = stasis_store::location::socket_path(&elsewhere).unwrap();
+        let _ = fs::remove_file(socket.with_extension("starting"));
+    }
+}
