@@ -169,7 +169,8 @@ impl Catalog {
         let sequence = self.index.last_sequence()? + 1;
         let record =
             CheckpointRecord { id: self.new_id()?, sequence, taken_us: taken.as_micros() as u64, draft };
-        self.write(&mut records, vec![record.clone()], nodes, grown)?;
+        let changes = Changes { nodes, checkpoints: vec![record.clone()], ..Changes::default() };
+        self.write(&mut records, changes, grown)?;
         Ok(record)
     }
 
@@ -190,7 +191,11 @@ impl Catalog {
             record.sequence = sequence;
         }
         if !checkpoints.is_empty() {
-            self.write(&mut records, checkpoints.clone(), nodes, grown)?;
+            let is_imported = true;
+            let changes =
+                Changes { nodes, checkpoints: checkpoints.clone(), is_imported, ..Changes::default() };
+            let labels = self.index.labels_with(&checkpoints)?;
+            self.write(&mut records, Changes { labels, ..changes }, grown)?;
         }
         Ok(checkpoints)
     }
@@ -198,12 +203,10 @@ impl Catalog {
     fn write(
         &self,
         records: &mut BTreeMap<u32, PackRecord>,
-        checkpoints: Vec<CheckpointRecord>,
-        nodes: Vec<Node>,
+        changes: Changes,
         grown: &[PackGrowth],
     ) -> Result<(), StoreError> {
-        let packs = grown_records(records, grown);
-        let changes = Changes { nodes, packs, checkpoints, ..Changes::default() };
+        let changes = Changes { packs: grown_records(records, grown), ..changes };
         FailPoint::BatchBuilt.hit();
         if let Err(error) = self.index.write(&changes) {
             // The log may have kept the batch although its sync failed. The index has been opened
@@ -231,8 +234,9 @@ impl Catalog {
         if gone.is_empty() {
             return Ok(gone);
         }
+        let removed = self.index.with_own_labels(gone.clone())?;
         let mut labels: BTreeMap<&str, Option<u64>> = BTreeMap::new();
-        for label in gone.iter().filter_map(|record| record.draft.label.as_deref()) {
+        for label in removed.iter().filter_map(|record| record.draft.label.as_deref()) {
             let bearer = kept.iter().rev().find(|record| record.draft.label.as_deref() == Some(label));
             labels.insert(label, bearer.map(|record| record.sequence));
         }
@@ -245,7 +249,7 @@ impl Catalog {
         };
         self.index.write(&changes)?;
         FailPoint::Pruned.hit();
-        Ok(gone)
+        Ok(removed)
     }
 
     fn new_id(&self) -> Result<String, StoreError> {

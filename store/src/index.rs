@@ -7,6 +7,7 @@
 //! | `default` | `c` sequence u64 BE | checkpoint record |
 //! | | `i` id | its sequence |
 //! | | `l` label | the sequence of its last checkpoint |
+//! | | `f` sequence u64 BE | nothing: the checkpoint was taken elsewhere and imported |
 //! | | `p` pack u32 BE | pack record |
 //! | | `d` pack u32 BE | its damaged pages: first slots and how many there are from each on |
 //! | | `w` sequence u64 BE, pid u32 BE | what the process touched first after a restart |
@@ -22,6 +23,7 @@
 //! Not here: when what is written.
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::{PoisonError, RwLock},
 };
@@ -49,6 +51,7 @@ const NODES: &str = "nodes";
 const CHECKPOINT: u8 = b'c';
 const ID: u8 = b'i';
 const LABEL: u8 = b'l';
+const IMPORTED: u8 = b'f';
 const PACK: u8 = b'p';
 const DAMAGED: u8 = b'd';
 const WORKING_SET: u8 = b'w';
@@ -113,6 +116,8 @@ pub struct Changes {
     pub packs: Vec<(u32, PackRecord)>,
     /// Nodes that were announced are theirs.
     pub checkpoints: Vec<CheckpointRecord>,
+    /// They were taken elsewhere.
+    pub is_imported: bool,
     /// Checkpoints to delete, by sequence and id; their working sets go with them.
     pub deleted: Vec<(u64, String)>,
     pub working_sets: Vec<KeptWorkingSet>,
@@ -299,6 +304,9 @@ impl Index {
             for record in &changes.checkpoints {
                 put(&mut batch, &key(CHECKPOINT, &record.sequence.to_be_bytes()), record);
                 put(&mut batch, &key(ID, record.id.as_bytes()), &record.sequence);
+                if changes.is_imported {
+                    batch.put(key(IMPORTED, &record.sequence.to_be_bytes()), []);
+                }
                 if let Some(label) = &record.draft.label {
                     put(&mut batch, &key(LABEL, label.as_bytes()), &record.sequence);
                 }
@@ -309,6 +317,7 @@ impl Index {
             for (sequence, id) in &changes.deleted {
                 batch.delete(key(CHECKPOINT, &sequence.to_be_bytes()));
                 batch.delete(key(ID, id.as_bytes()));
+                batch.delete(key(IMPORTED, &sequence.to_be_bytes()));
                 let (first, behind) = (sequence.to_be_bytes(), (sequence + 1).to_be_bytes());
                 batch.delete_range(key(WORKING_SET, &first), key(WORKING_SET, &behind));
             }
@@ -400,12 +409,56 @@ impl Index {
         written
     }
 
-    /// All checkpoints, oldest first.
+    /// All checkpoints, oldest first: in the order in which they were taken here, whatever the clock was set to; those from
+    /// elsewhere before the first one that was taken later.
     ///
     /// # Errors
     /// The database cannot be read, or a record in it is not one.
     pub fn checkpoints(&self) -> Result<Vec<CheckpointRecord>, StoreError> {
-        self.scan(CHECKPOINT, |_, value| decode(value, "a checkpoint record"))
+        let all: Vec<CheckpointRecord> =
+            self.scan(CHECKPOINT, |_, value| decode(value, "a checkpoint record"))?;
+        let imported: BTreeSet<u64> =
+            self.scan(IMPORTED, |key, _| Ok(sequence_of(key)))?.into_iter().collect();
+        Ok(in_order(all, &imported))
+    }
+
+    /// Records with the labels that are still theirs: a label belongs to the last checkpoint that was given it.
+    ///
+    /// # Errors
+    /// As [`Index::checkpoints`].
+    pub fn with_own_labels(
+        &self,
+        mut records: Vec<CheckpointRecord>,
+    ) -> Result<Vec<CheckpointRecord>, StoreError> {
+        for record in &mut records {
+            if let Some(label) = &record.draft.label
+                && self.by_label(label)?.is_none_or(|bearer| bearer.sequence != record.sequence)
+            {
+                record.draft.label = None;
+            }
+        }
+        Ok(records)
+    }
+
+    /// The labels of checkpoints that are about to be imported, and whose they are then.
+    ///
+    /// # Errors
+    /// As [`Index::checkpoints`].
+    pub fn labels_with(&self, new: &[CheckpointRecord]) -> Result<Vec<(String, Option<u64>)>, StoreError> {
+        let mut all: Vec<CheckpointRecord> =
+            self.scan(CHECKPOINT, |_, value| decode(value, "a checkpoint record"))?;
+        let mut imported: BTreeSet<u64> =
+            self.scan(IMPORTED, |key, _| Ok(sequence_of(key)))?.into_iter().collect();
+        imported.extend(new.iter().map(|record| record.sequence));
+        all.extend_from_slice(new);
+        let all = in_order(all, &imported);
+        let labels: BTreeSet<&str> = new.iter().filter_map(|record| record.draft.label.as_deref()).collect();
+        let bearer =
+            |label: &str| all.iter().rev().find(|record| record.draft.label.as_deref() == Some(label));
+        Ok(labels
+            .into_iter()
+            .map(|label| (label.to_owned(), bearer(label).map(|record| record.sequence)))
+            .collect())
     }
 
     /// The last checkpoint.
@@ -622,6 +675,27 @@ fn key(prefix: u8, rest: &[u8]) -> Vec<u8> {
 
 fn working_set_key(sequence: u64, pid: u32) -> Vec<u8> {
     [&[WORKING_SET], &sequence.to_be_bytes()[..], &pid.to_be_bytes()].concat()
+}
+
+fn sequence_of(key: &[u8]) -> u64 {
+    key.get(1..).and_then(|digits| digits.try_into().ok()).map_or(0, u64::from_be_bytes)
+}
+
+/// Puts those that were imported where their time belongs; the others are in the order of their sequences, and stay in it.
+fn in_order(all: Vec<CheckpointRecord>, imported: &BTreeSet<u64>) -> Vec<CheckpointRecord> {
+    let (mut others, own): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|record| imported.contains(&record.sequence));
+    others.sort_by_key(|record| record.taken_us);
+    let mut others = others.into_iter().peekable();
+    let mut ordered = Vec::with_capacity(own.len() + others.len());
+    for record in own {
+        while let Some(other) = others.next_if(|other| other.taken_us < record.taken_us) {
+            ordered.push(other);
+        }
+        ordered.push(record);
+    }
+    ordered.extend(others);
+    ordered
 }
 
 fn put<T: Serialize>(batch: &mut WriteBatch, key: &[u8], value: &T) {

@@ -16,6 +16,11 @@ const CANDIDATES: usize = 8;
 /// # Errors
 /// It names none, or several.
 pub fn resolve(index: &Index, reference: &str) -> Result<CheckpointRecord, StoreError> {
+    let found = index.with_own_labels(vec![follow(index, reference)?])?;
+    found.into_iter().next().ok_or_else(|| StoreError::Refused(format!("{reference:?} names no checkpoint")))
+}
+
+fn follow(index: &Index, reference: &str) -> Result<CheckpointRecord, StoreError> {
     let refuse = |problem: String| Err(StoreError::Refused(problem));
     let (name, back) = match reference.split_once('~') {
         None => (reference, 0),

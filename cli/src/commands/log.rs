@@ -22,7 +22,8 @@ pub fn run(context: &Context, args: &LogArgs) -> anyhow::Result<ExitCode> {
 
 /// Newest first; with `from`, only it and what it goes back to.
 fn history(mut checkpoints: Vec<report::Checkpoint>, from: Option<&str>) -> Vec<report::Checkpoint> {
-    checkpoints.sort_by_key(|checkpoint| std::cmp::Reverse(checkpoint.sequence));
+    // They come oldest first; not by sequence, which says of imported ones when they were imported.
+    checkpoints.reverse();
     let Some(from) = from else { return checkpoints };
     let parents: HashMap<&str, Option<&str>> =
         checkpoints.iter().map(|checkpoint| (checkpoint.id.as_str(), checkpoint.parent.as_deref())).collect();

@@ -249,7 +249,7 @@ impl<'a> Connection<'a> {
                 store.discard(token);
                 Reply::Done
             }
-            Request::List => Reply::Checkpoints(store.index().checkpoints()?),
+            Request::List => Reply::Checkpoints(store.index().with_own_labels(store.index().checkpoints()?)?),
             Request::Resolve { reference } => {
                 Reply::Checkpoint(reference::resolve(store.index(), &reference)?)
             }

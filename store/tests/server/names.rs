@@ -68,7 +68,9 @@ fn labels_that_could_mean_something_else_are_refused() {
     let store = Store::new();
     let server = store.serve();
     let mut client = server.client();
-    for label in ["", "latest", "a~1", "a b", "a\n", &"x".repeat(300)] {
+    for label in
+        ["", "latest", "a~1", "a b", "a\n", "0123456789abcdef", "a\u{200b}", "\u{202e}a", &"x".repeat(300)]
+    {
         let dumped = dump(&mut client, 1, &memory(0, 3, 0)).unwrap();
         let mut draft = draft(&[dumped]);
         draft.label = Some(label.to_owned());

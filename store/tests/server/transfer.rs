@@ -76,9 +76,10 @@ fn checkpoints_are_in_another_store_what_they_were() {
     checkpoint(&mut target, 1, &memory(0, 700, 0)).unwrap();
     let imported = import(&mut target, &bytes).unwrap();
     assert_eq!((imported.known, imported.pages, imported.written), (0, 1900, 1200));
+    // They are older than the one that was taken here.
     let listed = target.list().unwrap();
-    assert_eq!(listed[1..], imported.checkpoints);
-    for (record, original) in listed[1..].iter().zip(&records) {
+    assert_eq!(listed[..3], imported.checkpoints);
+    for (record, original) in listed[..3].iter().zip(&records) {
         let same = |record: &CheckpointRecord| {
             let draft = &record.draft;
             (record.id.clone(), record.taken_us, draft.parent.clone(), draft.label.clone())
@@ -93,7 +94,7 @@ fn checkpoints_are_in_another_store_what_they_were() {
         }
     }
     assert_eq!(target.resolve("both").unwrap().id, records[1].id);
-    assert_eq!(target.resolve("latest~1").unwrap().id, records[1].id);
+    assert_eq!(target.resolve("latest~2").unwrap().id, records[1].id);
     assert!(target.verify(None).unwrap().damage.is_empty());
 
     // Again: nothing happens. And with one of them gone, that one comes back.
@@ -170,4 +171,47 @@ fn a_damaged_page_is_not_exported() {
     // And nobody takes what was written before that for the whole.
     let bytes = fs::read(stream_path(&store)).unwrap();
     assert!(import(&mut client, &bytes).unwrap_err().to_string().contains("ends in the middle"));
+}
+
+#[test]
+fn what_is_imported_again_is_as_old_as_it_was() {
+    let (store, other) = (Store::new(), Store::new());
+    let (server, elsewhere) = (store.serve(), other.serve());
+    let (mut client, mut target) = (server.client(), elsewhere.client());
+    let mut take = |token: u64| {
+        let dumped = dump(&mut client, token, &pages(token)).unwrap();
+        let mut draft = draft(&[dumped]);
+        draft.label = Some(if token == 3 { "third" } else { "one" }.into());
+        client.commit(token, draft).unwrap()
+    };
+    let records: Vec<CheckpointRecord> = (1..4).map(&mut take).collect();
+    let ids = |client: &mut Client| -> Vec<(String, Option<String>)> {
+        client.list().unwrap().into_iter().map(|record| (record.id, record.draft.label)).collect()
+    };
+    let expected: Vec<(String, Option<String>)> = [None, Some("one"), Some("third")]
+        .into_iter()
+        .zip(&records)
+        .map(|(label, record)| (record.id.clone(), label.map(Into::into)))
+        .collect();
+    assert_eq!(ids(&mut client), expected, "a label is shown where it is");
+    // In whatever order they come, they lie where their time puts them.
+    for reference in ["third", &records[0].id, "one"] {
+        let bytes = export(&mut client, &[reference], &stream_path(&store));
+        import(&mut target, &bytes).unwrap();
+    }
+    assert_eq!(ids(&mut target), expected);
+    assert_eq!(target.resolve("latest").unwrap().id, records[2].id);
+    // Nor does one that comes back pass those that stayed, or take their labels.
+    let bytes = export(&mut client, &[&records[1].id], &stream_path(&store));
+    client.prune(vec![records[1].id.clone()]).unwrap();
+    assert_eq!(client.resolve("one").unwrap().id, records[0].id);
+    import(&mut client, &bytes).unwrap();
+    server.crash();
+    let server = store.serve();
+    let mut client = server.client();
+    assert_eq!(ids(&mut client), expected);
+    assert_eq!(client.resolve("latest").unwrap().id, records[2].id);
+    assert_eq!(client.resolve("one").unwrap().id, records[1].id);
+    let fourth = checkpoint(&mut client, 4, &pages(4)).unwrap();
+    assert_eq!(client.resolve("latest").unwrap().id, fourth.id);
 }
