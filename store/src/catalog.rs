@@ -58,6 +58,8 @@ pub struct Catalog {
     states: RwLock<PackStates>,
     /// Pages that are not what was written.
     damaged: RwLock<PlaceSet>,
+    /// Those of them that the disk does not give, which is not kept. Taken after `damaged`.
+    unreadable: Mutex<PlaceSet>,
     /// Names of committed pages that are not in the index yet.
     recent: RwLock<Vec<Arc<NameMap>>>,
 }
@@ -98,7 +100,14 @@ impl Catalog {
             damaged.insert(Place { pack, slot }, count as usize);
         }
         let (records, states) = (Mutex::new(records), RwLock::new(states));
-        Ok(Self { index, records, states, damaged: RwLock::new(damaged), recent: RwLock::default() })
+        Ok(Self {
+            index,
+            records,
+            states,
+            damaged: RwLock::new(damaged),
+            unreadable: Mutex::default(),
+            recent: RwLock::default(),
+        })
     }
 
     #[must_use]

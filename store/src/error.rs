@@ -54,6 +54,11 @@ impl StoreError {
         move |source| Self::Io { action, path, source }
     }
 
+    /// Whether the disk does not give what is there, or was: it may come back.
+    pub(crate) fn is_unreadable(&self) -> bool {
+        matches!(self, Self::Io { .. })
+    }
+
     /// Whether the file system or a quota on it had no room.
     pub(crate) fn is_full(&self) -> bool {
         match self {

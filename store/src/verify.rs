@@ -37,6 +37,8 @@ type Damage = BTreeMap<Hash, String>;
 struct Found {
     damage: Damage,
     damaged: Vec<Place>,
+    /// What the disk does not give.
+    unreadable: Vec<Place>,
     /// Known as damaged, and not any more: the disk has come back.
     whole: Vec<Place>,
 }
@@ -68,9 +70,9 @@ pub fn verify(store: &Store, reference: Option<&str>) -> Result<Report, StoreErr
             found.damage.insert(*name, problem);
         }
     });
-    let Found { damage, damaged, whole } = found;
+    let Found { damage, damaged, unreadable, whole } = found;
     // So that later checkpoints do not refer to them.
-    store.catalog().note_damage(&damaged, &whole)?;
+    store.catalog().note_damage(&damaged, &unreadable, &whole)?;
     if !damage.is_empty() {
         // One that was deleted meanwhile is not damaged.
         let left: HashSet<String> =
@@ -83,7 +85,7 @@ pub fn verify(store: &Store, reference: Option<&str>) -> Result<Report, StoreErr
 }
 
 fn check_leaf(store: &Store, packs: &mut PackReader, leaf: &Leaf, buffer: &mut Vec<u8>, found: &mut Found) {
-    let Found { damage, damaged, whole } = found;
+    let Found { damage, damaged, unreadable, whole } = found;
     for run in leaf.runs() {
         if run.place == Place::ZERO {
             continue;
@@ -92,6 +94,7 @@ fn check_leaf(store: &Store, packs: &mut PackReader, leaf: &Leaf, buffer: &mut V
         buffer.resize(run.pages * PAGE_SIZE, 0);
         let pack = run.place.pack;
         let place = |at: usize| Place { slot: run.place.slot + at as u32, ..run.place };
+        let mut is_away = vec![false; run.pages];
         let is_read = packs.read_pages(store.catalog(), run.place, buffer).is_ok();
         if !is_read {
             // Page by page, to name those that cannot be read.
@@ -99,6 +102,7 @@ fn check_leaf(store: &Store, packs: &mut PackReader, leaf: &Leaf, buffer: &mut V
                 let page = &mut buffer[at * PAGE_SIZE..(at + 1) * PAGE_SIZE];
                 if let Err(error) = packs.read_pages(store.catalog(), place(at), page) {
                     page.fill(0);
+                    is_away[at] = error.is_unreadable();
                     let lies = lies(store, packs, place(at));
                     damage.insert(*name, format!("page {}, {lies}: {error}", hex(name)));
                 }
@@ -111,6 +115,8 @@ fn check_leaf(store: &Store, packs: &mut PackReader, leaf: &Leaf, buffer: &mut V
             let place = place(at);
             if name == read {
                 whole.extend(Some(place).filter(|place| store.catalog().is_damaged(*place)));
+            } else if is_away[at] {
+                unreadable.push(place);
             } else {
                 damaged.push(place);
                 let path = pack::path(&store.directory().packs(), pack);

@@ -230,7 +230,10 @@ fn copy(
                     copied.emptied.push(victim);
                 }
                 Step::Damaged(victim, place, error) => {
-                    store.catalog().note_damage(place.as_slice(), &[])?;
+                    let place = place.as_slice();
+                    let (damaged, unreadable): (&[Place], &[Place]) =
+                        if error.is_unreadable() { (&[], place) } else { (place, &[]) };
+                    store.catalog().note_damage(damaged, unreadable, &[])?;
                     copied.damaged.insert(victim.number);
                     copied.left.push(format!(
                         "{} was left as it is: {error}; `stasis verify` names the checkpoints that need it",

@@ -91,3 +91,28 @@ fn a_disk_that_comes_back_makes_pages_whole_again() {
         (1, 0)
     );
 }
+
+#[test]
+fn a_pack_that_comes_back_is_not_damaged_for_the_next_server() {
+    let store = Store::new();
+    let server = store.serve();
+    let mut client = server.client();
+    let pages = memory(0x1000, 100, 0);
+    let record = checkpoint(&mut client, 1, &pages).unwrap();
+    let extent = client.read_process(manifest(&record)).unwrap().pages().unwrap().0[0];
+    let pack = store.directory.join(format!("packs/{:08x}.pack", extent.pack));
+    let aside = store.directory.with_extension("aside");
+    std::fs::rename(&pack, &aside).unwrap();
+    let verified = client.verify(None).unwrap();
+    assert_eq!((verified.pages, verified.damage.len()), (100, 100));
+    assert!(!client.begin_dump(2, 1, Some(*manifest(&record))).unwrap(), "nothing refers to it meanwhile");
+    client.abort_dump().unwrap();
+    std::fs::rename(&aside, &pack).unwrap();
+    server.crash();
+    let server = store.serve();
+    let mut client = server.client();
+    assert!(client.begin_dump(3, 1, Some(*manifest(&record))).unwrap(), "the base is whole");
+    client.abort_dump().unwrap();
+    assert!(client.verify(None).unwrap().damage.is_empty());
+    assert!(read_back(&mut client, manifest(&record)) == pages);
+}
