@@ -113,6 +113,11 @@ impl Dump {
         })
     }
 
+    /// Notes which connection dumps.
+    pub fn note_dumper(&self, number: u64) {
+        self.session.note_dumper(number);
+    }
+
     /// Takes pages out of the staging buffer. They are being written when this returns; `hold` is
     /// released when they have been.
     ///

@@ -66,6 +66,8 @@ mod nodelog;
 #[cfg(feature = "server")]
 pub mod pack;
 #[cfg(feature = "server")]
+mod peers;
+#[cfg(feature = "server")]
 mod process;
 #[cfg(feature = "server")]
 mod reference;

@@ -33,6 +33,7 @@ use crate::{
         set::PlaceSet,
         writer::{DraftWrite, Job, MAX_PAGES, Outstanding, PackFile, Source},
     },
+    peers::Peers,
     release::Hold,
     staging::Staging,
     store::Store,
@@ -64,6 +65,8 @@ pub struct Candidate {
 
 pub struct Session {
     pub token: u64,
+    /// Connections with lower numbers were there when it began.
+    born: u64,
     directory: Arc<Directory>,
     outstanding: Outstanding,
     state: Mutex<State>,
@@ -87,6 +90,8 @@ struct State {
     bases: Vec<Hash>,
     /// Dumps that have not ended.
     live: usize,
+    /// The connections that have dumped.
+    dumpers: Vec<u64>,
     touched: Instant,
 }
 
@@ -110,9 +115,10 @@ pub struct Outcome {
 
 impl Session {
     #[must_use]
-    pub fn new(token: u64, directory: Arc<Directory>) -> Arc<Self> {
+    pub fn new(token: u64, directory: Arc<Directory>, born: u64) -> Arc<Self> {
         Arc::new(Self {
             token,
+            born,
             directory,
             outstanding: Outstanding::default(),
             state: Mutex::new(State {
@@ -124,6 +130,7 @@ impl Session {
                 used: PlaceSet::default(),
                 bases: Vec::new(),
                 live: 0,
+                dumpers: Vec::new(),
                 touched: Instant::now(),
             }),
             syncing: Mutex::new(()),
@@ -140,6 +147,24 @@ impl Session {
         state.live += 1;
         state.touched = Instant::now();
         Ok(())
+    }
+
+    /// Notes which connection dumps.
+    pub fn note_dumper(&self, number: u64) {
+        self.lock().dumpers.push(number);
+    }
+
+    /// Whether a dump is under way, or somebody else than `but` is connected who was there when it began and can make
+    /// the checkpoint.
+    #[must_use]
+    pub fn is_awaited(&self, peers: &Peers, but: Option<u64>) -> bool {
+        self.lock().live > 0 || peers.has_other(self.born, but)
+    }
+
+    /// Whether nobody is left who could make the checkpoint.
+    #[must_use]
+    pub fn is_orphaned(&self, peers: &Peers) -> bool {
+        !self.is_awaited(peers, None) && !self.lock().dumpers.iter().any(|number| peers.is_open(*number))
     }
 
     /// Notes where pages lie that were found.

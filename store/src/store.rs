@@ -36,6 +36,7 @@ use crate::{
         reader::{PackReader, list},
         writer::Writers,
     },
+    peers::Peers,
     session::{End, FinishedDump, Outcome, Session},
 };
 
@@ -52,6 +53,7 @@ pub struct Store {
     sessions: Mutex<HashMap<u64, Arc<Session>>>,
     /// Told when a session is over.
     session_over: Condvar,
+    peers: Arc<Peers>,
     writers: Writers,
     indexer: Indexer,
     catalog: Arc<Catalog>,
@@ -108,6 +110,7 @@ impl Store {
             compresses: !is_disabled("compression"),
             sessions: Mutex::default(),
             session_over: Condvar::new(),
+            peers: Arc::default(),
         })
     }
 
@@ -168,6 +171,11 @@ impl Store {
     }
 
     #[must_use]
+    pub fn peers(&self) -> &Arc<Peers> {
+        &self.peers
+    }
+
+    #[must_use]
     pub fn leases(&self) -> &Arc<Leases> {
         &self.leases
     }
@@ -189,7 +197,7 @@ impl Store {
     pub fn begin_dump(&self, token: u64, base: Option<Hash>) -> Result<Dump, StoreError> {
         let session = {
             let mut sessions = self.sessions();
-            let fresh = || Session::new(token, Arc::clone(&self.directory));
+            let fresh = || Session::new(token, Arc::clone(&self.directory), self.peers.next());
             Arc::clone(sessions.entry(token).or_insert_with(fresh))
         };
         let begun = {
@@ -306,6 +314,17 @@ impl Store {
         }
     }
 
+    /// A connection has closed: forgets dumps that nobody is left to make a checkpoint of.
+    pub fn drop_orphaned(&self) {
+        let orphaned: Vec<Arc<Session>> =
+            self.sessions().values().filter(|session| session.is_orphaned(&self.peers)).cloned().collect();
+        for session in orphaned {
+            self.drop_session(&session, "everybody who could have committed the checkpoint is gone");
+        }
+        // Who waits for sessions may not have to wait for one any more.
+        self.session_over.notify_all();
+    }
+
     /// Whether a checkpoint is being taken.
     #[must_use]
     pub fn is_busy(&self) -> bool {
@@ -314,9 +333,19 @@ impl Store {
 
     /// Waits until no checkpoint is being taken, or for `limit`.
     pub fn wait_for_sessions(&self, limit: Duration) {
+        self.wait_while(limit, |_| true);
+    }
+
+    /// Waits until no checkpoint is being taken that somebody else than the connection `but` can still make, or for
+    /// `limit`.
+    pub fn wait_for_checkpoints(&self, limit: Duration, but: Option<u64>) {
+        self.wait_while(limit, |session| session.is_awaited(&self.peers, but));
+    }
+
+    fn wait_while(&self, limit: Duration, is_waited_for: impl Fn(&Session) -> bool) {
         let end = Instant::now() + limit;
         let mut sessions = self.sessions();
-        while !sessions.is_empty() {
+        while sessions.values().any(|session| is_waited_for(session)) {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;

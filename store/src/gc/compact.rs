@@ -119,7 +119,7 @@ fn some(
     pace: Pace<'_>,
     compacted: &mut Compacted,
 ) -> Result<bool, StoreError> {
-    let session = Session::new(0, store.shared_directory());
+    let session = Session::new(0, store.shared_directory(), 0);
     let result = copy(store, &session, batch, places, pace).and_then(|copied| {
         if !copied.stopped {
             session.make_durable(store)?;

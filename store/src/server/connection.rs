@@ -37,6 +37,7 @@ use crate::{
     import::import,
     lease::Lease,
     manifest::Manifest,
+    peers::Peer,
     process, reference,
     release::Releases,
     staging::Staging,
@@ -65,6 +66,8 @@ struct Connection<'a> {
     restriction: Option<&'a Restriction>,
     /// The restricted connections that were asked for.
     lent: Vec<Arc<Restriction>>,
+    /// `None` of a restricted connection.
+    peer: Option<Peer>,
     /// Once it was told where pages lie, until it asks for something else.
     lease: Option<Lease>,
 }
@@ -92,6 +95,7 @@ impl<'a> Connection<'a> {
             problem: None,
             restriction,
             lent: Vec::new(),
+            peer: restriction.is_none().then(|| shared.store.peers().enter()),
             lease: None,
         }
     }
@@ -102,6 +106,9 @@ impl<'a> Connection<'a> {
         }
         self.end_lent(None);
         self.abort_dump();
+        if self.peer.take().is_some() {
+            self.shared.store.drop_orphaned();
+        }
     }
 
     fn run(&mut self) -> Result<(), TransportError> {
@@ -275,7 +282,7 @@ impl<'a> Connection<'a> {
             Request::Shutdown => {
                 // No checkpoint begins any more; those under way may end.
                 self.shared.stopping.store(true, Ordering::Release);
-                store.wait_for_sessions(LAST_CHECKPOINTS);
+                store.wait_for_checkpoints(LAST_CHECKPOINTS, self.peer.as_ref().map(Peer::number));
                 drop(store.collection());
                 self.shared.end();
                 Reply::Done
@@ -326,7 +333,13 @@ impl<'a> Connection<'a> {
                 (begun, has_base) = (store.begin_dump(token, None), false);
             }
             match begun {
-                Ok(dump) => self.dump = Some(dump),
+                Ok(dump) => {
+                    if let Some(peer) = &self.peer {
+                        peer.dumps();
+                        dump.note_dumper(peer.number());
+                    }
+                    self.dump = Some(dump);
+                }
                 Err(error) => self.problem = Some(error.to_string()),
             }
         }

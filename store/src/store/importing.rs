@@ -24,7 +24,7 @@ impl Store {
         std::fs::File::open("/dev/urandom")
             .and_then(|mut random| random.read_exact(&mut token))
             .map_err(StoreError::io("cannot read", "/dev/urandom"))?;
-        let session = Session::new(u64::from_le_bytes(token), self.shared_directory());
+        let session = Session::new(u64::from_le_bytes(token), self.shared_directory(), self.peers.next());
         session.join()?;
         self.sessions().insert(session.token, Arc::clone(&session));
         Ok(session)

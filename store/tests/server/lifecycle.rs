@@ -119,7 +119,7 @@ fn a_server_that_is_told_to_stop_has_ended_when_that_is_said() {
     let store = Store::new();
     assert_eq!(Client::stop(&store.directory).unwrap(), None);
     let mut server = store.serve();
-    let mut client = server.client();
+    let (mut coordinator, mut client) = (server.client(), server.client());
     let record = checkpoint(&mut client, 1, &memory(0, 500, 0)).unwrap();
     // A checkpoint under way is waited for.
     let dumped = dump(&mut client, 2, &memory(0, 500, 1000)).unwrap();
@@ -130,7 +130,7 @@ fn a_server_that_is_told_to_stop_has_ended_when_that_is_said() {
         while dump(&mut other, 3, &memory(0, 1, 2000)).is_ok() {
             other.discard(3).unwrap();
         }
-        client.commit(2, draft(&[dumped])).unwrap();
+        coordinator.commit(2, draft(&[dumped])).unwrap();
         stopper.join().unwrap()
     });
     assert_eq!(stopped, Some(server.child.id()));
@@ -138,6 +138,33 @@ fn a_server_that_is_told_to_stop_has_ended_when_that_is_said() {
     let server = store.serve();
     let listed = server.client().list().unwrap();
     assert_eq!((listed.len(), &listed[0]), (2, &record));
+}
+
+#[test]
+fn a_dump_that_nobody_can_commit_any_more_is_waited_for_by_nobody() {
+    let store = Store::new();
+    let server = store.serve();
+    let (coordinator, mut client) = (server.client(), server.client());
+    let dumped = dump(&mut client, 1, &memory(0, 500, 0)).unwrap();
+    // The coordinator is killed; the process keeps its connection.
+    drop(coordinator);
+    let before = std::time::Instant::now();
+    assert_eq!(Client::stop(&store.directory).unwrap(), Some(server.child.id()));
+    assert!(before.elapsed() < Duration::from_secs(10));
+    drop(server);
+
+    // Or it ends as well.
+    let server = store.serve();
+    let (coordinator, mut client, mut other) = (server.client(), server.client(), server.client());
+    dump(&mut client, 1, &memory(0, 500, 0)).unwrap();
+    dump(&mut other, 2, &memory(0, 500, 0)).unwrap();
+    drop((coordinator, client));
+    let mut left = server.client();
+    let mut commit = |token| left.commit(token, draft(&[([0; 32], dumped.1)])).unwrap_err().to_string();
+    while !commit(1).contains("nothing has been dumped") {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(commit(2).contains("pid 1"), "its process is there");
 }
 
 #[test]
