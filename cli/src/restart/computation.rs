@@ -59,6 +59,7 @@ impl Computation {
                 .map_err(|error| error.failure(&whose, |error| failed(error.to_string())))?;
             let (extents, hashes) = process.pages().map_err(|error| failed(error.to_string()))?;
             let pages = layout::Pages { extents, hashes, directory: process.directory };
+            pages.check_packs().map_err(failed)?;
             processes.push(Saved { image, pages, key: process.key, manifest: entry.manifest, working_set });
         }
         if processes.is_empty() {

@@ -2,7 +2,7 @@
 //! calls that make it exactly what it was.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{File, OpenOptions},
     ops::Range,
     os::{
@@ -392,6 +392,28 @@ impl Pages {
             _ => (extent.offset + index * PAGE_SIZE as u64, ""),
         };
         (hash, format!("{}, offset {offset}{block}", self.pack(extent.pack).display()))
+    }
+
+    /// Looks whether all packs can be read, before anything is made.
+    ///
+    /// # Errors
+    /// Which one cannot, and why.
+    pub fn check_packs(&self) -> Result<(), String> {
+        let numbers: BTreeSet<u64> = self
+            .extents
+            .iter()
+            .filter(|extent| extent.kind != kind::ZERO)
+            .map(|extent| extent.pack)
+            .collect();
+        for path in numbers.into_iter().map(|number| self.pack(number)) {
+            File::open(&path).map_err(|error| {
+                format!(
+                    "the pack {} cannot be opened: {error}; run `stasis verify`, and restart from another checkpoint",
+                    path.display()
+                )
+            })?;
+        }
+        Ok(())
     }
 
     /// The path of a pack.
