@@ -2,17 +2,16 @@
 //!
 //! Not here: the checkpoint threads, which cannot use std and speak the protocol themselves.
 
+mod starting;
 mod stop;
+mod waiting;
 
 use std::{
-    fs::{DirBuilder, File, OpenOptions},
+    fs::DirBuilder,
     io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::{
-            fs::{DirBuilderExt, OpenOptionsExt},
-            net::UnixStream,
-        },
+        unix::{fs::DirBuilderExt, net::UnixStream},
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -26,6 +25,8 @@ use stasis_protocol::{
         Imported, PageRange, Reply, Request, Space, StagedRun, Usage, WorkingSet,
     },
 };
+
+use starting::Starting;
 
 pub use crate::stored::{PageNames, StoredProcess};
 use crate::{
@@ -166,8 +167,7 @@ impl Client {
         let unusable = |source| ClientError::Directory { path: directory.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(unusable)?;
         // Of several that come at once, one starts the server; the others find it when they get here.
-        let starting = starting_lock(directory).map_err(unusable)?;
-        starting.lock().map_err(unusable)?;
+        let _starting = Starting::take(directory).map_err(unusable)?;
         match Self::connect(directory) {
             Err(ClientError::NotRunning(_)) => {}
             other => return other,
@@ -498,19 +498,13 @@ impl Client {
     }
 
     fn receive(&mut self) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
+        waiting::await_answer(&self.stream);
         match transport::receive(&self.stream)? {
             Some((Reply::Refused(why), _)) => Err(ClientError::Refused(why)),
             Some(message) => Ok(message),
             None => Err(TransportError::Truncated.into()),
         }
     }
-}
-
-/// The file that is locked while a server is being started. It lies beside the socket, because the
-/// directory may turn out to be none of ours.
-fn starting_lock(directory: &Path) -> io::Result<File> {
-    let path = socket_path(directory)?.with_extension("starting");
-    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
 fn unexpected(reply: &Reply) -> ClientError {

@@ -56,6 +56,8 @@ mod lease;
 #[cfg(feature = "server")]
 mod leaves;
 #[cfg(feature = "server")]
+pub mod log;
+#[cfg(feature = "server")]
 mod manifest;
 #[cfg(feature = "server")]
 mod names;

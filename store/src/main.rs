@@ -6,12 +6,9 @@
 //! it prints the line `listening on SOCKET` when it is ready, and refuses at once when another server has the store open instead of waiting for it.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io::{self, PipeReader, PipeWriter, Read, Write},
-    os::{
-        fd::{AsFd, AsRawFd},
-        unix::fs::OpenOptionsExt,
-    },
+    os::fd::{AsFd, AsRawFd},
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -21,9 +18,12 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::signal::{Signal, kill},
     sys::stat::{Mode, umask},
-    unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid},
+    unistd::{ForkResult, Pid, dup2_stdin, fork, setsid},
 };
-use stasis_store::server::{LOG, Server};
+use stasis_store::{
+    log,
+    server::{LOG, Server},
+};
 
 const USAGE: &str = "usage: stasis-store DIR [--idle-seconds N] [--foreground]";
 
@@ -190,19 +190,9 @@ fn close_inherited(told: PipeWriter) -> Result<PipeWriter, String> {
 
 /// Leaves the directory it was started in and the terminal.
 fn detach(directory: &Path) -> Result<(), String> {
-    let path = directory.join(LOG);
-    let log = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(|error| format!("cannot open {}: {error}", path.display()))?;
     let null = File::open("/dev/null").map_err(|error| format!("cannot open /dev/null: {error}"))?;
-    let redirect = || -> nix::Result<()> {
-        dup2_stdin(&null)?;
-        dup2_stdout(&log)?;
-        dup2_stderr(&log)
-    };
-    redirect().map_err(|errno| format!("cannot redirect output to {}: {errno}", path.display()))?;
+    dup2_stdin(&null).map_err(|errno| format!("cannot redirect input: {errno}"))?;
+    log::begin(directory)
+        .map_err(|error| format!("cannot write to {}: {error}", directory.join(LOG).display()))?;
     std::env::set_current_dir("/").map_err(|error| format!("cannot change to /: {error}"))
 }

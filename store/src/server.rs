@@ -34,7 +34,7 @@ use nix::{
 
 use background::Background;
 
-use crate::{error::StoreError, location::socket_path, store::Store};
+use crate::{error::StoreError, location::socket_path, log, store::Store};
 
 pub use crate::directory::{FORMAT, LOG};
 
@@ -126,6 +126,7 @@ impl Server {
                 self.remove_socket();
                 return Ok(());
             }
+            log::bound(self.shared.store.directory().path());
             let busy = self.shared.connections.load(Ordering::Acquire) > 0 || self.shared.store.is_busy();
             if busy {
                 last_used = Instant::now();

@@ -87,7 +87,6 @@ impl Store {
 impl Drop for Store {
     fn drop(&mut self) {
         if let Ok(socket) = stasis_store::location::socket_path(&self.directory) {
-            let _ = fs::remove_file(socket.with_extension("starting"));
             let _ = fs::remove_file(socket);
         }
     }

@@ -55,6 +55,32 @@ fn a_server_starts_by_itself_and_goes_away_when_idle() {
 }
 
 #[test]
+fn nothing_is_left_of_a_start_and_a_long_log_is_begun_anew() {
+    let store = Store::new();
+    let mut client = start(&store, "60").unwrap();
+    let log = store.directory.join("server.log");
+    let fill = || fs::write(&log, vec![b'x'; 2 << 20]).unwrap();
+    let is_fresh = || fs::metadata(&log).is_ok_and(|meta| meta.len() < 1 << 20);
+    fill();
+    // The server looks when somebody comes.
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while !is_fresh() {
+        assert!(std::time::Instant::now() < deadline, "the log grows");
+        drop(Client::connect(&store.directory).unwrap());
+    }
+    assert_eq!(fs::metadata(store.directory.join("server.log.old")).unwrap().len(), 2 << 20);
+    let socket = client.socket().to_owned();
+    client.shutdown().unwrap();
+    reap(client.server_pid());
+    fill();
+    let mut client = start(&store, "60").unwrap();
+    assert!(is_fresh());
+    assert!(socket.exists() && !socket.with_extension("starting").exists());
+    client.shutdown().unwrap();
+    reap(client.server_pid());
+}
+
+#[test]
 fn many_that_start_it_at_once_share_one_server() {
     let store = Store::new();
     let pids: Vec<u32> = std::thread::scope(|scope| {
@@ -223,8 +249,6 @@ fn a_store_that_was_deleted_or_moved_takes_no_checkpoint_and_is_made_or_found_an
             assert_eq!(client.list().unwrap(), [first]);
             client.shutdown().unwrap();
             reap(client.server_pid());
-            let socket = stasis_store::location::socket_path(&elsewhere).unwrap();
-            let _ = fs::remove_file(socket.with_extension("starting"));
         }
     }
 }
@@ -246,7 +270,5 @@ fn who_comes_to_a_store_that_was_deleted_or_moved_gets_another_server() {
         assert!(client.socket().exists());
         client.shutdown().unwrap();
         reap(client.server_pid());
-        let socket = stasis_store::location::socket_path(&elsewhere).unwrap();
-        let _ = fs::remove_file(socket.with_extension("starting"));
     }
 }
