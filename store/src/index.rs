@@ -59,6 +59,9 @@ const UNCOMMITTED: u8 = b'u';
 const SEQUENCE: u8 = b's';
 const REMOVED_PACK: u8 = b'n';
 
+/// What RocksDB's message of ENOSPC holds (strerror(3), in the C locale, which this program never leaves).
+const NO_ROOM: &str = "No space left on device";
+
 /// Bits per key of the bloom filters: 1 % of look-ups of unknown names touch a table.
 const BLOOM_BITS: f64 = 10.0;
 
@@ -660,9 +663,18 @@ fn open(directory: &Path, make: bool) -> Result<DB, Problem> {
     options.set_manifest_preallocation_size(64 << 10);
     options.set_max_total_wal_size(16 << 20);
     options.set_skip_stats_update_on_db_open(true);
-    let families = [("default", options.clone()), (PAGES, pages), (NODES, nodes)];
-    let families = families.map(|(name, options)| ColumnFamilyDescriptor::new(name, options));
-    Ok(DB::open_cf_descriptors(&options, directory, families)?)
+    let families = || {
+        let families = [("default", options.clone()), (PAGES, pages.clone()), (NODES, nodes.clone())];
+        families.map(|(name, options)| ColumnFamilyDescriptor::new(name, options))
+    };
+    match DB::open_cf_descriptors(&options, directory, families()) {
+        // It writes what it finds in its log to tables. What is there can be read nevertheless; the first change that fails
+        // opens it again.
+        Err(error) if !make && error.as_ref().contains(NO_ROOM) => {
+            Ok(DB::open_cf_descriptors_read_only(&options, directory, families(), false)?)
+        }
+        opened => Ok(opened?),
+    }
 }
 
 fn family<'a>(db: &'a DB, name: &str) -> Result<&'a ColumnFamily, Problem> {

@@ -42,7 +42,11 @@ fn a_full_disk_fails_one_checkpoint_and_the_next_works_when_there_is_room() {
     let store = Store::below(&disk.path());
     // Its log is on the same disk, where nothing can be written either.
     let log = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let server = store.serve_with(|command| drop(command.stderr(log()))).expect("the server starts");
+    let server = store
+        .serve_with(|command| {
+            command.stderr(log());
+        })
+        .expect("the server starts");
     let mut client = server.client();
     let kept = checkpoint(&mut client, 1, &memory(0, 500, 0)).unwrap();
 
@@ -152,4 +156,34 @@ fn a_collection_without_room_gives_back_what_it_can_and_names_the_rest() {
     server.crash();
     let server = store.serve();
     whole(&mut server.client());
+}
+
+#[test]
+fn a_store_whose_disk_is_full_is_opened_and_read() {
+    if !geteuid().is_root() {
+        eprintln!("skipped: mounting a tmpfs needs root");
+        return;
+    }
+    let disk = SmallDisk::mount("size=64m");
+    let store = Store::below(&disk.path());
+    let server = store.serve();
+    let kept = checkpoint(&mut server.client(), 1, &memory(0, 500, 0)).unwrap();
+    // What it has committed is in the log of its index.
+    server.crash();
+    let hog = fill(&disk, 16 << 10);
+    let server = store.serve();
+    let mut client = server.client();
+    assert_eq!(client.list().unwrap(), std::slice::from_ref(&kept));
+    assert!(read_back(&mut client, &kept.draft.processes[0].manifest) == memory(0, 500, 0));
+    assert!(client.verify(None).unwrap().damage.is_empty());
+    let problem = checkpoint(&mut client, 2, &memory(0, 500, 1000)).unwrap_err().to_string();
+    assert!(problem.contains("is full"), "{problem}");
+    client.discard(2).unwrap();
+    fs::remove_file(hog).unwrap();
+    // The first write that fails opens the index for writing.
+    let made = (3..6).find_map(|token| {
+        let made = checkpoint(&mut client, token, &memory(0, 500, 1000));
+        made.inspect_err(|_| client.discard(token).unwrap()).ok()
+    });
+    assert_eq!(client.list().unwrap(), [kept, made.unwrap()]);
 }
