@@ -114,6 +114,28 @@ time.sleep(3600)";
     let _ = running.wait_exit();
 }
 
+const HOLES: Workload = Workload { program: "holes", arguments: &[] };
+
+#[test]
+fn a_store_that_was_deleted_gets_all_pages_again_and_no_holes() {
+    let lab = Lab::new();
+    let running = HOLES.launch(&lab);
+    running.wait_ready();
+    let mut all = Vec::new();
+    for _ in 0..2 {
+        lab.checkpoint(&[]);
+        lab.checkpoint(&[]);
+        all.push(pages(&lab).0);
+        // The tracker goes on; the next store has nothing to compare with.
+        std::fs::remove_dir_all(lab.store()).unwrap();
+    }
+    lab.checkpoint_kill(running);
+    all.push(pages(&lab).0);
+    assert!(all.iter().all(|all| (4096..9000).contains(all)), "holes were copied: {all:?} pages");
+    assert_eq!(lab.json(["list"])["checkpoints"].as_array().map(Vec::len), Some(1));
+    lab.restart(["latest"]).expect_ok();
+}
+
 const ADVICE_CHANGES: Workload = Workload { program: "advice_changes", arguments: &[] };
 
 /// The last checkpoint comes while what an earlier one has read of smaps would still hold. (The first one's does not: it makes

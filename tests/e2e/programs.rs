@@ -104,6 +104,7 @@ mod memory {
         in_many_mappings: "many_mappings";
         little_for_the_library: "address_space";
         little_left_of_the_address_space: "address_space" ["full"];
+        hardly_used: "holes";
         advice: "madvise";
         locked: "mlock";
         locked_on_fault: "mlock" ["on-fault"];

@@ -23,6 +23,8 @@ use crate::{
 
 pub struct WpAsync {
     uffd: Fd,
+    /// Some memory may be protected.
+    has_looked: bool,
 }
 
 impl WpAsync {
@@ -30,7 +32,7 @@ impl WpAsync {
     pub fn open() -> Option<Self> {
         let uffd = userfaultfd::open(userfaultfd::WP_ASYNC | userfaultfd::WP_UNPOPULATED).ok()?;
         userfault::set_watching(uffd);
-        Some(Self { uffd })
+        Some(Self { uffd, has_looked: false })
     }
 
     pub fn close(self) {
@@ -61,6 +63,12 @@ impl DirtyTracker for WpAsync {
         found: &mut Vec<Run>,
     ) -> Result<Shown> {
         found.clear();
+        if all && self.has_looked {
+            // Markers that an earlier look has left in holes would be taken for pages in swap, which read as zeros: those of
+            // a dump that failed, or of a mapping that has grown. Where not all is watched, the scan says so.
+            let _ = userfaultfd::unprotect(self.uffd, range.start, range.end - range.start);
+        }
+        self.has_looked = true;
         scan(pagemap, range, if all { 0 } else { WRITTEN }, found)?;
         Ok(if all { Shown::All } else { Shown::Changes })
     }
