@@ -18,7 +18,7 @@ use stasis_sys::{
 
 use crate::{
     arch, arena, births, checkpoint, confined, contagion, credentials, dormant, fork, interrupted, lazy,
-    link, snapshot, stacks, state, stop, system_v, threads, wrappers,
+    link, snapshot, stacks, state, stop, system_v, threads, watches, wrappers,
 };
 
 #[used]
@@ -135,6 +135,7 @@ pub unsafe fn begin_in_child() {
     lazy::forget();
     state::forget_inherited();
     stacks::forget_inherited();
+    watches::begin_in_child();
     dormant::begin();
 }
 

@@ -39,7 +39,7 @@ pub fn capture(table: &Table<'_>, open: &Open) -> Result<DescriptionKind, Refusa
                     open.fd,
                     &open.link,
                     format!("the path of watch {} (inode {}) is not known", watch.wd, watch.inode),
-                    "let the program remove the watch, or add it by inotify_add_watch(3) and a path of at most 255 bytes",
+                    "let the program remove the watch, or add it by inotify_add_watch(3) and a path, in UTF-8, that it still has",
                 ));
             }
         }
