@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use stasis_tests::{Lab, Running, compile, find_program, pseudoterminal::Pseudoterminal, skip};
+use stasis_tests::{Lab, Running, compile, find_program, lab::binary, pseudoterminal::Pseudoterminal, skip};
 
 const KILLS: u32 = 3;
 
@@ -200,6 +200,45 @@ fn bash_that_is_restarted_by_a_shell_of_another_terminal() {
     shell.says("status5");
     shell.terminal.type_line("exit");
     shell.running.take().unwrap().expect_code(0);
+}
+
+/// What ^Z has stopped stands stopped again, and so does `stasis restart`: the shell's `fg` continues both.
+#[test]
+fn a_stopped_job_is_a_stopped_job_of_the_shell_that_restarts_it() {
+    let Some(bash) = path("bash") else { return };
+    let lab = Lab::new();
+    fs::write(lab.work().join("rc"), "PS1='PROMPT> '\n").unwrap();
+    fs::write(lab.work().join("job"), JOB).unwrap();
+    let mut terminal = Pseudoterminal::new(24, 80);
+    let shell = [&bash, "--rcfile", "rc", "-i"];
+    let running = lab.native(shell).environment("TERM", "xterm").on_terminal(&terminal).start();
+    let stasis = binary("stasis").display().to_string();
+    let says = |terminal: &mut Pseudoterminal, text: &str| terminal.expect(text, PATIENCE);
+    says(&mut terminal, "PROMPT> ");
+    terminal.type_line(&format!("{stasis} launch -- sh -c \"$(cat job)\"; echo status$?"));
+    says(&mut terminal, "run2");
+    terminal.press("\x1a");
+    says(&mut terminal, "Stopped");
+    for restart in 1..=KILLS {
+        lab.checkpoint(&["--kill"]);
+        // The shell tells when it is asked something; who stands in for the program stands still until it is continued.
+        terminal.type_line(if restart > 1 { "fg" } else { "" });
+        says(&mut terminal, "Killed");
+        terminal.type_line(&format!("{stasis} restart; echo stopped$((40+{restart}))"));
+        says(&mut terminal, "Stopped");
+        terminal.type_line("fg");
+        says(&mut terminal, "cont7");
+        terminal.press("\x1a");
+        says(&mut terminal, "Stopped");
+    }
+    terminal.type_line("fg");
+    says(&mut terminal, "cont7");
+    terminal.press("\x03");
+    says(&mut terminal, "PROMPT> ");
+    terminal.type_line("echo status$?");
+    says(&mut terminal, "status130");
+    terminal.type_line("exit 3");
+    running.expect_code(3);
 }
 
 #[test]

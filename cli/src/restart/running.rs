@@ -48,6 +48,8 @@ pub struct Child {
     pub init: Option<Init>,
     /// The process group of the computation's own that is to have the terminal.
     pub terminal: Option<Pid>,
+    /// The process that is stood in for stood stopped, and stops again.
+    pub stood_stopped: bool,
     /// All live processes, in the order of the checkpoint.
     pub processes: Vec<Process>,
 }
@@ -91,7 +93,11 @@ pub fn await_all(
                     return Err(error.into());
                 }
             };
-            Ok(Child { pid: root, handle, init: watch.init, terminal, processes })
+            let stood_stopped = processes
+                .iter()
+                .zip(&request.computation.processes)
+                .any(|(process, saved)| process.here == root && saved.image.settings.stopped);
+            Ok(Child { pid: root, handle, init: watch.init, terminal, stood_stopped, processes })
         }
         Err(unspawned) => {
             watch.end();
@@ -197,15 +203,16 @@ fn terminal(request: &Request<'_>, processes: &[Process]) -> Option<Pid> {
 }
 
 impl Child {
-    /// Where there are several processes: waits until the coordinator has heard from all of them, and lets them go on.
+    /// Waits until the coordinator has heard from all processes, which then go on. One that is alone goes on without a
+    /// coordinator, too.
     ///
     /// # Errors
     /// One was killed before. Nobody is left then.
     pub fn await_others(&self, request: &Request<'_>, mut client: Client) -> anyhow::Result<()> {
+        let heard = self.try_await_others(&mut client);
         if self.processes.len() < 2 {
             return Ok(());
         }
-        let heard = self.try_await_others(&mut client);
         if heard.is_err() {
             match &self.init {
                 Some(init) => init.end(),

@@ -7,20 +7,20 @@ use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
-        signal::{SigSet, SigmaskHow, Signal, raise, sigprocmask},
+        signal::{SigSet, SigmaskHow, Signal, killpg, raise, sigprocmask},
         signalfd::{SfdFlags, SignalFd},
     },
     unistd::{Pid, getpgrp, tcsetpgrp},
 };
 
-use super::{namespace::Change, running::Child};
+use super::{namespace::Change, running::Child, terminal};
 use crate::failure::ExitCode;
 
 /// Waits for the program's end; the exit code is the program's.
 ///
 /// # Errors
 /// When the program cannot be waited for.
-pub fn stand_in(child: Child) -> anyhow::Result<ExitCode> {
+pub fn stand_in(mut child: Child) -> anyhow::Result<ExitCode> {
     let all = SigSet::all();
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), None)?;
     let mut signals = SignalFd::with_flags(&all, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
@@ -34,7 +34,7 @@ pub fn stand_in(child: Child) -> anyhow::Result<ExitCode> {
                 take_terminal(&child);
                 end_by(libc::WTERMSIG(status));
             }
-            stopped(&child, libc::WSTOPSIG(status));
+            stopped(&mut child, libc::WSTOPSIG(status));
         }
         wait(&signals, &child)?;
         pass_on(&mut signals, &child)?;
@@ -59,16 +59,20 @@ fn change(child: &Child) -> io::Result<Change> {
     }
 }
 
-/// Stopped from the terminal (Ctrl-Z): the shell is to see its job stop. A program that somebody stops by SIGSTOP is
-/// continued by them.
-fn stopped(child: &Child, signal: i32) {
-    if ![libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU].contains(&signal) {
+/// Stopped from the terminal (Ctrl-Z): the shell is to see its job stop. So it is where the program stood stopped at the
+/// checkpoint, and stops again by SIGSTOP. One that somebody stops by SIGSTOP later is continued by them.
+fn stopped(child: &mut Child, signal: i32) {
+    let stops_again =
+        std::mem::take(&mut child.stood_stopped) && signal == libc::SIGSTOP && terminal::is_job();
+    if !stops_again && ![libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU].contains(&signal) {
         return;
     }
     take_terminal(child);
     let _ = raise(Signal::SIGSTOP);
     if let Some(group) = child.terminal {
         give_terminal(group);
+        // The shell has continued the group of `stasis restart`, which is another one.
+        let _ = killpg(group, Signal::SIGCONT);
     }
     let _ = child.handle.signal(libc::SIGCONT);
 }

@@ -18,7 +18,7 @@ use std::{
     ptr,
 };
 
-use nix::unistd::{getpgrp, getpid, getsid, tcsetpgrp};
+use nix::unistd::{getpgid, getpgrp, getpid, getppid, getsid, tcsetpgrp};
 use stasis_protocol::image::ProcessImage;
 
 use super::{
@@ -85,12 +85,22 @@ pub fn joined(images: &[&ProcessImage], detach: bool) -> BTreeSet<i32> {
     leaders(images).take(1).map(|image| image.ids.pid).collect()
 }
 
-/// The first process, by its place, whose group had the terminal that is outside, where `stasis restart` shares that with it.
+/// The first process, by its place, whose group had the terminal that is outside, where `stasis restart` shares that with it;
+/// or would have it, were it not a job that stood stopped.
 pub fn foreground(images: &[&ProcessImage], tree: &Tree, detach: bool) -> Option<usize> {
-    let had = |(image, node): (&&ProcessImage, &Node)| {
-        image.settings.foreground && node.session.is_none() && node.group.is_some()
+    let shares = |node: &Node| node.session.is_none() && node.group.is_some();
+    let had = |(image, node): (&&ProcessImage, &Node)| image.settings.foreground && shares(node);
+    let waits = |(image, node): (&&ProcessImage, &Node)| {
+        image.settings.stopped && image.settings.terminal != 0 && shares(node)
     };
-    images.iter().zip(&tree.nodes).position(had).filter(|_| !detach)
+    let processes = || images.iter().zip(&tree.nodes);
+    processes().position(had).or_else(|| processes().position(waits)).filter(|_| !detach)
+}
+
+/// Whether who started `stasis restart` sees it stop, and continues it: a shell with job control.
+pub fn is_job() -> bool {
+    let parent = Some(getppid());
+    open().is_some() && getsid(parent) == getsid(None) && getpgid(parent) != getpgid(None)
 }
 
 /// Puts the calling process' group into the foreground, with all signals blocked.
