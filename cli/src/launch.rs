@@ -8,10 +8,14 @@ use std::{
     convert::Infallible,
     env,
     ffi::{CString, OsStr, OsString},
+    fs::File,
     io,
     os::{
         fd::AsFd,
-        unix::ffi::{OsStrExt, OsStringExt},
+        unix::{
+            ffi::{OsStrExt, OsStringExt},
+            fs::FileTypeExt,
+        },
     },
     path::Path,
 };
@@ -184,6 +188,7 @@ fn detach(
         computation: status.computation,
         pids,
         address: address.to_string(),
+        coordinator: address.to_string(),
         coordinator_pid: client.coordinator_pid(),
     };
     if context.json {
@@ -195,9 +200,10 @@ fn detach(
     Ok(ExitCode::SUCCESS)
 }
 
-/// The program in a session of its own, with nothing to read.
+/// The program in a session of its own, with nothing to read. Who reads what `launch` prints from a pipe (`$(...)`) waits for
+/// all ends of that: the program has none.
 fn spawn(image: &Image, address: &Address) -> anyhow::Result<Pid> {
-    let null = std::fs::File::open("/dev/null").context("cannot open /dev/null")?;
+    let null = File::options().read(true).write(true).open("/dev/null").context("cannot open /dev/null")?;
     // SAFETY: this process has one thread, so the child may do whatever this one may.
     match unsafe { fork() }.context("cannot make a process")? {
         ForkResult::Parent { child } => Ok(child),
@@ -205,6 +211,9 @@ fn spawn(image: &Image, address: &Address) -> anyhow::Result<Pid> {
             let failed: io::Error = (|| {
                 setsid()?;
                 nix::unistd::dup2_stdin(&null)?;
+                if is_pipe(io::stdout()) {
+                    nix::unistd::dup2_stdout(&null)?;
+                }
                 tracer::join(address);
                 image.execute().map(|never| match never {})
             })()
@@ -215,6 +224,14 @@ fn spawn(image: &Image, address: &Address) -> anyhow::Result<Pid> {
             unsafe { libc::_exit(ExitCode::NOT_EXECUTABLE.into()) }
         }
     }
+}
+
+fn is_pipe(output: impl AsFd) -> bool {
+    output
+        .as_fd()
+        .try_clone_to_owned()
+        .and_then(|output| File::from(output).metadata())
+        .is_ok_and(|found| found.file_type().is_fifo())
 }
 
 /// The program ended before it had joined, or just after.

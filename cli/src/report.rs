@@ -50,7 +50,21 @@ pub struct Launched {
     pub computation: String,
     pub pids: Vec<u32>,
     pub address: String,
+    /// The same, as [`Restarted`] names it.
+    pub coordinator: String,
     pub coordinator_pid: u32,
+}
+
+/// What `restart --detach` prints.
+#[derive(Debug, Serialize)]
+pub struct Restarted<'a> {
+    pub checkpoint: &'a str,
+    pub computation: &'a str,
+    pub coordinator: &'a str,
+    /// The same, as [`Launched`] names it.
+    pub address: &'a str,
+    pub coordinator_pid: u32,
+    pub pids: Vec<i32>,
 }
 
 #[derive(Debug, Serialize)]

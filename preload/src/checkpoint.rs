@@ -24,6 +24,7 @@ use crate::{
     link::{coordinator::Coordinator, store::Store},
     precopy::{Stood, precopy},
     quiesce::{self, Quiet},
+    restart,
     snapshot::{self, Checked, Children, Share, advice, mappings},
     state::{self, Stop},
     tracker::Tracker,
@@ -250,7 +251,8 @@ pub fn serve(mut coordinator: Option<Coordinator>) -> ! {
             None => {
                 lazy::look_after_pager();
                 let socket = Coordinator::connect();
-                coordinator = socket.and_then(Coordinator::greet).ok();
+                let greet = |socket| Coordinator::greet_again(socket, restart::checkpoint(), false);
+                coordinator = socket.and_then(greet).ok();
                 if coordinator.is_none() {
                     state::pause(LOOK_AGAIN);
                 }

@@ -5,6 +5,7 @@
 //! thread here and lets the others go on inside the stop handler, where each puts back its own part
 //! and waits until the checkpoint thread has put back the rest.
 
+use alloc::string::String;
 use core::{cell::UnsafeCell, sync::atomic::Ordering};
 
 use stasis_protocol::{plan::RestartInfo, wire};
@@ -33,6 +34,14 @@ static INFO: Info = Info(UnsafeCell::new(RestartInfo::NONE));
 /// Where the restorer writes what the library is to know.
 pub fn info_address() -> u64 {
     INFO.0.get() as u64
+}
+
+/// The checkpoint that this process, or the one that it is a child of, was restarted from.
+pub fn checkpoint() -> Option<String> {
+    // SAFETY: see `Info`.
+    let info = unsafe { *INFO.0.get() };
+    let id = core::str::from_utf8(&info.checkpoint).ok()?;
+    (!id.starts_with('\0')).then(|| id.into())
 }
 
 /// glibc's rseq registration: the offset from the thread pointer and the size (`__rseq_offset`,
@@ -130,8 +139,7 @@ pub extern "C" fn checkpoint_thread() -> ! {
     let coordinator = if socket >= 0 {
         let [pager, userfaultfd, table] = lazy::descriptors(&info);
         checkpoint::keep_these([socket, pager, userfaultfd, table]);
-        let from = core::str::from_utf8(&info.checkpoint).ok().map(Into::into);
-        Coordinator::greet_again(socket, from, stops).ok()
+        Coordinator::greet_again(socket, checkpoint(), stops).ok()
     } else {
         checkpoint::keep_these(lazy::descriptors(&info));
         None

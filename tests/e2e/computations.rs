@@ -2,7 +2,8 @@
 
 use std::{fs, thread};
 
-use stasis_tests::{Lab, Workload};
+use nix::sys::signal::Signal;
+use stasis_tests::{DEADLINE, Lab, Workload, lab::wait_all_ended};
 
 const TREE: Workload = Workload { program: "tree", arguments: &[] };
 
@@ -126,6 +127,32 @@ fn the_second_of_two_restarts_at_once_has_its_own_namespace() {
     let processes = status["processes"].as_array().unwrap();
     assert_eq!(processes.len(), 9, "{status}");
     assert!(processes.iter().all(|process| process["pid"] != process["real_pid"]), "{status}");
+    restarted.expect_ok();
+}
+
+#[test]
+fn one_in_a_namespace_of_its_own_is_checkpointed_when_its_coordinator_was_replaced() {
+    let lab = Lab::new();
+    let running = TREE.launch(&lab);
+    running.wait_ready();
+    lab.checkpoint(&[]);
+    let clone = lab.with_coordinator("clone.sock");
+    let restarted = clone.restart(["latest"]);
+    clone.wait_joined(&restarted);
+    // It waits for all of them.
+    clone.checkpoint(&[]);
+    for stop in [&["coordinator", "--stop"][..], &[]] {
+        if stop.is_empty() {
+            let coordinator = clone.coordinator();
+            coordinator.signal(Signal::SIGKILL).unwrap();
+            wait_all_ended(&[coordinator], DEADLINE);
+        } else {
+            clone.run(stop).expect_success();
+        }
+        clone.run(["coordinator"]).expect_success();
+        clone.wait_joined(&restarted);
+        clone.checkpoint(&[]);
+    }
     restarted.expect_ok();
 }
 

@@ -22,7 +22,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{births::Births, log, message::Outgoing, namespaces::Namespaces};
+use super::{births::Births, claim::Claim, log, message::Outgoing, namespaces::Namespaces};
 use crate::{
     address::Address,
     output,
@@ -45,6 +45,9 @@ pub struct Settings {
 
 /// Names a connection; a process that executes another program comes back with a new one.
 pub type MemberId = u64;
+
+/// Names a command's connection.
+pub type ClientId = u64;
 
 /// A process of the computation.
 pub struct Member {
@@ -145,14 +148,19 @@ struct Departed {
 #[derive(Default)]
 struct State {
     id: Option<String>,
+    /// To the id, while there are processes.
+    claim: Option<Claim>,
     /// What the next checkpoint goes on from.
     parent: Option<String>,
     /// The processes of a restart that announced itself, by the pids that they know, and whether each has come.
     awaited: Vec<(u32, bool)>,
+    /// The client that announced them, for as long as it makes them.
+    announced_by: Option<ClientId>,
     /// Where the restart has put them.
     restarted_in: Option<Namespaces>,
     members: BTreeMap<MemberId, Member>,
     next_member: MemberId,
+    next_client: ClientId,
     /// Whether the process that left last was in this pid namespace.
     was_here: bool,
     /// Processes that left and may be about to come back under another program.
@@ -194,6 +202,9 @@ impl Computation {
         }
         let id = format!("{:016x}", random()?);
         state.id = Some(id.clone());
+        if !state.members.is_empty() {
+            state.claim_id();
+        }
         Ok(id)
     }
 
@@ -224,19 +235,20 @@ impl Computation {
         let came_back = state.departed.iter().position(|departed| departed.real_pid == member.real_pid);
         let came_back = came_back.map(|at| state.departed.swap_remove(at).rank);
         let before = replaced.or(came_back);
-        let continues = !state.awaited.is_empty() && member.restarted_from.is_some();
+        // What is launched beside a restart that is under way belongs to its computation.
+        let continues =
+            !state.awaited.is_empty() && (member.restarted_from.is_some() || state.announced_by.is_some());
         let was_born_here = self.births.as_ref().is_some_and(|births| births.settle(member.pid));
         if state.members.is_empty() && before.is_none() && !continues && !was_born_here {
             // All that was here has ended: this is another computation.
-            state.id = None;
-            state.parent = None;
+            state.begin();
             state.joined = 0;
         }
         if member.restarted_from.is_some() && state.parent.is_none() {
             state.parent.clone_from(&member.restarted_from);
         }
-        if continues && state.restarted_in.is_none() {
-            // None of them runs before all are there.
+        if member.restarted_from.is_some() && state.restarted_in.is_none() {
+            // None of them runs before all are there. One whose coordinator was replaced says where it is, as well.
             state.restarted_in = Some(Namespaces::of(member.real_pid));
         }
         if before.is_none() {
@@ -253,6 +265,7 @@ impl Computation {
         }
         log::line(format_args!("{} joined", member.name()));
         state.members.insert(id, member);
+        state.claim_id();
         state.arrived(id);
         (id, state.round.as_ref().map(|round| round.events.clone()))
     }
@@ -268,6 +281,9 @@ impl Computation {
                 let pidfd = Rc::clone(&member.pidfd);
                 if !pidfd.has_ended() {
                     state.departed.push(Departed { real_pid: member.real_pid, pidfd, rank: member.rank });
+                }
+                if state.members.is_empty() {
+                    state.claim = None;
                 }
             }
             (removed, state.round.as_ref().map(|round| round.events.clone()))
@@ -388,12 +404,33 @@ impl Computation {
         }
     }
 
-    /// Makes what connects from now on the continuation of `id` from `checkpoint`.
+    /// A number for a client.
+    pub fn number_client(&self) -> ClientId {
+        let mut state = self.state.borrow_mut();
+        state.next_client += 1;
+        state.next_client
+    }
+
+    /// Makes what connects from now on the continuation of `id` from `checkpoint`; where `id` runs on elsewhere, a computation
+    /// of its own from there.
     ///
     /// # Errors
-    /// Another computation is running here.
-    pub fn resume(&self, id: String, checkpoint: String, processes: &[u32]) -> Result<(), Refusal> {
+    /// Another computation is running here, or being restarted.
+    pub fn resume(
+        &self,
+        client: ClientId,
+        id: String,
+        checkpoint: String,
+        processes: &[u32],
+    ) -> Result<(), Refusal> {
         let mut state = self.state.borrow_mut();
+        if state.announced_by.is_some_and(|other| other != client) {
+            return Err(Refusal {
+                what: "another restart".into(),
+                reason: format!("is under way at {}", self.settings.address),
+                remedy: "wait for it, or restart under a coordinator of its own, --coord".into(),
+            });
+        }
         // Those that have just ended may not have been seen to leave yet.
         if let Some(member) = state.members.values().find(|member| !member.pidfd.has_ended()) {
             return Err(Refusal {
@@ -403,14 +440,35 @@ impl Computation {
             });
         }
         state.members.clear();
-        state.id = Some(id);
+        state.claim = None;
+        state.claim = Claim::take(&id);
+        // Made up when it is asked for.
+        state.id = state.claim.is_some().then_some(id);
         state.parent = Some(checkpoint);
         state.awaited = processes.iter().map(|&pid| (pid, false)).collect();
+        state.announced_by = (!processes.is_empty()).then_some(client);
         state.next_member = state.next_member.max(processes.len() as u64);
         state.restarted_in = None;
         state.departed.clear();
         state.joined = 0;
         Ok(())
+    }
+
+    /// A client has gone. What it was restarting comes without it (`stasis restart` may be killed), or never.
+    pub fn client_left(&self, client: ClientId) {
+        let mut state = self.state.borrow_mut();
+        if state.announced_by != Some(client) {
+            return;
+        }
+        state.announced_by = None;
+        if state.members.is_empty() {
+            state.claim = None;
+        } else if !state.members.values().any(|member| member.restarted_from.is_some()) {
+            // Those that are here were launched meanwhile, and are a computation by themselves.
+            state.begin();
+        }
+        drop(state);
+        self.changed.send_replace(());
     }
 
     /// Whether processes of a restart have not come yet.
@@ -486,6 +544,23 @@ impl Computation {
 }
 
 impl State {
+    /// Keeps the id from other coordinators.
+    fn claim_id(&mut self) {
+        let Some(id) = &self.id else { return };
+        if !self.claim.as_ref().is_some_and(|claim| claim.is_of(id)) {
+            self.claim = Claim::take(id);
+        }
+    }
+
+    /// Makes this another computation.
+    fn begin(&mut self) {
+        self.id = None;
+        self.claim = None;
+        self.parent = None;
+        self.awaited.clear();
+        self.restarted_in = None;
+    }
+
     /// Takes note of a process that may be of a restart; when it is the last one, all of them go on.
     fn arrived(&mut self, id: MemberId) {
         let Some(member) = self.members.get(&id) else { return };
@@ -498,6 +573,7 @@ impl State {
         // One whose coordinator was replaced while it ran is not waited for by anybody: it just goes on.
         if self.awaited.iter().all(|(_, has_come)| *has_come) {
             self.awaited.clear();
+            self.announced_by = None;
             for member in self.members.values().filter(|member| member.restarted_from.is_some()) {
                 if let Err(reason) = member.send(&ToProcess::Go) {
                     log::line(format_args!("{}: {reason}", member.name()));

@@ -19,7 +19,7 @@ use tokio::{
 
 use super::{
     checkpoint::{self, Order, Taken},
-    computation::{Computation, Member, OUTBOX},
+    computation::{ClientId, Computation, Member, OUTBOX},
     dormant, log,
     message::{self, Outgoing},
     stopped,
@@ -173,10 +173,11 @@ async fn serve_client(computation: &Rc<Computation>, stream: UnixStream) -> io::
         Ok(())
     });
     let _reading = AbortOnDrop(reading.abort_handle());
+    let client = Client::new(computation);
     while let Some(request) = incoming.recv().await {
         let ends = request == ClientRequest::Shutdown;
         let reply = tokio::select! {
-            reply = carry_out(computation, request) => reply,
+            reply = carry_out(computation, client.id, request) => reply,
             // Only what waits is given up: a checkpoint that has begun is a task of its own.
             _ = leaving.changed() => break,
         };
@@ -188,6 +189,24 @@ async fn serve_client(computation: &Rc<Computation>, stream: UnixStream) -> io::
     reading.await.unwrap_or(Ok(()))
 }
 
+/// A command that is there.
+struct Client<'a> {
+    computation: &'a Computation,
+    id: ClientId,
+}
+
+impl<'a> Client<'a> {
+    fn new(computation: &'a Computation) -> Self {
+        Self { computation, id: computation.number_client() }
+    }
+}
+
+impl Drop for Client<'_> {
+    fn drop(&mut self) {
+        self.computation.client_left(self.id);
+    }
+}
+
 struct AbortOnDrop(AbortHandle);
 
 impl Drop for AbortOnDrop {
@@ -196,7 +215,7 @@ impl Drop for AbortOnDrop {
     }
 }
 
-async fn carry_out(computation: &Rc<Computation>, request: ClientRequest) -> ClientReply {
+async fn carry_out(computation: &Rc<Computation>, client: ClientId, request: ClientRequest) -> ClientReply {
     match request {
         ClientRequest::Checkpoint { kill, label, without, outside } => {
             let turn = computation.turn.clone().lock_owned().await;
@@ -227,7 +246,7 @@ async fn carry_out(computation: &Rc<Computation>, request: ClientRequest) -> Cli
         }
         ClientRequest::AwaitProcess { real_pid } => await_process(computation, real_pid).await,
         ClientRequest::Resume { computation: id, checkpoint, processes } => {
-            match computation.resume(id, checkpoint, &processes) {
+            match computation.resume(client, id, checkpoint, &processes) {
                 Ok(()) => ClientReply::Done { count: 0 },
                 Err(refusal) => ClientReply::Refused(vec![refusal]),
             }

@@ -7,12 +7,13 @@
 //! peer, [`computation`] is its state, [`checkpoint`] takes one checkpoint, in a [`round`] of all processes;
 //! [`newborn`] waits for those that are about to join, [`births`] knows of those whose parents have
 //! ended, [`dormant`] of those that have not said hello since nobody needed them; [`together`] finds what they share,
-//! [`stopped`] wakes processes that a signal stopped.
+//! [`stopped`] wakes processes that a signal stopped, [`claim`] has the computation's id for itself.
 //!
 //! Not here: what happens inside a process, or what a page is.
 
 mod births;
 mod checkpoint;
+mod claim;
 pub mod computation;
 mod connection;
 mod dormant;

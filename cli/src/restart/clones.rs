@@ -123,7 +123,13 @@ fn places(context: &Context, prepared: &Prepared, count: u32) -> anyhow::Result<
             continue;
         }
         let id = format!("{:016x}", random().context("/dev/urandom")?);
-        client.count(&prepared.resume(id.clone()))?;
+        if let Err(error) = client.count(&prepared.resume(id.clone())) {
+            match error.downcast_ref() {
+                // Somebody else has begun to restart something there.
+                Some(Failure::Refused(_)) => continue,
+                _ => return Err(error),
+            }
+        }
         places.push(Place { address, client, id });
     }
     if places.len() == count as usize {

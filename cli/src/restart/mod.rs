@@ -51,7 +51,7 @@ use stasis_protocol::coordinator::{ClientRequest, Refusal};
 use self::{computation::Computation, running::Child, staging::Staging, tree::Tree};
 use crate::{
     address::Address, args::RestartArgs, client::Client, context::Context, coordinator::start,
-    failure::ExitCode, locate, output, tracer,
+    failure::ExitCode, locate, output, report as reports, tracer,
 };
 
 /// What every restart of a checkpoint needs, however often it is restarted.
@@ -76,11 +76,23 @@ pub fn run(context: &Context, args: &RestartArgs) -> anyhow::Result<ExitCode> {
         let _ = lazy::explain(why_not);
     }
     client.count(&prepared.resume(prepared.computation.record.draft.computation.clone()))?;
+    // Another one than the checkpoint's, where that runs elsewhere.
+    let id = if args.detach { client.status()?.computation } else { String::new() };
+    let coordinator_pid = client.coordinator_pid();
     tracer::join(&address);
     let child = prepared.go(args, &memory, None, &address, client)?;
     start::tell(&address, args.new, context.quiet || context.json);
     if args.detach {
-        print(context, &prepared.computation, &address, &child)?;
+        let address = address.to_string();
+        let restarted = reports::Restarted {
+            checkpoint: &prepared.computation.record.id,
+            computation: &id,
+            coordinator: &address,
+            address: &address,
+            coordinator_pid,
+            pids: child.processes.iter().map(|process| process.here.as_raw()).collect(),
+        };
+        print(context, &restarted, &child)?;
         return Ok(ExitCode::SUCCESS);
     }
     // Or the store's server would stay for as long as the program runs.
@@ -91,7 +103,7 @@ pub fn run(context: &Context, args: &RestartArgs) -> anyhow::Result<ExitCode> {
 impl Prepared {
     /// Reads the checkpoint and checks it.
     fn new(context: &Context, args: &RestartArgs) -> anyhow::Result<Self> {
-        let passed = descriptors::Passed::look();
+        let passed = descriptors::Passed::look(args.detach);
         descriptors::raise_limit();
         let policy = descriptors::Policy { missing: args.on_missing_file, changed: args.on_changed_file };
         let computation = Computation::read(context, &args.reference)?;
@@ -154,29 +166,13 @@ fn disabled(part: &str) -> bool {
 }
 
 /// What `--detach` prints.
-fn print(
-    context: &Context,
-    computation: &Computation,
-    address: &Address,
-    child: &Child,
-) -> anyhow::Result<()> {
-    #[derive(serde::Serialize)]
-    struct Restarted<'a> {
-        checkpoint: &'a str,
-        computation: &'a str,
-        coordinator: String,
-        pids: Vec<i32>,
-    }
-    let restarted = Restarted {
-        checkpoint: &computation.record.id,
-        computation: &computation.record.draft.computation,
-        coordinator: address.to_string(),
-        pids: child.processes.iter().map(|process| process.here.as_raw()).collect(),
-    };
+fn print(context: &Context, restarted: &reports::Restarted<'_>, child: &Child) -> anyhow::Result<()> {
+    let here: Vec<String> = restarted.pids.iter().map(ToString::to_string).collect();
     if context.json {
-        output::json(&restarted)?;
-    } else if !context.quiet {
-        let here: Vec<String> = restarted.pids.iter().map(ToString::to_string).collect();
+        output::json(restarted)?;
+    } else if context.quiet {
+        output::print(&format!("{} {}\n", restarted.computation, here.join(" ")))?;
+    } else {
         let own: Vec<String> = child.processes.iter().map(|process| process.own.to_string()).collect();
         let inside = if own == here {
             String::new()
@@ -184,12 +180,12 @@ fn print(
             let themselves = if own.len() == 1 { "itself" } else { "themselves" };
             format!(" (for {themselves}, in a pid namespace: {})", own.join(" "))
         };
-        println!(
-            "computation {} goes on from {}: pid {}{inside}",
+        output::print(&format!(
+            "computation {} goes on from {}: pid {}{inside}\n",
             restarted.computation,
             restarted.checkpoint,
             here.join(" ")
-        );
+        ))?;
     }
     Ok(())
 }

@@ -146,12 +146,17 @@ fn a_restarted_process_goes_on_from_its_checkpoint() {
     assert_eq!(process.receive(), Some(ToProcess::Committed { token, kill: false }));
 }
 
+/// An id that no other test's coordinator has.
+fn computation() -> String {
+    format!("{:016x}", std::process::id())
+}
+
 #[test]
 fn resuming_gives_a_restarted_process_its_computation_back_and_no_other() {
     let coordinator = Coordinator::start();
     let resume = |checkpoint: &str| {
         let request = ClientRequest::Resume {
-            computation: "00000000000000c0".into(),
+            computation: computation(),
             checkpoint: checkpoint.into(),
             processes: vec![std::process::id()],
         };
@@ -161,14 +166,48 @@ fn resuming_gives_a_restarted_process_its_computation_back_and_no_other() {
     let restarted = FakeProcess::join_as(coordinator.connect(), Some("00000000000000aa"));
     let reply = coordinator.request(&ClientRequest::AwaitProcesses { processes: 1 });
     assert_eq!(reply, ClientReply::Done { count: 1 });
-    assert_eq!(coordinator.json(&["status"]).1["computation"], "00000000000000c0");
+    assert_eq!(coordinator.json(&["status"]).1["computation"], computation());
     // It is running here, so nothing else may take its place.
     assert!(matches!(resume("00000000000000bb"), ClientReply::Refused(_)));
     drop(restarted);
     let mut player = spawn_player(&coordinator);
-    assert_ne!(coordinator.json(&["status"]).1["computation"], "00000000000000c0");
+    assert_ne!(coordinator.json(&["status"]).1["computation"], computation());
     player.kill().unwrap();
     player.wait().unwrap();
+}
+
+/// What `stasis restart` announces.
+fn resume(processes: &[u32]) -> ClientRequest {
+    ClientRequest::Resume {
+        computation: computation(),
+        checkpoint: "00000000000000aa".into(),
+        processes: processes.to_vec(),
+    }
+}
+
+#[test]
+fn one_of_two_restarts_at_once_is_refused_and_what_it_would_have_restarted_may_come_later() {
+    let coordinator = Coordinator::start();
+    let (mut first, mut second) = (coordinator.client(), coordinator.client());
+    assert!(matches!(first.request(&resume(&[1000])), ClientReply::Done { .. }));
+    let ClientReply::Refused(refusals) = second.request(&resume(&[1000])) else { panic!("both are let in") };
+    assert!(refusals[0].to_string().contains("another restart"), "{refusals:?}");
+    // It has failed, or was killed.
+    drop(first);
+    while matches!(second.request(&resume(&[std::process::id()])), ClientReply::Refused(_)) {}
+    let mut restarted = FakeProcess::join_as(coordinator.connect(), Some("00000000000000aa"));
+    assert_eq!(restarted.receive(), Some(ToProcess::Go));
+    assert_eq!(coordinator.json(&["status"]).1["computation"], computation());
+}
+
+#[test]
+fn what_is_launched_after_a_restart_that_failed_waits_for_nobody() {
+    let coordinator = Coordinator::start();
+    assert!(matches!(coordinator.request(&resume(&[1000, 1001])), ClientReply::Done { .. }));
+    let begun = std::time::Instant::now();
+    coordinator.assert_well();
+    assert!(begun.elapsed().as_secs() < 5, "it waited for {:?}", begun.elapsed());
+    assert_ne!(coordinator.json(&["status"]).1["computation"], computation());
 }
 
 #[test]

@@ -113,12 +113,14 @@ impl Coordinator {
 
     /// One request of a client.
     pub fn request(&self, request: &ClientRequest) -> ClientReply {
+        self.client().request(request)
+    }
+
+    pub fn client(&self) -> FakeClient {
         let mut stream = self.connect();
-        for frame in [wire::frame(&Hello { version: VERSION, role: Role::Client }), wire::frame(request)] {
-            stream.write_all(&frame.unwrap()).unwrap();
-        }
+        stream.write_all(&wire::frame(&Hello { version: VERSION, role: Role::Client }).unwrap()).unwrap();
         assert!(matches!(receive(&mut stream), Some(ClientReply::Welcome { version: VERSION, .. })));
-        receive(&mut stream).unwrap()
+        FakeClient { stream }
     }
 
     pub fn pid(&self) -> u32 {
@@ -164,6 +166,18 @@ pub fn finish(child: Child) -> (i32, serde_json::Value) {
 
 fn parse(output: &Output) -> serde_json::Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+/// A command.
+pub struct FakeClient {
+    stream: UnixStream,
+}
+
+impl FakeClient {
+    pub fn request(&mut self, request: &ClientRequest) -> ClientReply {
+        self.stream.write_all(&wire::frame(request).unwrap()).unwrap();
+        receive(&mut self.stream).unwrap()
+    }
 }
 
 /// The checkpoint thread of a process, which is this one.

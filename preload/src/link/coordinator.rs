@@ -56,7 +56,7 @@ impl Coordinator {
         Self::welcomed(socket)
     }
 
-    /// The same for a process that was restarted from a checkpoint; `stops`: it is about to stop itself.
+    /// The same for a process that may have been restarted from a checkpoint; `stops`: it is about to stop itself.
     pub fn greet_again(socket: Fd, restarted_from: Option<String>, stops: bool) -> Result<Self, Errno> {
         introduce(socket, restarted_from, stops)?;
         Self::welcomed(socket)

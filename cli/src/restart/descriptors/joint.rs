@@ -54,13 +54,19 @@ impl Connection {
 pub struct Passed(BTreeSet<RawFd>);
 
 impl Passed {
-    pub fn look() -> Self {
+    /// `detach`: who reads what `restart` prints from a pipe (`$(...)`) waits for all ends of that: the program gets none.
+    pub fn look(detach: bool) -> Self {
         let Ok(entries) = std::fs::read_dir("/proc/self/fd") else {
             return Self((0..3).filter(|&fd| is_open(fd)).collect());
         };
         let numbers: Vec<RawFd> =
             entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-        Self(numbers.into_iter().filter(|&fd| if fd <= 2 { is_open(fd) } else { is_pipe(fd) }).collect())
+        let is_passed = |fd: &RawFd| match *fd {
+            1 if detach => is_open(1) && !is_pipe(1),
+            fd @ ..=2 => is_open(fd),
+            fd => is_pipe(fd),
+        };
+        Self(numbers.into_iter().filter(is_passed).collect())
     }
 
     /// A copy of the descriptor with this number.

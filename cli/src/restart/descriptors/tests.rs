@@ -126,7 +126,7 @@ fn checked(image: &ProcessImage, policy: &Policy) -> Vec<Refusal> {
 
 /// Installs an image in a child, has it look at itself, and fails with what it says.
 fn in_child(image: &ProcessImage, look: impl FnOnce(&Installed) -> Result<(), String>) {
-    let passed = Passed::look();
+    let passed = Passed::look(false);
     let images = vec![image];
     let mut objects = Objects::create(&images).unwrap();
     objects.seal(&images).unwrap();
@@ -476,7 +476,7 @@ fn in_children(
     shared: &[Vec<SharedDescriptor>],
     look: impl Fn(usize) -> Result<(), String>,
 ) {
-    let passed = Passed::look();
+    let passed = Passed::look(false);
     let images: Vec<&ProcessImage> = images.iter().collect();
     let objects = Objects::create(&images).unwrap();
     let mut common = Common::new(images, shared, objects, &passed, &POLICY);
