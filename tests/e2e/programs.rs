@@ -100,6 +100,8 @@ mod memory {
         grown_stack: "stack";
         guard_pages: "guards";
         reserved_address_space: "reserve";
+        nearly_all_addresses_reserved: "little_room";
+        reserved_meanwhile: "reserved_meanwhile";
         sparse_mapping: "sparse";
         in_many_mappings: "many_mappings";
         little_for_the_library: "address_space";
@@ -128,6 +130,7 @@ mod system_v {
     use super::*;
     workloads! {
         shared_memory: "sysv_shm";
+        shared_memory_in_pieces: "segment_pieces";
         semaphores: "sysv_sem";
         message_queues: "sysv_msg";
         that_count: "queue_counts";
@@ -179,6 +182,7 @@ mod descriptors {
         epoll_by_numbers_that_were_closed: "epoll_numbers";
         signalfd: "signalfd";
         inotify: "inotify" ["read"];
+        inotify_over_time: "inotify_over_time";
         pidfds: "pidfd";
         proc_files_of_the_process_itself: "proc_files";
         sockets_that_lead_to_the_kernel_and_the_network: "plain_sockets";

@@ -40,6 +40,14 @@ const SYS_MSEAL: i64 = 462;
 pub const AREA_FROM: u64 = 0x1000_0000_0000;
 pub const AREA_TO: u64 = 0x5000_0000_0000;
 
+/// Where else something may lie for a moment, beside what the kernel gives a fresh process: its program from the last third
+/// of the addresses on, its libraries and its stack at their end.
+const BELOW: Range<u64> = 1 << 21..AREA_FROM;
+const BETWEEN: Range<u64> = 0x5800_0000_0000..0x7c00_0000_0000;
+
+/// What a restart needs at least.
+const LEAST_AREA: u64 = 16 << 20;
+
 /// The end of user space with 47-bit addresses.
 const ADDRESS_END: u64 = (1 << 47) - 4096;
 
@@ -66,8 +74,15 @@ pub fn check(image: &ProcessImage, files: &Files<'_>, refusals: &mut Vec<Refusal
         if let Backing::File(file) = &mapping.backing
             && !files.puts_back(&file.path)
         {
-            check_file(file, mapping, refusals);
+            check_file(image.ids.pid, file, mapping, refusals);
         }
+    }
+    if free_area(occupied(image).collect(), LEAST_AREA).is_none() {
+        refusals.push(refusal(
+            format!("pid {}", image.ids.pid),
+            "its mappings leave no addresses free for what makes the process again",
+            "restart from a checkpoint that was taken when it had reserved less",
+        ));
     }
     let inside = |address: u64| image.mappings.iter().any(|m| m.start <= address && address < m.end);
     let resume = &image.resume;
@@ -88,9 +103,14 @@ pub fn check(image: &ProcessImage, files: &Files<'_>, refusals: &mut Vec<Refusal
 
 /// A file that is mapped privately must be what it was: its unmodified pages are not in the checkpoint. One that is
 /// shared has its content for itself, and must only be long enough.
-fn check_file(file: &FileIdentity, mapping: &image::Mapping, refusals: &mut Vec<Refusal>) {
+fn check_file(pid: i32, file: &FileIdentity, mapping: &image::Mapping, refusals: &mut Vec<Refusal>) {
     use std::os::unix::fs::MetadataExt;
-    let what = || format!("mapped file {}", file.path);
+    // A file is mapped in pieces, by several processes: it is told of once.
+    let whose = format!(", mapped file {}", file.path);
+    if refusals.iter().any(|refusal| refusal.what.ends_with(&whose)) {
+        return;
+    }
+    let what = || format!("pid {pid}{whose}");
     match std::fs::metadata(&file.path) {
         Err(error) => refusals.push(refusal(what(), format!("it cannot be found: {error}"), "put it back")),
         Ok(now) => {
@@ -128,17 +148,19 @@ pub fn occupied(image: &ProcessImage) -> impl Iterator<Item = Range<u64>> {
 /// Where `len` bytes are free beside what is occupied.
 pub fn free_area(mut occupied: Vec<Range<u64>>, len: u64) -> Option<u64> {
     occupied.sort_unstable_by_key(|range| range.start);
-    let mut at = AREA_FROM;
-    for range in occupied {
-        if range.end <= at {
-            continue;
+    [AREA_FROM..AREA_TO, BELOW, BETWEEN].into_iter().find_map(|within| {
+        let mut at = within.start;
+        for range in &occupied {
+            if range.end <= at {
+                continue;
+            }
+            if range.start >= at + len {
+                break;
+            }
+            at = range.end.next_multiple_of(1 << 21);
         }
-        if range.start >= at + len {
-            break;
-        }
-        at = range.end.next_multiple_of(1 << 21);
-    }
-    (at + len <= AREA_TO).then_some(at)
+        (at + len <= within.end).then_some(at)
+    })
 }
 
 /// What of a process is not filled by the restorer.
@@ -146,8 +168,8 @@ pub fn free_area(mut occupied: Vec<Range<u64>>, len: u64) -> Option<u64> {
 pub struct Left {
     /// Mappings, in address order.
     pub regions: Vec<Range<u64>>,
-    /// Whether they are there already, writable, and are moved to their places; otherwise they are left to the pager.
-    pub staged: bool,
+    /// Where they are already, writable, to be moved to their places; otherwise they are left to the pager.
+    pub staged: Option<Range<u64>>,
 }
 
 /// Writes the address space into the plan; opens what it takes, at numbers that the image does not use.
@@ -161,6 +183,7 @@ pub fn plan(
     plan: &mut Plan,
 ) -> anyhow::Result<()> {
     let lazy = &left.regions[..];
+    plan.scratch = scratch(image, left, vdso)?;
     let mut files: BTreeMap<(String, bool), RawFd> = BTreeMap::new();
     let mut modified: Vec<(u64, u64)> = Vec::new();
     for mapping in &image.mappings {
@@ -174,7 +197,7 @@ pub fn plan(
             }
             Backing::Anonymous => flags |= libc::MAP_ANONYMOUS,
             Backing::Object(id) if segment(image, *id).is_some() => {
-                attach(image, mapping, plan);
+                attach(image, mapping, plan.scratch.start, plan);
                 continue;
             }
             Backing::Object(id) => {
@@ -210,7 +233,7 @@ pub fn plan(
             flags |= libc::MAP_NORESERVE;
         }
         let is_lazy = lazy.binary_search_by_key(&mapping.start, |region| region.start).is_ok();
-        if is_lazy && left.staged {
+        if is_lazy && left.staged.is_some() {
             let protection = (libc::PROT_READ | libc::PROT_WRITE) as u32;
             if protection != mapping.protection || mapping.protection_key != 0 {
                 plan.calls.push(protect(mapping));
@@ -262,6 +285,17 @@ fn protect(mapping: &image::Mapping) -> Call {
     }
 }
 
+/// Addresses at which the largest System V segment can be attached.
+fn scratch(image: &ProcessImage, left: &Left, vdso: &Arrangement) -> anyhow::Result<Range<u64>> {
+    let lengths = image.objects.iter().filter_map(|object| segment(image, object.id));
+    let Some(len) = lengths.map(|(_, len)| len).max() else { return Ok(0..0) };
+    let kernel = vdso.kernel.iter().map(|mapping| mapping.start..mapping.start + mapping.len);
+    let start = free_area(occupied(image).chain(left.staged.clone()).chain(kernel).collect(), len);
+    start
+        .map(|start| start..start + len)
+        .ok_or_else(|| anyhow::anyhow!("the image leaves no {len} bytes of addresses free for its segments"))
+}
+
 /// The System V segment that an object is: its id and its length in memory.
 fn segment(image: &ProcessImage, object: u32) -> Option<(i32, u64)> {
     image.objects.iter().find(|one| one.id == object).and_then(|object| match &object.kind {
@@ -270,9 +304,10 @@ fn segment(image: &ProcessImage, object: u32) -> Option<(i32, u64)> {
     })
 }
 
-/// The calls that attach a segment, by the first mapping of it, and give each mapping its protection. Where parts were
-/// unmapped, they are unmapped again.
-fn attach(image: &ProcessImage, mapping: &image::Mapping, plan: &mut Plan) {
+/// The calls that attach a segment, by the first mapping of it, and give each mapping its protection. It is attached at
+/// `scratch` and moved from there piece by piece: the program may have unmapped parts, moved them (mremap(2)), or have
+/// something else in their places.
+fn attach(image: &ProcessImage, mapping: &image::Mapping, scratch: u64, plan: &mut Plan) {
     let Backing::Object(object) = mapping.backing else { return };
     let Some((id, len)) = segment(image, object) else { return };
     let base = mapping.start.wrapping_sub(mapping.offset);
@@ -291,14 +326,19 @@ fn attach(image: &ProcessImage, mapping: &image::Mapping, plan: &mut Plan) {
         (whole, flags) = (whole | libc::PROT_EXEC as u32, flags | libc::SHM_EXEC);
     }
     if pieces.first().is_some_and(|first| first.start == mapping.start) {
-        plan.calls.push(call(libc::SYS_shmat, &[id as u64, base, flags as u64]));
-        let ends = pieces.iter().map(|piece| piece.end).chain([base + len]);
-        let mut at = base;
-        for (start, end) in pieces.iter().map(|piece| piece.start).chain([base + len]).zip(ends) {
-            if at < start {
-                plan.calls.push(call(libc::SYS_munmap, &[at, start - at]));
+        plan.calls.push(call(libc::SYS_shmat, &[id as u64, scratch, flags as u64]));
+        let mut at = 0;
+        for piece in &pieces {
+            if at < piece.offset {
+                plan.calls.push(call(libc::SYS_munmap, &[scratch + at, piece.offset - at]));
             }
-            at = end;
+            let (from, size) = (scratch + piece.offset, piece.end - piece.start);
+            let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+            plan.calls.push(call(libc::SYS_mremap, &[from, size, size, flags, piece.start]));
+            at = piece.offset + size;
+        }
+        if at < len {
+            plan.calls.push(call(libc::SYS_munmap, &[scratch + at, len - at]));
         }
     }
     if mapping.protection != whole || mapping.protection_key != 0 {

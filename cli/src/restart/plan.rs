@@ -27,6 +27,8 @@ pub struct Plan {
     /// Where memory lies that is whole already, where it is to be, its length.
     pub staged: Vec<[u64; 3]>,
     pub calls: Vec<Call>,
+    /// Where segments are attached before they are moved to their places.
+    pub scratch: std::ops::Range<u64>,
     /// What is sealed when all else of memory is as it was.
     pub seals: Vec<Call>,
     pub last_calls: Vec<Call>,

@@ -261,10 +261,12 @@ impl Making<'_> {
         plan.header.key = saved.key;
         let objects = |id| self.common.objects.get(process, id)?.as_fd().try_clone_to_owned().ok();
         let left = match self.request.staging {
-            Some(staging) => layout::Left { regions: staging.regions(process), staged: true },
+            Some(staging) => {
+                layout::Left { regions: staging.regions(process), staged: Some(staging.range()) }
+            }
             None => {
                 let regions = self.request.memory.regions(process).to_vec();
-                layout::Left { regions, staged: false }
+                layout::Left { regions, staged: None }
             }
         };
         let vdso = &self.request.computation.vdso;
@@ -350,7 +352,8 @@ fn fit(image: &ProcessImage, request: &Request<'_>, plan: &mut Plan) -> anyhow::
     plan.header.area_len = len.next_multiple_of(1 << 21);
     let staged = request.staging.map(Staging::range);
     let kernel = plan.kernel_mappings.iter().map(|mapping| mapping.start..mapping.start + mapping.len);
-    let occupied = layout::occupied(image).chain(staged).chain(kernel).collect();
+    let occupied =
+        layout::occupied(image).chain(staged).chain(kernel).chain([plan.scratch.clone()]).collect();
     plan.header.area = layout::free_area(occupied, plan.header.area_len).ok_or_else(|| {
         anyhow::anyhow!("the image leaves no {} bytes of addresses free for the restorer", len)
     })?;

@@ -65,9 +65,16 @@ pub fn replace(plan: &Plan) {
     for (index, mapping) in plan.mappings().iter().enumerate() {
         let flags = mapping.flags as i32 | libc::MAP_FIXED_NOREPLACE;
         let (start, len) = (mapping.start as usize, mapping.len as usize);
-        // SAFETY: MAP_FIXED_NOREPLACE replaces nothing.
-        let mapped =
-            unsafe { memory::map(start, len, mapping.protection as i32, flags, mapping.fd, mapping.offset) };
+        let map = |flags| {
+            // SAFETY: MAP_FIXED_NOREPLACE replaces nothing.
+            unsafe { memory::map(start, len, mapping.protection as i32, flags, mapping.fd, mapping.offset) }
+        };
+        let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let mapped = map(flags).or_else(|error| match error.0 {
+            // It was there, on a machine that promised more memory then, or to somebody else.
+            libc::ENOMEM if flags & private == private => map(flags | libc::MAP_NORESERVE),
+            _ => Err(error),
+        });
         if report::expect(mapped, step::MAP, index, mapping.start) != start {
             report::fail(step::MAP, index, libc::EEXIST, mapping.start);
         }

@@ -51,8 +51,14 @@ pub struct Found {
 pub fn advise(snapshot: &mut Snapshot, read: &mut advice::Read, exact: bool) -> Result<(), Vec<Refusal>> {
     let advised = read.look(exact, snapshot.image.mappings.iter());
     for (found, mapping) in snapshot.mappings.iter_mut().zip(&mut snapshot.image.mappings) {
-        // What was unmapped in these few milliseconds has none.
-        let Some(Advice { flags, protection_key }) = advice::of(&advised, mapping) else { continue };
+        let Some(Advice { flags, protection_key }) = advice::of(&advised, mapping) else {
+            // What was unmapped in these few milliseconds. It may be larger than memory is: that is what it then had.
+            if mapping.backing == Backing::Anonymous && !mapping.shared {
+                mapping.flags |= flag::NORESERVE;
+                found.mapping.flags |= flag::NORESERVE;
+            }
+            continue;
+        };
         if flags & flag::HUGETLB != 0 {
             return Err(vec![hugetlb(mapping.start, mapping.end, "")]);
         }
