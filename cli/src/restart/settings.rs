@@ -33,6 +33,19 @@ pub fn check(image: &ProcessImage, refusals: &mut Vec<Refusal>) {
         }
     }
     tell_of_scheduling(image);
+    let directories = image.threads.iter().filter_map(|thread| thread.own_directory.as_ref());
+    for directory in directories.map(|(directory, _)| directory).chain([&image.cwd]) {
+        let reason = match fs::metadata(directory) {
+            Ok(found) if found.is_dir() => continue,
+            Ok(_) => "it is no directory any more".into(),
+            Err(error) => format!("it cannot be found: {error}"),
+        };
+        refusals.push(refusal(
+            format!("pid {}, its working directory {directory}", image.ids.pid),
+            reason,
+            "make a directory there",
+        ));
+    }
     if image.threads.first().is_none_or(|leader| leader.tid != image.ids.pid) {
         refusals.push(refusal(
             format!("pid {}", image.ids.pid),
@@ -46,12 +59,19 @@ pub fn check(image: &ProcessImage, refusals: &mut Vec<Refusal>) {
 pub fn plan(image: &ProcessImage, exe: Option<i32>, plan: &mut Plan) {
     memory_map(image, exe, plan);
     for limit in &image.limits {
-        if own_limit(limit.resource) == Some((limit.soft, limit.hard)) {
+        let own = own_limit(limit.resource);
+        if own == Some((limit.soft, limit.hard)) {
             continue;
         }
         let bytes: Vec<u8> = [limit.soft, limit.hard].iter().flat_map(|value| value.to_ne_bytes()).collect();
         let at = plan.keep(&bytes);
-        plan.calls.push(pointing(call(libc::SYS_prlimit64, &[0, limit.resource.into(), 0, 0]), 2, at));
+        let set = pointing(call(libc::SYS_prlimit64, &[0, limit.resource.into(), 0, 0]), 2, at);
+        if limit.resource == libc::RLIMIT_NPROC && own.is_some_and(|(_, hard)| limit.hard <= hard) {
+            // The threads that the program had are made whatever it has allowed itself since.
+            plan.last_calls.push(set);
+        } else {
+            plan.calls.push(set);
+        }
     }
     keys(image.settings.protection_keys, plan);
     let flag = |option: i32, value: bool| call(libc::SYS_prctl, &[option as u64, value.into(), 0, 0, 0]);

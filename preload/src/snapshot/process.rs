@@ -30,7 +30,21 @@ pub fn check(refusals: &mut Vec<Refusal>) {
     let pid = process::getpid();
     // By the subject: the checkpoint thread's own directories are its own (clone without CLONE_FS).
     let tid = subject();
-    let cwd = procfs::link(path!("/proc/self/task/{tid}/cwd").as_c_str()).unwrap_or_default();
+    let cwd = procfs::link(path!("/proc/self/task/{tid}/cwd").as_c_str());
+    let unknown = match &cwd {
+        Ok(cwd) if core::str::from_utf8(cwd).is_err() => Some("its path is not UTF-8".into()),
+        Ok(_) => None,
+        // ENAMETOOLONG: longer than PATH_MAX.
+        Err(error) => Some(format!("its path cannot be read: {error}")),
+    };
+    let cwd = cwd.unwrap_or_default();
+    if let Some(reason) = unknown {
+        refusals.push(Refusal {
+            what: format!("pid {pid}, its working directory {}", String::from_utf8_lossy(&cwd)),
+            reason,
+            remedy: "let the program change to another one".into(),
+        });
+    }
     if cwd.ends_with(b" (deleted)") {
         refusals.push(Refusal {
             what: format!("pid {pid}, its working directory {}", String::from_utf8_lossy(&cwd)),
