@@ -123,10 +123,13 @@ pub struct LaunchArgs {
     #[arg(long)]
     pub new: bool,
     /// Run it in the background; print the computation's id and the pid once it has joined
+    ///
+    /// It reads from /dev/null. What it writes to standard output goes where that of `launch` goes, unless that is a pipe:
+    /// who reads the id from there does not wait for the program, and its output is discarded.
     #[arg(long)]
     pub detach: bool,
     /// Take a checkpoint every so many seconds (fractions allowed; 0: none)
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = seconds)]
     pub interval: Option<Duration>,
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
@@ -202,10 +205,12 @@ pub struct RestartArgs {
     #[arg(long, conflicts_with = "clones")]
     pub new: bool,
     /// Run it in the background; print the computation's id and the pids once it runs
+    ///
+    /// What it writes to standard output is discarded where that of `restart` is a pipe, as with `launch --detach`.
     #[arg(long)]
     pub detach: bool,
     /// Take a checkpoint every so many seconds (fractions allowed; 0: none)
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = seconds)]
     pub interval: Option<Duration>,
     /// What to do about an open file that is not there any more
     #[arg(long, value_name = "POLICY", value_enum, default_value_t = MissingFile::Refuse)]
@@ -291,13 +296,13 @@ pub struct PruneArgs {
     #[arg(value_name = "REF", conflicts_with_all = ["keep_last", "keep_hourly", "keep_daily", "labels", "computation"])]
     pub references: Vec<String>,
     /// Keep the last N of each computation
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub keep_last: Option<usize>,
     /// Keep the last of each of the last N hours (of UTC) in which a computation has any
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub keep_hourly: Option<usize>,
     /// Keep the last of each of the last N days (of UTC) in which a computation has any
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub keep_daily: Option<usize>,
     /// Delete checkpoints with a label, too, where nothing else keeps them
     #[arg(long)]
@@ -332,7 +337,7 @@ pub struct TopArgs {
     #[arg(long)]
     pub once: bool,
     /// How often to look
-    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "2")]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = seconds, default_value = "2")]
     pub every: Duration,
 }
 
@@ -345,18 +350,19 @@ pub struct CoordinatorArgs {
     #[arg(long, conflicts_with_all = ["foreground", "interval"])]
     pub stop: bool,
     /// Take a checkpoint every so many seconds (fractions allowed; 0: none)
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = seconds)]
     pub interval: Option<Duration>,
     /// End after so long without a process and a client
-    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "10")]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = seconds, default_value = "10")]
     pub idle_seconds: Duration,
     /// How long a process may take for a step of a checkpoint that moves no data
     #[arg(
         long,
         env = "STASIS_DEADLINE_SECONDS",
         value_name = "SECONDS",
-        value_parser = seconds,
-        default_value = "10"
+        value_parser = deadline,
+        default_value = "10",
+        allow_negative_numbers = true
     )]
     pub deadline_seconds: Duration,
     /// Where to report that it listens (by the command that starts it)
@@ -369,15 +375,32 @@ pub struct StoreArgs {
     /// End the store's server, once no checkpoint is being taken
     #[arg(long)]
     pub stop: bool,
+    /// Stay in the foreground
+    #[arg(long, conflicts_with = "stop")]
+    pub foreground: bool,
     /// Options of stasis-store
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTION")]
     pub options: Vec<OsString>,
+}
+
+/// Longer ones are beyond what clocks count from now on.
+const LONGEST: Duration = Duration::from_secs(366 * 86_400);
+
+/// What STASIS_DEADLINE_SECONDS may be; empty, it is as if it were not set.
+///
+/// # Errors
+/// Why it is no time.
+pub fn deadline(text: &str) -> Result<Duration, String> {
+    if text.is_empty() { Ok(Duration::from_secs(10)) } else { seconds(text) }
 }
 
 /// Parses seconds with a fraction.
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_string())?;
     let duration = Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?;
+    if duration > LONGEST {
+        return Err("more than a year".into());
+    }
     if seconds != 0.0 && duration < Duration::from_millis(1) {
         return Err("less than a millisecond".into());
     }
@@ -398,7 +421,7 @@ mod tests {
     fn seconds_take_fractions_and_refuse_what_is_no_time() {
         assert_eq!(seconds("0.25"), Ok(Duration::from_millis(250)));
         assert_eq!(seconds("0"), Ok(Duration::ZERO));
-        for text in ["", "x", "-1", "inf", "NaN", "0.0001", "1e300"] {
+        for text in ["", "x", "-1", "inf", "NaN", "0.0001", "1e300", "1e19"] {
             assert!(seconds(text).is_err(), "{text}");
         }
     }

@@ -42,6 +42,11 @@ impl Client {
             {
                 return Ok(None);
             }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => bail!(Failure::refused(
+                format!("the coordinator at {address}"),
+                "this user may not connect to it",
+                "name a coordinator of your own with --coord, or set XDG_RUNTIME_DIR to a directory of yours"
+            )),
             Err(error) => return Err(error).with_context(|| format!("cannot connect to {address}")),
         };
         let peer = getsockopt(&stream, PeerCredentials)?;

@@ -46,12 +46,15 @@ pub fn check(name: &OsStr) -> Result<PathBuf, Failure> {
 
 /// Searches as execvp(3) does.
 fn find(name: &OsStr) -> Result<PathBuf, Failure> {
+    if name.is_empty() {
+        return Err(Failure::ProgramNotFound("the program's name is empty".into()));
+    }
     if name.as_bytes().contains(&b'/') {
         return executable(Path::new(name)).map(|()| name.into());
     }
     let search = env::var_os("PATH").unwrap_or_else(|| OsString::from(DEFAULT_PATH));
     let mut denied = None;
-    for directory in search.as_bytes().split(|&byte| byte == b':').filter(|_| !name.is_empty()) {
+    for directory in search.as_bytes().split(|&byte| byte == b':') {
         // An empty entry is the working directory.
         let directory = if directory.is_empty() { b"." } else { directory };
         let path = Path::new(OsStr::from_bytes(directory)).join(name);
@@ -112,6 +115,9 @@ fn inspect(path: &Path) -> Result<Kind, Failure> {
     // The kernel ignores set-uid bits of scripts.
     let meta = file.metadata().map_err(unreadable)?;
     privileges(path, &meta)?;
+    if is_linker(path) {
+        return Ok(Kind::Dynamic);
+    }
     let interpreter = elf_interpreter(path, &file, head)?;
     linker(path, &interpreter)?;
     Ok(Kind::Dynamic)
@@ -202,6 +208,12 @@ fn elf_interpreter(path: &Path, file: &File, head: &[u8]) -> Result<PathBuf, Fai
         "it is linked statically, so that no library can be loaded into it".into(),
         "use a dynamically linked build of it",
     ))
+}
+
+/// Whether it is glibc's dynamic linker, executed by its name (ld.so(8)): it loads what LD_PRELOAD names, as ever.
+fn is_linker(path: &Path) -> bool {
+    path.canonicalize()
+        .is_ok_and(|path| path.file_name().is_some_and(|name| name.as_bytes() == b"ld-linux-x86-64.so.2"))
 }
 
 fn linker(path: &Path, interpreter: &Path) -> Result<(), Failure> {

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use anyhow::bail;
 use serde::Serialize;
 
 use crate::{
@@ -38,6 +39,15 @@ pub fn run(context: &Context, args: &PruneArgs) -> anyhow::Result<ExitCode> {
         doomed.insert(store.resolve(reference)?.id);
     }
     let all: Vec<report::Checkpoint> = store.list()?.into_iter().map(report::Checkpoint::from).collect();
+    if let Some(id) = rule.computation
+        && !all.iter().any(|checkpoint| checkpoint.computation == id)
+    {
+        bail!(Failure::refused(
+            format!("computation {id}"),
+            "it has no checkpoint in this store",
+            "`stasis show REF` says which computation a checkpoint is of"
+        ));
+    }
     if args.references.is_empty() {
         doomed = rule.doomed(&all);
     }

@@ -24,7 +24,8 @@ pub fn run(context: &Context, args: &StoreArgs) -> anyhow::Result<ExitCode> {
         return stop(context);
     }
     let server = locate::find(locate::STORE_SERVER)?;
-    let error = Command::new(&server).arg(context.store()?).args(&args.options).exec();
+    let foreground = args.foreground.then_some("--foreground");
+    let error = Command::new(&server).arg(context.store()?).args(foreground).args(&args.options).exec();
     Err(error).with_context(|| format!("cannot execute {}", server.display()))
 }
 

@@ -43,8 +43,9 @@ pub fn export(context: &Context, args: &ExportArgs) -> anyhow::Result<ExitCode> 
         eprintln!("{}", serde_json::to_string(&report::Exported::from(&exported))?);
     } else if !context.quiet {
         output::note(&format!(
-            "{} checkpoints exported, {}",
+            "{} {} exported, {}",
             exported.checkpoints,
+            if exported.checkpoints == 1 { "checkpoint" } else { "checkpoints" },
             output::bytes(exported.bytes)
         ));
     }

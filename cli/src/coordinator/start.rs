@@ -17,7 +17,7 @@ use anyhow::{Context as _, bail};
 use nix::fcntl::{FcntlArg, fcntl};
 use stasis_protocol::coordinator::ClientRequest;
 
-use crate::{address::Address, client::Client, failure::Failure, output};
+use crate::{address::Address, args, client::Client, failure::Failure, output};
 
 /// What a coordinator writes to its starter when it listens.
 pub const READY: &[u8] = b"ready";
@@ -114,6 +114,11 @@ enum Listens {
 
 /// Returns when a coordinator listens: the one started, or one that was faster.
 fn start(address: &Address, store: &Path, options: &Options) -> anyhow::Result<Listens> {
+    if let Some(text) = env::var_os("STASIS_DEADLINE_SECONDS") {
+        // The coordinator's own complaint would go to its log.
+        args::deadline(&text.to_string_lossy())
+            .map_err(|error| Failure::Usage(format!("STASIS_DEADLINE_SECONDS is {text:?}: {error}")))?;
+    }
     let executable = env::current_exe().context("cannot tell where `stasis` itself is")?;
     let log_path = log_path(address);
     if log_path.metadata().is_ok_and(|meta| meta.len() > LONGEST_LOG) {
@@ -126,7 +131,13 @@ fn start(address: &Address, store: &Path, options: &Options) -> anyhow::Result<L
         .mode(0o600)
         .custom_flags(libc::O_NOFOLLOW)
         .open(&log_path)
-        .with_context(|| format!("cannot open {}", log_path.display()))?;
+        .map_err(|error| {
+            Failure::refused(
+                format!("the coordinator's log {}", log_path.display()),
+                format!("it cannot be opened: {error}"),
+                "name a place of your own: --coord unix:PATH, or XDG_RUNTIME_DIR",
+            )
+        })?;
     let (ready, low) = io::pipe().context("cannot make a pipe")?;
     // Descriptors 0 to 2 may be closed here, and then the pipe would be one of them.
     let report =
