@@ -137,6 +137,7 @@ pub unsafe fn begin_in_child() {
     stacks::forget_inherited();
     watches::begin_in_child();
     dormant::begin();
+    wrappers::threads::begin_in_child();
 }
 
 /// The checkpoint thread's stack, in bytes: records are built in the arena, directory entries on the

@@ -73,7 +73,14 @@ pub fn install_for(alternate: bool) -> Result<()> {
     install()
 }
 
-/// The same, where the handler had been installed; nothing is to be done in a process that is not checkpointed.
+/// Whether the handler is the one that the kernel calls.
+pub fn is_installed() -> bool {
+    // SAFETY: asks only.
+    let action = unsafe { process::sigaction(SIGNAL, None) };
+    action.is_ok_and(|action| action.handler == arch::handler as *const () as usize)
+}
+
+/// [`install`], where the handler had been installed; nothing is to be done in a process that is not checkpointed.
 pub fn install_again() -> Result<()> {
     if INSTALLED.load(Ordering::Acquire) { install() } else { Ok(()) }
 }

@@ -28,7 +28,7 @@ mod sleep;
 mod sockets;
 mod system_v;
 pub mod table;
-mod threads;
+pub mod threads;
 mod timed;
 pub mod timers;
 pub mod userfault;
@@ -122,13 +122,17 @@ fn fill(call: &mut MaybeUninit<Call>, nr: i64, arguments: [u64; 6]) -> &mut Call
 /// Fills in a call that is a cancellation point.
 fn fill_cancellable(call: &mut MaybeUninit<Call>, nr: i64, arguments: [u64; 6]) -> &mut Call {
     let call = fill(call, nr, arguments);
-    // SAFETY: glibc writes it while there is one thread only.
-    let alone = unsafe { (&raw const __libc_single_threaded).read_volatile() != 0 };
-    call.cancel = if alone { -1 } else { 0 };
+    call.cancel = if single_threaded() { -1 } else { 0 };
     call
 }
 
 /// Notes when the call must end: what it was given is overwritten by what is left.
+/// Whether libc has made no thread.
+fn single_threaded() -> bool {
+    // SAFETY: glibc writes it while there is one thread only.
+    unsafe { (&raw const __libc_single_threaded).read_volatile() != 0 }
+}
+
 fn note_deadline(call: &mut Call) {
     if let Some(given) = table::of(call.nr).and_then(|entry| remaining::given(entry.time, &call.arguments)) {
         call.deadline = now().saturating_add(given);

@@ -7,13 +7,22 @@ use core::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use super::next;
-use crate::stop;
+use super::{next, single_threaded};
+use crate::{dormant, stop};
 
 type PthreadCreate = unsafe extern "C" fn(*mut c_void, *const c_void, *const c_void, *mut c_void) -> i32;
 
 /// The next definition; 0 before it was looked for.
 static NEXT: AtomicUsize = AtomicUsize::new(0);
+
+/// In the child of a fork: the program's first thread may have forked before [`pthread_create`] came to put our handler back.
+/// Whoever called this process until now has called glibc's.
+pub fn begin_in_child() {
+    if !single_threaded() && !stop::is_installed() {
+        let _ = stop::install_again();
+        dormant::wake();
+    }
+}
 
 /// pthread_create(3).
 ///
