@@ -76,6 +76,29 @@ fn own_pid_in(status: &str) -> Option<u32> {
     pids.split_whitespace().last()?.parse().ok()
 }
 
+/// The parent of a process; `None` where that is not to be seen from here.
+pub fn parent(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    parent.trim().parse().ok().filter(|&parent| parent != 0)
+}
+
+/// What two processes may have together (kcmp(2)).
+#[derive(Clone, Copy)]
+pub enum Shared {
+    Memory = 1,
+    /// The table of descriptors.
+    Files = 2,
+    /// Working and root directory, umask.
+    Directory = 3,
+}
+
+/// Whether they have it together, as far as the kernel says so (CONFIG_KCMP), and to whom may ask.
+pub fn shares(one: u32, other: u32, what: Shared) -> bool {
+    // SAFETY: kcmp(2) of these kinds takes numbers.
+    unsafe { libc::syscall(libc::SYS_kcmp, one, other, what as i32, 0, 0) == 0 }
+}
+
 /// The children of a process that have not ended (proc(5), /proc/pid/task/tid/children).
 pub fn children(pid: u32) -> Vec<u32> {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };

@@ -163,6 +163,7 @@ mod process {
         identity: "identity" ["overwritten"];
         clocks: "clocks";
         group_and_session: "process_group";
+        children_of_clone_and_of_the_first_thread: "clone_function";
     }
 }
 
@@ -297,6 +298,32 @@ mod refused {
     }
 
     #[track_caller]
+    fn is_entangled(what: &'static str, words: &[&str]) {
+        let arguments = Box::leak(Box::new([what]));
+        Workload { program: "entangled", arguments }.is_refused(words);
+    }
+
+    #[test]
+    fn memory_shared_with_a_child() {
+        is_entangled("memory", &["memory", "CLONE_VM", "pid "]);
+    }
+
+    #[test]
+    fn descriptors_shared_with_a_child() {
+        is_entangled("descriptors", &["shares its descriptors", "CLONE_FILES", "pid "]);
+    }
+
+    #[test]
+    fn a_working_directory_shared_with_a_child() {
+        is_entangled("directory", &["working directory", "CLONE_FS", "pid "]);
+    }
+
+    #[test]
+    fn a_child_that_is_traced() {
+        is_entangled("traced", &["traces it", "ptrace", "pid "]);
+    }
+
+    #[track_caller]
     fn refuses(confinement: &'static str, words: &[&str]) {
         let arguments = Box::leak(Box::new([confinement]));
         Workload { program: "confined", arguments }.is_refused(words);
@@ -370,7 +397,9 @@ mod refused {
 
     #[test]
     fn each_would_notice_natively_what_it_loses() {
-        for program in ["pidfd_outside", "mq_notified", "secret_memory", "cwd_deleted", "signal_block_raw"] {
+        for program in
+            ["pidfd_outside", "mq_notified", "secret_memory", "cwd_deleted", "signal_block_raw", "entangled"]
+        {
             Workload { program, arguments: &[] }.notices_what_is_lost();
         }
     }

@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     computation::{Computation, MemberId, random},
-    dormant, log,
+    dormant, entangled, log,
     round::{Failure, Gathered, ProcessDump, Question, Round, Subject, Suspects},
     stopped,
 };
@@ -101,6 +101,10 @@ async fn round(
     let store = opened.map_err(|reason| one(store_refusal(computation, reason)))?;
     let token = random().map_err(|error| {
         one(refusal("the coordinator", format!("has no random numbers: {error}"), "is /dev/urandom there?"))
+    let refusals = entangled::refusals(computation);
+    if !refusals.is_empty() {
+        return Err(refusals.into());
+    }
     })?;
     let question = Question {
         token,

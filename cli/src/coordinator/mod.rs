@@ -18,6 +18,7 @@ pub mod computation;
 mod connection;
 mod dormant;
 mod log;
+mod entangled;
 mod message;
 mod namespaces;
 mod newborn;

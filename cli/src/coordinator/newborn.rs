@@ -143,11 +143,23 @@ impl Newborn {
     /// Why the checkpoint cannot be taken, for those that are overdue.
     pub fn overdue(&self) -> Vec<Refusal> {
         let now = Instant::now();
-        self.awaited
-            .values()
-            .filter(|awaited| awaited.until <= now)
-            .map(|awaited| awaited.refusal.clone())
-            .collect()
+        let overdue = self.awaited.iter().filter(|(_, awaited)| awaited.until <= now);
+        overdue.map(|(&real_pid, awaited)| refusal(real_pid, &awaited.refusal)).collect()
+    }
+}
+
+/// What is said of a process that does not come.
+fn refusal(real_pid: u32, refusal: &Refusal) -> Refusal {
+    let parent = process::parent(real_pid);
+    match parent.filter(|&parent| process::shares(real_pid, parent, process::Shared::Memory)) {
+        Some(parent) => Refusal {
+            reason: format!(
+                "it has the memory of pid {parent} together with that (vfork(2), clone(2) with CLONE_VM)"
+            ),
+            remedy: "take the checkpoint when it has executed a program or ended".into(),
+            ..refusal.clone()
+        },
+        None => refusal.clone(),
     }
 }
 

@@ -15,6 +15,7 @@
 //! [`arch::wrapped_call`]: crate::arch::wrapped_call
 
 pub mod advice;
+mod clone;
 mod confine;
 mod exec;
 pub mod exit;
@@ -126,13 +127,13 @@ fn fill_cancellable(call: &mut MaybeUninit<Call>, nr: i64, arguments: [u64; 6]) 
     call
 }
 
-/// Notes when the call must end: what it was given is overwritten by what is left.
 /// Whether libc has made no thread.
 fn single_threaded() -> bool {
     // SAFETY: glibc writes it while there is one thread only.
     unsafe { (&raw const __libc_single_threaded).read_volatile() != 0 }
 }
 
+/// Notes when the call must end: what it was given is overwritten by what is left.
 fn note_deadline(call: &mut Call) {
     if let Some(given) = table::of(call.nr).and_then(|entry| remaining::given(entry.time, &call.arguments)) {
         call.deadline = now().saturating_add(given);
@@ -160,4 +161,6 @@ pub unsafe fn init() {
     unsafe { timers::init() };
     // SAFETY: as above.
     unsafe { exec::init() };
+    // SAFETY: as above.
+    unsafe { clone::init() };
 }

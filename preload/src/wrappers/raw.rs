@@ -89,7 +89,8 @@ pub unsafe extern "C" fn by_number(
     }
 }
 
-fn shares_memory(flags: u64) -> bool {
+/// Whether a clone(2) with these flags makes a child without memory of its own.
+pub fn shares_memory(flags: u64) -> bool {
     flags & libc::CLONE_VM as u64 != 0
 }
 
