@@ -54,6 +54,36 @@ fn the_coordinator_is_killed_and_the_program_restarts_under_a_new_one() {
     running.expect_ok();
 }
 
+/// They would join the coordinator of the restart as soon as they look for a new one.
+#[test]
+fn originals_stay_outside_of_a_restart_that_is_made_where_their_coordinator_was_killed() {
+    const SCRIPT: &str = "while :; do /bin/echo step; sleep 0.1; done";
+    let lab = Lab::new();
+    let original = lab.launch(["bash", "-c", SCRIPT]);
+    original.wait_line("step");
+    lab.checkpoint(&[]);
+    let coordinator = lab.coordinator();
+    coordinator.signal(Signal::SIGKILL).unwrap();
+    assert!(coordinator.wait_ended(DEADLINE));
+    let restarted = lab.restart(["latest"]);
+    lab.wait_joined(&restarted);
+    // Longer than it takes them to look (preload/src/checkpoint.rs, LOOK_AGAIN).
+    thread::sleep(Duration::from_millis(1500));
+    let status = lab.json(["status"]);
+    let processes = status["processes"].as_array().unwrap().iter();
+    let here = processes.filter(|process| process["real_pid"] == original.pid()).count();
+    assert_eq!(here, 0, "{status}");
+    lab.checkpoint(&["--kill"]);
+    restarted.expect_code(128 + libc::SIGKILL);
+    assert!(!original.has_ended(), "it belongs to nobody");
+    // Where it is, nobody may be restarted now; elsewhere all are.
+    let elsewhere = lab.with_coordinator("another.sock");
+    let restarted = elsewhere.restart(["latest"]);
+    elsewhere.wait_joined(&restarted);
+    elsewhere.run(["kill"]).expect_success();
+    original.signal(Signal::SIGKILL);
+}
+
 #[test]
 fn the_store_server_is_killed_during_checkpoints_and_all_committed_ones_restart() {
     let lab = Lab::new();

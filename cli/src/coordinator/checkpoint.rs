@@ -1,7 +1,12 @@
 //! Taking one checkpoint: every process dumps itself into the store, and when all have, the store makes
 //! a checkpoint of the dumps. Whatever goes wrong, the processes run on as if nothing had been asked.
 
-use std::{collections::BTreeMap, os::fd::OwnedFd, rc::Rc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::OwnedFd,
+    rc::Rc,
+    time::Duration,
+};
 
 use stasis_protocol::{
     coordinator::{Outside, Phase, Refusal, ToProcess},
@@ -19,7 +24,7 @@ use super::{
     round::{Failure, Gathered, ProcessDump, Question, Round, Subject, Suspects},
     stopped,
 };
-use crate::{process, store};
+use crate::{output, process, store};
 
 /// What a step that moves data may take on top, for each byte of the process: a disk of 32 MiB a second.
 const NANOS_PER_BYTE: u64 = 30;
@@ -96,15 +101,15 @@ async fn round(
     suspects: &mut Option<Suspects>,
 ) -> Result<Taken, Failure> {
     let members = members(computation).map_err(one)?;
+    let refusals = entangled::refusals(computation);
+    if !refusals.is_empty() {
+        return Err(refusals.into());
+    }
     let directory = computation.settings.store.clone();
     let opened = blocking(move || store::connect_or_start(&directory)).await;
     let store = opened.map_err(|reason| one(store_refusal(computation, reason)))?;
     let token = random().map_err(|error| {
         one(refusal("the coordinator", format!("has no random numbers: {error}"), "is /dev/urandom there?"))
-    let refusals = entangled::refusals(computation);
-    if !refusals.is_empty() {
-        return Err(refusals.into());
-    }
     })?;
     let question = Question {
         token,
@@ -293,6 +298,14 @@ fn draft(
     let id = computation.id().map_err(|error| {
         refusal("the computation", format!("cannot be named: {error}"), "is /dev/urandom there?")
     })?;
+    let mut pids = BTreeSet::new();
+    if let Some(double) = dumps.iter().find(|dump| !pids.insert(dump.entry.pid)) {
+        return Err(refusal(
+            format!("pid {} ({})", double.entry.pid, output::printable(&double.entry.command)),
+            "another process of the computation has this pid, in another pid namespace",
+            "end one of them, or start one under a coordinator of its own (--coord)",
+        ));
+    }
     Ok(CheckpointDraft {
         computation: id,
         parent: computation.parent(),

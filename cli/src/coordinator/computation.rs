@@ -22,7 +22,14 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{births::Births, claim::Claim, log, message::Outgoing, namespaces::Namespaces};
+use super::{
+    admission::{Admission, Applicant},
+    births::Births,
+    claim::Claim,
+    log,
+    message::Outgoing,
+    namespaces::Namespaces,
+};
 use crate::{
     address::Address,
     output,
@@ -152,6 +159,7 @@ struct State {
     claim: Option<Claim>,
     /// What the next checkpoint goes on from.
     parent: Option<String>,
+    admission: Admission,
     /// The processes of a restart that announced itself, by the pids that they know, and whether each has come.
     awaited: Vec<(u32, bool)>,
     /// The client that announced them, for as long as it makes them.
@@ -211,6 +219,29 @@ impl Computation {
     /// The checkpoint that the next one goes on from.
     pub fn parent(&self) -> Option<String> {
         self.state.borrow().parent.clone()
+    }
+
+    /// Whether a process may join: the epoch that it is told of, `None` where it may not.
+    pub async fn admit(&self, applicant: &Applicant<'_>) -> Option<u64> {
+        let decided = {
+            let state = &mut *self.state.borrow_mut();
+            let pidfds = state.members.values().map(|member| &member.pidfd);
+            let mut pidfds = pidfds.chain(state.departed.iter().map(|departed| &departed.pidfd));
+            if state.awaited.is_empty() && pidfds.all(|pidfd| pidfd.has_ended()) && self.births().is_empty() {
+                state.admission.begin_anew();
+            }
+            let awaited = state.awaited.iter().map(|(pid, _)| *pid);
+            state.admission.decide(applicant, &state.members, awaited)
+        };
+        match decided {
+            Ok(epoch) => Some(epoch),
+            Err(others) => {
+                for id in others {
+                    self.leave(id).await;
+                }
+                None
+            }
+        }
     }
 
     /// Adds a process.
@@ -449,6 +480,7 @@ impl Computation {
         state.announced_by = (!processes.is_empty()).then_some(client);
         state.next_member = state.next_member.max(processes.len() as u64);
         state.restarted_in = None;
+        state.admission.resume();
         state.departed.clear();
         state.joined = 0;
         Ok(())

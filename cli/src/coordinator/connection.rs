@@ -18,6 +18,7 @@ use tokio::{
 };
 
 use super::{
+    admission::Applicant,
     checkpoint::{self, Order, Taken},
     computation::{ClientId, Computation, Member, OUTBOX},
     dormant, log,
@@ -54,20 +55,21 @@ async fn identify(computation: &Rc<Computation>, mut stream: UnixStream) -> io::
     let Some(hello) = hello.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? else {
         return Ok(());
     };
-    let welcome = ClientReply::Welcome { version: VERSION, coordinator_pid: std::process::id() };
+    let speaks_another = hello.version != VERSION;
     match hello.role {
-        Role::Client => message::write(&mut stream, &welcome).await?,
-        Role::Process { .. } => message::write(&mut stream, &ToProcess::Welcome { version: VERSION }).await?,
-    }
-    if hello.version != VERSION {
-        return Err(io::Error::other(format!(
-            "it speaks version {} and this is version {VERSION}",
-            hello.version
-        )));
-    }
-    match hello.role {
-        Role::Client => serve_client(computation, stream).await,
-        Role::Process { pid, argv, restarted_from, stops } => {
+        Role::Client => {
+            let welcome = ClientReply::Welcome { version: VERSION, coordinator_pid: std::process::id() };
+            message::write(&mut stream, &welcome).await?;
+            if speaks_another {
+                return Err(another_version(hello.version));
+            }
+            serve_client(computation, stream).await
+        }
+        Role::Process { .. } if speaks_another => {
+            message::write(&mut stream, &ToProcess::Welcome { version: VERSION, epoch: 0 }).await?;
+            Err(another_version(hello.version))
+        }
+        Role::Process { pid, argv, restarted_from, stops, epoch } => {
             let real_pid =
                 peer.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|&pid| pid != 0).ok_or_else(
                     || io::Error::other("the process is in a pid namespace that cannot be seen from here"),
@@ -80,6 +82,11 @@ async fn identify(computation: &Rc<Computation>, mut stream: UnixStream) -> io::
                     return Err(error);
                 }
             };
+            let is_restarted = restarted_from.is_some();
+            let applicant = Applicant { pid, real_pid, pidfd: &pidfd, is_restarted, epoch };
+            // One that may not join asks again.
+            let Some(epoch) = computation.admit(&applicant).await else { return Ok(()) };
+            message::write(&mut stream, &ToProcess::Welcome { version: VERSION, epoch }).await?;
             let (reader, writer) = stream.into_split();
             let (outbox, messages) = mpsc::channel(OUTBOX);
             let writing = spawn_local(deliver(messages, writer));
@@ -117,6 +124,10 @@ async fn identify(computation: &Rc<Computation>, mut stream: UnixStream) -> io::
             result
         }
     }
+}
+
+fn another_version(version: u32) -> io::Error {
+    io::Error::other(format!("it speaks version {version} and this is version {VERSION}"))
 }
 
 /// argv for people, and not longer than they read: it is in every checkpoint's record.

@@ -11,14 +11,15 @@
 //!
 //! Not here: what happens inside a process, or what a page is.
 
+mod admission;
 mod births;
 mod checkpoint;
 mod claim;
 pub mod computation;
 mod connection;
 mod dormant;
-mod log;
 mod entangled;
+mod log;
 mod message;
 mod namespaces;
 mod newborn;

@@ -82,7 +82,7 @@ fn greet(path: &Path) -> anyhow::Result<u32> {
 }
 
 fn welcome(stream: &mut UnixStream) -> anyhow::Result<()> {
-    let frame = wire::frame(&ToProcess::Welcome { version: VERSION })?;
+    let frame = wire::frame(&ToProcess::Welcome { version: VERSION, epoch: 0 })?;
     match io::Write::write_all(stream, &frame) {
         // It may have ended in the meantime.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),

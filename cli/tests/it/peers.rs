@@ -196,9 +196,15 @@ impl FakeProcess {
         let pid = std::process::id();
         process.send(&Hello {
             version: VERSION,
-            role: Role::Process { pid, argv, restarted_from: restarted_from.map(Into::into), stops: false },
+            role: Role::Process {
+                pid,
+                argv,
+                restarted_from: restarted_from.map(Into::into),
+                stops: false,
+                epoch: 0,
+            },
         });
-        assert_eq!(process.receive(), Some(ToProcess::Welcome { version: VERSION }));
+        assert!(matches!(process.receive(), Some(ToProcess::Welcome { version: VERSION, .. })));
         process
     }
 

@@ -28,6 +28,8 @@ pub enum Role {
         restarted_from: Option<String>,
         /// It stood stopped then, and stops as soon as it is welcome: it is not there before.
         stops: bool,
+        /// What the coordinator that it, or whoever forked it, belonged to last has told in its welcome; 0: it belonged to none.
+        epoch: u64,
     },
     Client,
 }
@@ -170,6 +172,8 @@ pub enum FromProcess {
 pub enum ToProcess {
     Welcome {
         version: u32,
+        /// Names the coordinator and what it has been since: launched at, or restarted at.
+        epoch: u64,
     },
     Checkpoint {
         token: u64,
@@ -188,9 +192,7 @@ pub enum ToProcess {
         alone: bool,
     },
     /// Stop all threads.
-    Stop {
-        token: u64,
-    },
+    Stop { token: u64 },
     /// All processes stand still: copy.
     Capture {
         token: u64,
@@ -200,21 +202,14 @@ pub enum ToProcess {
         present: Vec<u64>,
     },
     /// All is copied: let the threads go on, unless they are to be held.
-    Resume {
-        token: u64,
-    },
+    Resume { token: u64 },
     /// To a restarted process, when all of its computation are there: let the threads go on.
     Go,
     /// The checkpoint exists. A process that is held goes on, or, when `kill` is set, answers as to [`ToProcess::Part`] and
     /// waits for [`ToProcess::End`].
-    Committed {
-        token: u64,
-        kill: bool,
-    },
+    Committed { token: u64, kill: bool },
     /// The checkpoint was given up: go on, and owe the store what this one would have taken.
-    Abandoned {
-        token: u64,
-    },
+    Abandoned { token: u64 },
     /// The process is about to be ended: answer [`FromProcess::Parting`] when its connections are such that their ports are
     /// free then.
     Part,

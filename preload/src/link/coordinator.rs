@@ -1,7 +1,10 @@
 //! The connection to the coordinator.
 
 use alloc::{string::String, vec::Vec};
-use core::cell::UnsafeCell;
+use core::{
+    cell::UnsafeCell,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use stasis_protocol::{
     VERSION,
@@ -40,6 +43,9 @@ pub fn address() -> &'static [u8] {
     &bytes[..*len]
 }
 
+/// What this process belongs to, or whoever forked it: [`ToProcess::Welcome`]; 0: nothing yet.
+static EPOCH: AtomicU64 = AtomicU64::new(0);
+
 /// A connection on which the coordinator has said welcome.
 #[derive(Clone, Copy)]
 pub struct Coordinator(Fd);
@@ -52,22 +58,29 @@ impl Coordinator {
 
     /// Introduces this process on a connected socket, and waits for the answer.
     pub fn greet(socket: Fd) -> Result<Self, Errno> {
-        introduce(socket, None, false)?;
-        Self::welcomed(socket)
+        Self::meet(socket, None, false)
     }
 
     /// The same for a process that may have been restarted from a checkpoint; `stops`: it is about to stop itself.
     pub fn greet_again(socket: Fd, restarted_from: Option<String>, stops: bool) -> Result<Self, Errno> {
-        introduce(socket, restarted_from, stops)?;
+        Self::meet(socket, restarted_from, stops)
+    }
+
+    fn meet(socket: Fd, restarted_from: Option<String>, stops: bool) -> Result<Self, Errno> {
+        introduce(socket, restarted_from, stops).inspect_err(|_| _ = file::close(socket))?;
         Self::welcomed(socket)
     }
 
-    /// Waits for the answer on a socket where this process has introduced itself.
+    /// Waits for the answer on a socket where this process has introduced itself. An original beside which its restarted
+    /// processes are is turned away, again and again.
     pub fn welcomed(socket: Fd) -> Result<Self, Errno> {
-        match super::receive(socket)? {
-            ToProcess::Welcome { version: VERSION } => Ok(Self(socket)),
-            _ => Err(Errno(libc::EPROTO)),
+        let answer = super::receive(socket);
+        if let Ok(ToProcess::Welcome { version: VERSION, epoch }) = answer {
+            EPOCH.store(epoch, Ordering::Relaxed);
+            return Ok(Self(socket));
         }
+        let _ = file::close(socket);
+        Err(answer.err().unwrap_or(Errno(libc::EPROTO)))
     }
 
     /// Waits until every process of a restarted computation is there, or the coordinator is not.
@@ -109,6 +122,7 @@ pub fn announce() -> Result<Fd, Errno> {
 fn introduce(socket: Fd, restarted_from: Option<String>, stops: bool) -> Result<(), Errno> {
     let argv = procfs::read(c"/proc/thread-self/cmdline")?;
     let argv = argv.split(|&byte| byte == 0).map(super::text).collect::<Vec<_>>();
-    let role = Role::Process { pid: process::getpid() as u32, argv, restarted_from, stops };
+    let epoch = EPOCH.load(Ordering::Relaxed);
+    let role = Role::Process { pid: process::getpid() as u32, argv, restarted_from, stops, epoch };
     super::send(socket, &Hello { version: VERSION, role }, None)
 }
