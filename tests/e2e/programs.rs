@@ -163,6 +163,7 @@ mod process {
         identity: "identity" ["overwritten"];
         clocks: "clocks";
         group_and_session: "process_group";
+        daemons_of_a_subreaper: "subreaper";
         children_of_clone_and_of_the_first_thread: "clone_function";
     }
 }

@@ -75,14 +75,14 @@ impl Assembly<'_> {
     }
 
     fn make_all(&self, nodes: &[usize], channel: Option<RawFd>) -> Result<(), Failed> {
-        nodes.iter().try_for_each(|&at| self.make(at, false, channel))
+        nodes.iter().try_for_each(|&at| self.make(at, channel))
     }
 
-    fn make(&self, at: usize, is_stray: bool, channel: Option<RawFd>) -> Result<(), Failed> {
+    fn make(&self, at: usize, channel: Option<RawFd>) -> Result<(), Failed> {
         let id = self.tree.nodes[at].id;
         match clone3(0, Some(id)) {
             Ok(0) => {
-                self.told(id, self.be(at, is_stray, channel));
+                self.told(id, self.be(at, channel));
                 exit()
             }
             Ok(_) => Ok(()),
@@ -97,7 +97,7 @@ impl Assembly<'_> {
     fn make_stray(&self, at: usize, channel: Option<RawFd>) -> Result<(), Failed> {
         let made = clone3(0, None).context("no more processes can be made (ulimit -u)")?;
         if made == 0 {
-            self.told(self.tree.nodes[at].id, self.make(at, true, channel));
+            self.told(self.tree.nodes[at].id, self.make(at, channel));
             exit()
         }
         await_end(made);
@@ -105,7 +105,7 @@ impl Assembly<'_> {
     }
 
     /// The life of a process that was just made. All signals are blocked.
-    fn be(&self, at: usize, is_stray: bool, channel: Option<RawFd>) -> Result<(), Failed> {
+    fn be(&self, at: usize, channel: Option<RawFd>) -> Result<(), Failed> {
         let node = &self.tree.nodes[at];
         if let Kind::Process(process) = node.kind {
             if self.subreapers[process] {
@@ -137,7 +137,7 @@ impl Assembly<'_> {
         if node.moves() {
             join(node)?;
         }
-        self.verify(node, is_stray)?;
+        self.verify(node)?;
         if let Some(controlling) = node.session.and_then(|session| self.terminals.get(&session)) {
             match node.kind {
                 _ if node.leads_session => controlling.set_foreground(),
@@ -147,10 +147,15 @@ impl Assembly<'_> {
         }
         self.board.meet(Stage::Settled)?;
         match node.kind {
-            Kind::Ghost => Ok(()),
+            Kind::Ghost => {
+                // Whoever adopts its children is not to find one that it never had.
+                self.await_ghosts(node);
+                Ok(())
+            }
             Kind::Zombie(status) => end_as(status),
             Kind::Process(process) => {
                 self.collect(at);
+                self.verify_parent(node)?;
                 // Before anybody runs, who might give it to others.
                 if self.foreground == Some(process) {
                     terminal::come_forward();
@@ -161,7 +166,7 @@ impl Assembly<'_> {
     }
 
     /// Looks whether the process is where it belongs.
-    fn verify(&self, node: &Node, is_stray: bool) -> anyhow::Result<()> {
+    fn verify(&self, node: &Node) -> anyhow::Result<()> {
         let session = getsid(None)?;
         if node.session.is_some_and(|wanted| session != Pid::from_raw(wanted)) {
             return Err(anyhow!("its session came to be {session}"));
@@ -170,21 +175,35 @@ impl Assembly<'_> {
         if node.group.is_some_and(|wanted| group != Pid::from_raw(wanted)) {
             return Err(anyhow!("its process group came to be {group}"));
         }
-        let parent = node.parent.map(|parent| self.tree.nodes[parent].id).filter(|_| is_stray);
+        Ok(())
+    }
+
+    /// The same of its parent, once the ghost has ended that may have made it.
+    fn verify_parent(&self, node: &Node) -> anyhow::Result<()> {
+        let is_ghost = |parent: Pid| {
+            self.tree.nodes.iter().any(|other| other.kind == Kind::Ghost && other.id == parent.as_raw())
+        };
+        while is_ghost(getppid()) {
+            std::thread::sleep(std::time::Duration::from_micros(200));
+        }
+        let parent = node.parent.map(|parent| self.tree.nodes[parent].id);
         if parent.is_some_and(|wanted| getppid() != Pid::from_raw(wanted)) {
             return Err(anyhow!("its parent came to be {}", getppid()));
         }
         Ok(())
     }
 
-    /// Waits for the ends of ghosts and zombies, and takes the signals that tell of them. Zombies remain.
-    fn collect(&self, at: usize) {
-        let node = &self.tree.nodes[at];
+    fn await_ghosts(&self, node: &Node) {
         for made in node.before.iter().chain(&node.after).map(|&made| &self.tree.nodes[made]) {
             if made.kind == Kind::Ghost {
                 await_end(made.id);
             }
         }
+    }
+
+    /// Waits for the ends of ghosts and zombies, and takes the signals that tell of them. Zombies remain.
+    fn collect(&self, at: usize) {
+        self.await_ghosts(&self.tree.nodes[at]);
         for zombie in self.tree.nodes.iter().filter(|other| other.parent == Some(at)) {
             if matches!(zombie.kind, Kind::Zombie(_)) {
                 let flags = libc::WEXITED | libc::WNOWAIT;

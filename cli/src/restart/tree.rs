@@ -79,6 +79,11 @@ impl Node {
     pub fn moves(&self) -> bool {
         self.leads_group && self.group != Some(self.id)
     }
+
+    /// Whether it adopts the orphans among its descendants.
+    fn adopts(&self, members: &[Member<'_>]) -> bool {
+        matches!(self.kind, Kind::Process(member) if members[member].subreaper)
+    }
 }
 
 /// All processes to be made.
@@ -89,6 +94,12 @@ pub struct Tree {
     pub top: Vec<usize>,
     /// For whom `stasis restart` stands in: the first process of the checkpoint, or its ancestor.
     pub root: usize,
+}
+
+/// When a process is made by its parent: before or after that calls setsid(2).
+enum When {
+    Before,
+    After,
 }
 
 /// The session into which a process must be born.
@@ -250,7 +261,8 @@ impl Tree {
             down.extend(&children[at]);
             sorted.push(at);
         }
-        let births = self.births(&sorted, &children);
+        let births = self.births(&sorted, &children, numbers, members);
+        self.adopt(&births, numbers, members);
         for &at in &sorted {
             self.assign(at, &births, numbers, members)?;
         }
@@ -268,13 +280,30 @@ impl Tree {
     }
 
     /// Into which session each must be born. `sorted` has parents before their children.
-    fn births(&self, sorted: &[usize], children: &[Vec<usize>]) -> Vec<Birth> {
+    fn births(
+        &self,
+        sorted: &[usize],
+        children: &[Vec<usize>],
+        numbers: &BTreeMap<i32, usize>,
+        members: &[Member<'_>],
+    ) -> Vec<Birth> {
         let mut births = vec![Birth::Any; self.nodes.len()];
         for &at in sorted.iter().rev() {
             let node = &self.nodes[at];
             births[at] = if node.leads_session {
+                // An orphan that it has adopted, where it was born into another session itself.
+                let adopted = |session: Option<i32>| {
+                    let is_ghost = session
+                        .and_then(|session| numbers.get(&session))
+                        .is_some_and(|&leader| self.nodes[leader].kind == Kind::Ghost);
+                    let is_elsewhere =
+                        node.parent.is_some_and(|parent| self.nodes[parent].session != session);
+                    is_ghost && is_elsewhere && node.adopts(members)
+                };
                 let inherited = |child: &usize| match births[*child] {
-                    Birth::In(session) if session != node.session => Some(Birth::In(session)),
+                    Birth::In(session) if session != node.session && !adopted(session) => {
+                        Some(Birth::In(session))
+                    }
                     _ => None,
                 };
                 children[at].iter().find_map(inherited).unwrap_or(Birth::Any)
@@ -283,6 +312,39 @@ impl Tree {
             };
         }
         births
+    }
+
+    /// Makes ghosts of sessions the children of the subreapers that adopted whom they make.
+    fn adopt(&mut self, births: &[Birth], numbers: &BTreeMap<i32, usize>, members: &[Member<'_>]) {
+        for at in 0..births.len() {
+            let Some(parent) = self.nodes[at].parent.filter(|&parent| self.nodes[parent].adopts(members))
+            else {
+                continue;
+            };
+            let session = match births[at] {
+                Birth::In(Some(session)) if self.when(parent, births[at], births).is_none() => session,
+                _ => continue,
+            };
+            let Some(&leader) = numbers.get(&session) else { continue };
+            // Nobody makes his own ancestor.
+            let mut line = std::iter::successors(Some(parent), |&at| self.nodes[at].parent);
+            if self.nodes[leader].kind == Kind::Ghost
+                && self.nodes[leader].parent.is_none()
+                && line.all(|at| self.nodes[at].session != Some(session))
+            {
+                self.nodes[leader].parent = Some(parent);
+            }
+        }
+    }
+
+    /// When its parent makes a process, where it can: in its own session, or before it leaves the one it was born into.
+    fn when(&self, parent: usize, birth: Birth, births: &[Birth]) -> Option<When> {
+        match birth {
+            Birth::Any => Some(When::After),
+            Birth::In(session) if session == self.nodes[parent].session => Some(When::After),
+            _ if self.nodes[parent].leads_session && births[parent] == birth => Some(When::Before),
+            Birth::In(_) => None,
+        }
     }
 
     fn assign(
@@ -294,13 +356,11 @@ impl Tree {
     ) -> Result<(), Refusal> {
         let (parent, birth) = (self.nodes[at].parent, births[at]);
         let list = match (parent, birth) {
-            (Some(parent), Birth::Any) => Some(&mut self.nodes[parent].after),
-            (Some(parent), Birth::In(session)) if session == self.nodes[parent].session => {
-                Some(&mut self.nodes[parent].after)
-            }
-            (Some(parent), _) if self.nodes[parent].leads_session && births[parent] == birth => {
-                Some(&mut self.nodes[parent].before)
-            }
+            (Some(parent), _) => match self.when(parent, birth, births) {
+                Some(When::Before) => Some(&mut self.nodes[parent].before),
+                Some(When::After) => Some(&mut self.nodes[parent].after),
+                None => None,
+            },
             (None, Birth::Any | Birth::In(None)) => Some(&mut self.top),
             _ => None,
         };
@@ -309,9 +369,15 @@ impl Tree {
             return Ok(());
         }
         let Birth::In(session) = birth else { return Ok(()) };
-        let adopts = |parent: usize| matches!(self.nodes[parent].kind, Kind::Process(member) if members[member].subreaper);
         let leader = session.and_then(|session| numbers.get(&session).copied());
-        let Some(leader) = leader.filter(|_| parent.is_none_or(adopts)) else {
+        // Whom a ghost leaves goes where the ghost was made.
+        let is_left_to_its_parent = |leader: usize| {
+            let (leader, node) = (&self.nodes[leader], &self.nodes[at]);
+            leader.kind != Kind::Ghost || node.kind == Kind::Ghost || leader.parent == node.parent
+        };
+        let adopts = |parent: usize| self.nodes[parent].adopts(members);
+        let leader = leader.filter(|&leader| parent.is_none_or(adopts) && is_left_to_its_parent(leader));
+        let Some(leader) = leader else {
             let id = self.nodes[at].id;
             return Err(refusal(
                 format!("pid {id}"),

@@ -160,6 +160,37 @@ fn a_subreaper_is_given_what_it_adopted() {
 }
 
 #[test]
+fn a_ghost_is_the_child_of_the_subreaper_that_adopted_whom_it_makes() {
+    let dead = [zombie(103, 101, 101)];
+    let mut members = members(&[
+        (ids(100, SHELL, 100, SHELL), &dead),
+        (ids(102, 100, 102, 101), &[]),
+        (ids(104, 1, 101, 101), &[]),
+    ]);
+    members[0].subreaper = true;
+    assert!(Tree::new(&members, false, &BTreeSet::new()).is_err(), "one was adopted by somebody else");
+    members.pop();
+    let tree = Tree::new(&members, false, &BTreeSet::new()).unwrap();
+    assert_eq!(tree.named(&tree.node(100).after), [101]);
+    assert_eq!(tree.named(&tree.node(101).after), [102, 103]);
+    assert_eq!((tree.node(101).parent, tree.named(&tree.top)), (Some(0), vec![100]));
+}
+
+#[test]
+fn a_supervisor_with_a_session_of_its_own_is_made_by_its_parent() {
+    let mut members = members(&[
+        (ids(99, SHELL, 99, SHELL), &[]),
+        (ids(100, 99, 100, 100), &[]),
+        (ids(102, 100, 101, 101), &[]),
+    ]);
+    members[1].subreaper = true;
+    let tree = Tree::new(&members, false, &BTreeSet::new()).unwrap();
+    assert_eq!(tree.named(&tree.node(99).after), [100]);
+    assert_eq!(tree.named(&tree.node(100).after), [101]);
+    assert_eq!(tree.named(&tree.node(101).after), [102]);
+}
+
+#[test]
 fn ids_of_another_namespace_are_outside() {
     let tree = tree(&[(ids(100, 0, 0, 0), &[]), (ids(101, 100, 0, 0), &[])]);
     assert_eq!((tree.node(101).session, tree.node(101).group), (None, None));
