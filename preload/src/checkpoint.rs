@@ -8,6 +8,7 @@ use core::{
 
 use stasis_protocol::{
     coordinator::{End, FromProcess, Phase, Refusal, ToProcess},
+    image::Zombie,
     store::Hash,
     wire,
 };
@@ -498,7 +499,7 @@ impl Taking<'_> {
         // Children are met where they say hello.
         let alone = order.alone && snapshot::children().alive.is_empty();
         self.report(Phase::Checking);
-        let Checked { program, mappings, ends, objects, reads_directly } = snapshot::check()?;
+        let Checked { program, mappings, mut ends, objects, reads_directly } = snapshot::check()?;
         // Whether ends may stay outside is the coordinator's to say.
         let alone = alone && ends.iter().all(|end| end.refusal.is_none());
         let Kept { store, tracker, base } = kept();
@@ -537,9 +538,11 @@ impl Taking<'_> {
             // Others may take long.
             self.stood.run_freely(&mut dump);
             self.report(Phase::Ready);
-            let children = snapshot::children().alive;
+            let Children { alive: children, zombies } = snapshot::children();
+            ends.extend(ends_of(&zombies));
             self.meet(&FromProcess::Ready { token, ends, objects, children })?;
         } else if !alone {
+            ends.extend(ends_of(&snapshot::children().zombies));
             late = Some((ends, objects));
         }
         self.report(Phase::Quiescing);
@@ -563,6 +566,7 @@ impl Taking<'_> {
         }
         let Given { elsewhere, present } = given;
         let share = Share { elsewhere: &elsewhere, told: (!alone).then_some(&told[..]), present: &present };
+        let ended = ends_of(&zombies);
         let mut snapshot = snapshot::take(quiet, program, self.was_stopped, hold, zombies, share)?;
         // Made while it was copied.
         if aio::may_write(&snapshot.mappings) && !requests || snapshot.reads_directly && !reads_directly {
@@ -579,8 +583,9 @@ impl Taking<'_> {
         if alone {
             refuse_outside(&snapshot.ends)?;
         } else {
-            let (ends, sharable) =
+            let (mut ends, sharable) =
                 (core::mem::take(&mut snapshot.ends), core::mem::take(&mut snapshot.sharable));
+            ends.extend(ended);
             let uncopied =
                 uncopied.into_iter().map(|pty| (pty, snapshot::descriptors::slave_end(pty))).collect();
             self.meet(&FromProcess::Captured { token, ends, sharable, objects: copied, uncopied })?;
@@ -621,6 +626,11 @@ impl Taking<'_> {
             }]
         })
     }
+}
+
+/// The ends that children which have ended are for pidfds that others have of them.
+fn ends_of(zombies: &[Zombie]) -> Vec<End> {
+    zombies.iter().map(|zombie| snapshot::descriptors::end_of(zombie.pid)).collect()
 }
 
 /// Where there is no other process, nobody has the other ends.

@@ -45,8 +45,17 @@ int main(void) {
     if (gone == 0)
         _exit(5);
     pid_t tid = start_waiting_thread();
+    // A child has it as well, whose brother has ended.
+    int dead = open_pidfd(zombie, 0), waits[2];
+    REQUIRE(pipe(waits) == 0);
+    pid_t brother = fork();
+    if (brother == 0) {
+        close(waits[1]), close(told[1]);
+        REQUIRE(read(waits[0], &byte, 1) == 0);
+        _exit(process_of(dead) == zombie && has_ended(dead) ? 6 : 1);
+    }
     int self = open_pidfd(getpid(), O_NONBLOCK), copy = dup(self);
-    int alive = open_pidfd(child, 0), dead = open_pidfd(zombie, 0), collected = open_pidfd(gone, 0);
+    int alive = open_pidfd(child, 0), collected = open_pidfd(gone, 0);
     int thread = syscall(SYS_pidfd_open, tid, O_EXCL);
     siginfo_t info;
     REQUIRE(waitid(P_PID, zombie, &info, WEXITED | WNOWAIT) == 0);
@@ -69,6 +78,9 @@ int main(void) {
     CHECK(has_ended(collected) && process_of(collected) == -1, "of who was waited for: pid %d", process_of(collected));
     if (thread >= 0)
         CHECK(process_of(thread) == tid, "of a thread: %d", process_of(thread));
+    int status = -1;
+    close(waits[1]);
+    CHECK(waitpid(brother, &status, 0) == brother && status == 6 << 8, "of a brother that has ended: status %#x", status);
     memset(&info, 0, sizeof info);
     CHECK(waitid(P_PIDFD, dead, &info, WEXITED) == 0 && info.si_pid == zombie && info.si_status == 4,
           "of a zombie: status %d", info.si_status);

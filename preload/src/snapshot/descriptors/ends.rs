@@ -11,7 +11,7 @@ use super::{Open, pidfds, pty, refusal, sockets, tcp};
 
 /// The ends that this process has. `opens` and `descriptors` go together.
 pub fn find(opens: &[Open], descriptions: &[Description], descriptors: &[Descriptor]) -> Vec<End> {
-    let mut ends: Vec<End> = [pidfds::own()].into();
+    let mut ends: Vec<End> = [pidfds::of(stasis_sys::process::getpid())].into();
     let mut described = 0;
     for (open, descriptor) in opens.iter().zip(descriptors) {
         // Of a description, the first descriptor speaks.

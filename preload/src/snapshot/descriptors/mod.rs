@@ -42,7 +42,7 @@ use stasis_sys::{
     process,
 };
 
-pub use self::tcp::Room;
+pub use self::{pidfds::of as end_of, tcp::Room};
 use super::{Objects, subject};
 use crate::procfs;
 

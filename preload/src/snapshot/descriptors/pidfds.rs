@@ -55,9 +55,9 @@ pub fn wants(open: &Open, id: i32, thread: bool) -> Option<End> {
     })
 }
 
-/// The end that every process is for pidfds that others have of it.
-pub fn own() -> End {
-    let has = ends::named(key(process::getpid()), true);
+/// The end that every process is for pidfds that others have of it, and every child that has ended.
+pub fn of(pid: i32) -> End {
+    let has = ends::named(key(pid), true);
     End { has, wants: has, refusal: None, socket: false, terminal: None }
 }
 
