@@ -139,6 +139,22 @@ pub fn watch(
     Ok(())
 }
 
+/// The numbers of targets that nobody who has the epoll has any more: a process without it does.
+pub fn unknown(images: &[&ProcessImage], targets: &[EpollTarget]) -> Vec<i32> {
+    let is_known = |target: &EpollTarget| {
+        let is_it = |other: &EpollTarget| {
+            other.description.is_some()
+                && (other.fd, other.events, other.data) == (target.fd, target.events, target.data)
+        };
+        images.iter().flat_map(|image| &image.descriptions).any(|description| match &description.kind {
+            DescriptionKind::Epoll { targets } => targets.iter().any(is_it),
+            _ => false,
+        })
+    };
+    let gone = targets.iter().filter(|target| target.description.is_none() && !is_known(target));
+    gone.map(|target| target.fd).collect()
+}
+
 /// A number that stands for something else for a moment: an interest list knows its targets by numbers that may be closed since.
 struct Lent {
     number: RawFd,

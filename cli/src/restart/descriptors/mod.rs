@@ -194,6 +194,17 @@ pub fn install(common: &Common<'_>, process: usize, reserved: &[RawFd]) -> Resul
         made.push(fd.map(IntoRawFd::into_raw_fd));
     }
     let mut installed = maker.finish();
+    for (index, description) in image.descriptions.iter().enumerate() {
+        let DescriptionKind::Epoll { targets } = &description.kind else { continue };
+        // Said once of those that several have.
+        if common.ready((process, index)).is_some_and(|(_, is_first)| !is_first) {
+            continue;
+        }
+        installed.warnings.extend(anonymous::unknown(&common.images, targets).into_iter().map(|number| {
+            let what = name(image, index);
+            format!("{what} does not watch what was fd {number} any more: it was closed, and another process kept it")
+        }));
+    }
     for warning in installed.warnings.drain(..) {
         eprintln!("stasis: {warning}");
     }
