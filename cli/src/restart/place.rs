@@ -3,7 +3,11 @@
 //! Here, when they are free and may be asked for: then nothing differs from before. Otherwise in a pid namespace of
 //! its own; for those who may not make one, inside a user namespace.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::bail;
 
@@ -12,7 +16,7 @@ use super::{
     running::Child,
     spawn::{self, Request, Unspawned},
 };
-use crate::failure::Failure;
+use crate::{failure::Failure, process};
 
 /// A place to try.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +27,9 @@ pub enum Place {
         user: Option<(u32, u32)>,
     },
 }
+
+/// How long whoever waits for those that have just ended (`checkpoint --kill`), such as init, may take to.
+const REAPING: Duration = Duration::from_millis(300);
 
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 const CAP_CHECKPOINT_RESTORE: u64 = 1 << 40;
@@ -60,9 +67,15 @@ pub fn ids<'a>(request: &'a Request<'_>) -> impl Iterator<Item = i32> + 'a {
 }
 
 fn here(request: &Request<'_>) -> Result<Place, String> {
+    let ids: Vec<i32> = ids(request).collect();
+    let until = Instant::now() + REAPING;
     // A zombie has its id still, and is seen here.
-    if let Some(taken) = ids(request).find(|id| Path::new(&format!("/proc/{id}")).exists()) {
-        return Err(format!("{taken} is in use"));
+    while let Some(taken) = ids.iter().find(|id| Path::new(&format!("/proc/{id}")).exists()) {
+        let ends = matches!(process::state(*taken as u32), None | Some('Z' | 'X'));
+        if !ends || Instant::now() >= until {
+            return Err(format!("{taken} is in use"));
+        }
+        thread::sleep(Duration::from_millis(5));
     }
     if credentials::own().effective & (CAP_CHECKPOINT_RESTORE | CAP_SYS_ADMIN) == 0 {
         return Err("you may not choose ids (CAP_CHECKPOINT_RESTORE)".into());
