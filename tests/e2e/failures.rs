@@ -62,11 +62,14 @@ fn originals_stay_outside_of_a_restart_that_is_made_where_their_coordinator_was_
     let original = lab.launch(["bash", "-c", SCRIPT]);
     original.wait_line("step");
     lab.checkpoint(&[]);
+    // It would be refused where the original has looked before.
+    original.signal(Signal::SIGSTOP);
     let coordinator = lab.coordinator();
     coordinator.signal(Signal::SIGKILL).unwrap();
     assert!(coordinator.wait_ended(DEADLINE));
     let restarted = lab.restart(["latest"]);
     lab.wait_joined(&restarted);
+    original.signal(Signal::SIGCONT);
     // Longer than it takes them to look (preload/src/checkpoint.rs, LOOK_AGAIN).
     thread::sleep(Duration::from_millis(1500));
     let status = lab.json(["status"]);
