@@ -11,18 +11,20 @@ use stasis_sys::process;
 pub const LANDLOCK: u32 = 1;
 /// A session keyring of its own (keyctl(2), KEYCTL_JOIN_SESSION_KEYRING).
 pub const SESSION_KEYS: u32 = 1 << 1;
+/// It may not read the processor's clock (PR_SET_TSC): which is put back, but must be known ([`crate::wrappers`]).
+pub const CLOCK: u32 = 1 << 2;
 /// Seccomp filters (seccomp(2)), which the kernel counts: so that those do not count as a container's.
-pub const FILTERS: u32 = 1 << 2;
+pub const FILTERS: u32 = 1 << 3;
 /// Keys in the keyring of the process, or of a thread.
-pub const OWN_KEYS: u32 = 1 << 3;
+pub const OWN_KEYS: u32 = 1 << 4;
 /// PR_SET_SYSCALL_USER_DISPATCH: the stop handler's own calls would be caught.
-pub const DISPATCH: u32 = 1 << 4;
+pub const DISPATCH: u32 = 1 << 5;
 /// A BPF program that chooses among sockets at one address (SO_ATTACH_REUSEPORT_CBPF, SO_ATTACH_REUSEPORT_EBPF): sockets with
 /// SO_REUSEPORT are refused.
-pub const REUSEPORT: u32 = 1 << 5;
+pub const REUSEPORT: u32 = 1 << 6;
 
 /// Those that hold for the child of a fork, too, and for what it executes.
-const INHERITED: u32 = LANDLOCK | SESSION_KEYS | FILTERS | REUSEPORT;
+const INHERITED: u32 = LANDLOCK | SESSION_KEYS | CLOCK | FILTERS | REUSEPORT;
 
 static NOTED: AtomicU32 = AtomicU32::new(0);
 

@@ -141,7 +141,6 @@ mod processor {
     use super::*;
     workloads! {
         vdso: "vdso";
-        a_vdso_that_was_unmapped: "vdso_gone";
         vector_registers: "vector_registers";
         floating_point_control: "float_control";
         segment_bases: "segment_base";

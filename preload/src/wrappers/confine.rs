@@ -3,7 +3,7 @@
 use libc::c_int;
 
 use super::{advice, returned};
-use crate::confined::{self, DISPATCH, FILTERS, LANDLOCK, OWN_KEYS, SESSION_KEYS};
+use crate::confined::{self, CLOCK, DISPATCH, FILTERS, LANDLOCK, OWN_KEYS, SESSION_KEYS};
 
 // Not in the libc crate (linux/prctl.h, linux/keyctl.h).
 const PR_SET_SYSCALL_USER_DISPATCH: i32 = 59;
@@ -41,6 +41,7 @@ pub unsafe fn call(nr: i64, arguments: [usize; 6]) -> isize {
     let [a, b, c, d, e, _] = arguments;
     let noted = match nr {
         libc::SYS_prctl if a as i32 == PR_SET_SYSCALL_USER_DISPATCH && b != 0 => DISPATCH,
+        libc::SYS_prctl if a as i32 == libc::PR_SET_TSC && b as i32 == libc::PR_TSC_SIGSEGV => CLOCK,
         libc::SYS_prctl if a as i32 == libc::PR_SET_SECCOMP => FILTERS,
         libc::SYS_seccomp if is_filter(a) => FILTERS,
         libc::SYS_landlock_restrict_self => LANDLOCK,
