@@ -34,6 +34,8 @@ pub fn check(refusals: &mut Vec<Refusal>) {
     let unknown = match &cwd {
         Ok(cwd) if core::str::from_utf8(cwd).is_err() => Some("its path is not UTF-8".into()),
         Ok(_) => None,
+        // The thread has ended, the leader before others: it is seen when all stand still.
+        Err(error) if error.0 == libc::ENOENT => None,
         // ENAMETOOLONG: longer than PATH_MAX.
         Err(error) => Some(format!("its path cannot be read: {error}")),
     };
