@@ -273,6 +273,11 @@ mod refused {
     }
 
     #[test]
+    fn urgent_data_in_a_unix_stream() {
+        Workload { program: "urgent_data", arguments: &[] }.is_refused(&["urgent", "fd "]);
+    }
+
+    #[test]
     fn events_of_inotify_that_were_not_read() {
         Workload { program: "inotify", arguments: &[] }.is_refused(&["inotify", "fd "]);
     }
@@ -397,9 +402,15 @@ mod refused {
 
     #[test]
     fn each_would_notice_natively_what_it_loses() {
-        for program in
-            ["pidfd_outside", "mq_notified", "secret_memory", "cwd_deleted", "signal_block_raw", "entangled"]
-        {
+        for program in [
+            "pidfd_outside",
+            "mq_notified",
+            "urgent_data",
+            "secret_memory",
+            "cwd_deleted",
+            "signal_block_raw",
+            "entangled",
+        ] {
             Workload { program, arguments: &[] }.notices_what_is_lost();
         }
     }

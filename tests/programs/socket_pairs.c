@@ -1,4 +1,4 @@
-// Socket pairs inside the process: stream bytes, datagram and SEQPACKET borders, half-closed ends, options.
+// Socket pairs inside the process: stream bytes, datagram and SEQPACKET borders, half-closed, closed and reset ends, options.
 #include "verify.h"
 #include <sys/socket.h>
 
@@ -34,6 +34,11 @@ int main(void) {
     REQUIRE(send(datagrams[0], "", 0, 0) == 0);
     REQUIRE(send(half[0], "end", 3, 0) == 3 && shutdown(half[0], SHUT_WR) == 0);
     REQUIRE(send(gone[0], "gone", 4, 0) == 4 && close(gone[0]) == 0);
+    int ended[2], reset[2];
+    pair(SOCK_SEQPACKET, ended), pair(SOCK_STREAM, reset);
+    REQUIRE(send(ended[0], "one", 3, 0) == 3 && send(ended[0], "", 0, 0) == 0 && send(ended[0], "two", 3, 0) == 3);
+    REQUIRE(close(ended[0]) == 0);
+    REQUIRE(send(reset[1], "unread", 6, 0) == 6 && send(reset[0], "gone", 4, 0) == 4 && close(reset[0]) == 0);
     struct timeval timeout = {5, 250000};
     int size = 50000, on = 1;
     REQUIRE(setsockopt(stream[0], SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof timeout) == 0);
@@ -82,6 +87,16 @@ int main(void) {
     CHECK(send(half[1], "x", 1, 0) == 1 && recv(half[0], got, 10, MSG_DONTWAIT) == 1, "the open half of a half-closed pair");
     CHECK(recv(gone[1], got, 10, MSG_DONTWAIT) == 4 && recv(gone[1], got, 10, MSG_DONTWAIT) == 0, "a pair of one end");
     CHECK(send(gone[1], "x", 1, MSG_NOSIGNAL) == -1 && errno == EPIPE, "the lost end answers");
+    if (loses("packets"))
+        CHECK(recv(ended[1], got, 10, 0) == 3, "recv");
+    CHECK(recv(ended[1], got, 10, 0) == 3 && recv(ended[1], got, 10, 0) == 0 && recv(ended[1], got, 10, 0) == 3 &&
+              !memcmp(got, "two", 3), "a packet behind one without content");
+    CHECK(recv(ended[1], got, 10, 0) == 0, "the end behind packets");
+    CHECK(recv(reset[1], got, 10, 0) == 4 && !memcmp(got, "gone", 4), "what came before a reset");
+    if (loses("reset"))
+        CHECK(recv(reset[1], got, 10, 0) == -1, "recv");
+    CHECK(recv(reset[1], got, 10, 0) == -1 && errno == ECONNRESET, "the other end has left something unread, and that is lost");
+    CHECK(recv(reset[1], got, 10, 0) == 0, "the end behind a reset");
     pid_t sender = loses("sender") ? 0 : sender_of_next(known[1]);
     CHECK(sender == getpid(), "a message is of pid %d, not %d", sender, getpid());
     return verdict();

@@ -305,7 +305,10 @@ pub fn open_pair(maker: &mut Maker<'_>, index: usize) -> Result<OwnedFd, Refusal
         ));
     }
     let (one, two) = match *domain {
-        libc::AF_UNIX => make_pair(maker.common, this, other, outside).map(|(one, two)| (one, Some(two))),
+        libc::AF_UNIX => {
+            let reset = outside || *reset && other.is_none();
+            make_pair(maker.common, this, other, reset).map(|(one, two)| (one, Some(two)))
+        }
         _ => {
             let missing = if *reset || !*other_closed { tcp::Missing::Reset } else { tcp::Missing::Closed };
             tcp::make(maker.common, this, other, missing)
@@ -349,7 +352,7 @@ fn make_pair(
     common: &Common<'_>,
     one: Place,
     other: Option<Place>,
-    outside: bool,
+    reset: bool,
 ) -> io::Result<(OwnedFd, OwnedFd)> {
     let kinds = (&common.description(one).kind, other.map(|other| &common.description(other).kind));
     let DescriptionKind::SocketPair { socket_type, local, .. } = kinds.0 else {
@@ -389,7 +392,7 @@ fn make_pair(
             }
         }
     }
-    if outside {
+    if reset {
         cut(&ends, *socket_type)?;
     }
     Ok(ends)

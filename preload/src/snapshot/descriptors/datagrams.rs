@@ -37,10 +37,9 @@ fn peek_all(socket: Fd, set: impl Fn(i32) -> Result<(), Errno>) -> Result<Vec<Da
         match socket::peek_from(socket, &mut buffer, libc::MSG_TRUNC, &mut address) {
             Ok((len, _)) if len > LARGEST => return Err(Errno(libc::EMSGSIZE)),
             Ok((len, _)) if len > buffer.len() => {
-                // The offset has moved on by what was read, into the middle: once more from the start.
+                // The offset has moved on by what was read. Not from the start: datagrams without content are shown once.
                 buffer = vec![0; len];
-                all.clear();
-                set(0)?;
+                set(all.iter().map(|datagram| datagram.bytes.len()).sum::<usize>() as i32)?;
             }
             Ok((len, from)) => {
                 // Without a name there is the family alone.

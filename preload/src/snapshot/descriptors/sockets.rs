@@ -15,7 +15,8 @@ use stasis_sys::{
 use super::{
     CLOSE_IT, Duplicate, Open, Table, bytes, datagrams, ends, inherited,
     options::{self, options},
-    plain, refusal, sock_diag, tcp,
+    plain, refusal, sock_diag,
+    tcp::{self, unread},
 };
 use crate::{procfs, state};
 
@@ -61,6 +62,7 @@ fn outside(open: &Open, reason: &str, remedy: &str) -> Result<DescriptionKind, R
 }
 
 pub const WAIT: &str = "take the checkpoint when the program has read it";
+pub const URGENT: &str = "urgent data waits in it (MSG_OOB)";
 
 fn unix(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<DescriptionKind, Refusal> {
     let found = sock_diag::unix(open.stat.st_ino)
@@ -89,6 +91,11 @@ fn unix(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<DescriptionKind
     // Nobody has accepted it: its other end is no socket of anybody's yet.
     let waits = peer == 0 && asked.kind != libc::SOCK_DGRAM && found.shutdown & 1 == 0;
     let charged = charged(asked);
+    let ready = sync::poll(asked.socket.0, libc::POLLPRI, 0)
+        .map_err(|error| open.failed("it cannot be polled", error))?;
+    if ready & libc::POLLPRI != 0 {
+        return open.refuse(URGENT, WAIT);
+    }
     if waits && charged > 0 {
         return open.refuse(
             "bytes wait in it, and the other side has not accepted the connection yet",
@@ -98,7 +105,7 @@ fn unix(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<DescriptionKind
     Ok(DescriptionKind::SocketPair {
         pair: if peer == 0 { open.stat.st_ino } else { peer.min(open.stat.st_ino) },
         other_closed: peer == 0 && !waits,
-        reset: false,
+        reset: asked.kind != libc::SOCK_DGRAM && ready & libc::POLLERR != 0,
         domain: asked.domain,
         local,
         peer: Vec::new(),
@@ -186,21 +193,26 @@ pub fn bound(address: Vec<u8>) -> Vec<u8> {
 /// offset is put back.
 fn received(open: &Open, asked: &Asked) -> Result<Vec<Vec<u8>>, Refusal> {
     let socket = asked.socket.0;
-    let own = socket::number_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF).unwrap_or(-1);
-    socket::set_number_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, 0)
-        .map_err(|error| open.failed("what it has received cannot be read (SO_PEEK_OFF)", error))?;
-    let messages = peek_all(socket, asked.kind == libc::SOCK_STREAM);
-    let put_back = socket::set_number_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, own);
-    match (messages, put_back) {
-        (Ok(messages), Ok(())) => Ok(messages),
-        (Err(error), _) | (_, Err(error)) => Err(refusal(
-            open.fd,
-            &open.link,
-            format!("what it has received cannot be read: {error}"),
-            "take the checkpoint when the program has read it",
-        )),
+    let unreadable = |error: Errno| refusal(open.fd, &open.link, format!("{UNREADABLE}: {error}"), WAIT);
+    let ready = sync::poll(socket, libc::POLLIN, 0).map_err(unreadable)?;
+    let unread = unread(socket);
+    // All but streams tell an error that waits before what was sent, and tell it once: a look would take it away.
+    if ready & libc::POLLERR != 0 && asked.kind != libc::SOCK_STREAM {
+        let waits = if asked.kind == libc::SOCK_DGRAM { ready & libc::POLLIN != 0 } else { unread > 0 };
+        return if waits { open.refuse("messages wait in it behind an error", WAIT) } else { Ok(Vec::new()) };
     }
+    let set = |value| socket::set_number_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, value);
+    let own = socket::number_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF).unwrap_or(-1);
+    set(0).map_err(unreadable)?;
+    let messages = match asked.kind {
+        libc::SOCK_STREAM => peek_stream(socket, unread),
+        kind => peek_messages(socket, (kind == libc::SOCK_SEQPACKET).then_some(unread), set),
+    };
+    set(own).map_err(unreadable)?;
+    messages.map_err(unreadable)
 }
+
+const UNREADABLE: &str = "what it has received cannot be read";
 
 /// Whether bytes wait in a socket of UDP that it does not send: what a device has not sent yet leaves by itself.
 fn is_corked(asked: &Asked) -> bool {
@@ -229,36 +241,54 @@ fn charged(asked: &Asked) -> u32 {
 /// is far below this, in bytes.
 pub const LARGEST: usize = 4 << 20;
 
-fn peek_all(socket: Fd, stream: bool) -> Result<Vec<Vec<u8>>, Errno> {
-    let mut all = Vec::new();
-    let mut size = 64 << 10;
-    loop {
-        let mut buffer = vec![0; size];
-        match socket::peek(socket, &mut buffer, if stream { 0 } else { libc::MSG_TRUNC }) {
-            Ok(0) if stream => break,
-            // A datagram without content; at the end of a connection (SOCK_SEQPACKET) zero comes for ever.
-            Ok(0) if sync::poll(socket, libc::POLLRDHUP, 0)? & (libc::POLLRDHUP | libc::POLLHUP) != 0 => {
-                break;
-            }
-            Ok(len) if len > size => {
-                // The offset has moved on by what was read, into the middle of the message: once more from the start.
-                if len > LARGEST {
-                    return Err(Errno(libc::EMSGSIZE));
-                }
-                size = len;
-                all.clear();
-                socket::set_number_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, 0)?;
-            }
-            Ok(len) => {
-                buffer.truncate(len);
-                all.push(buffer);
-            }
-            Err(Errno(libc::EAGAIN)) => break,
+/// As many bytes as there are: behind them is an error that waits for the program (ECONNRESET), and a look would take it.
+fn peek_stream(socket: Fd, unread: usize) -> Result<Vec<Vec<u8>>, Errno> {
+    let mut all = vec![0; unread];
+    let mut done = 0;
+    while done < unread {
+        match socket::peek(socket, &mut all[done..], 0) {
+            Ok(0) | Err(Errno(libc::EAGAIN)) => return Err(Errno(libc::EIO)),
+            Ok(len) => done += len,
             Err(Errno(libc::EINTR)) => {}
-            // The other end was closed with data unread: an error that is reported once, and lost with the peer.
-            Err(Errno(libc::ECONNRESET)) => break,
             Err(error) => return Err(error),
         }
     }
-    Ok(if stream && !all.is_empty() { vec![all.concat()] } else { all })
+    Ok(if all.is_empty() { Vec::new() } else { vec![all] })
+}
+
+/// `unread`: how many bytes there are, where that is known (SOCK_SEQPACKET).
+fn peek_messages(
+    socket: Fd,
+    unread: Option<usize>,
+    set_offset: impl Fn(i32) -> Result<(), Errno>,
+) -> Result<Vec<Vec<u8>>, Errno> {
+    let mut all: Vec<Vec<u8>> = Vec::new();
+    let mut done = 0;
+    let mut size = 64 << 10;
+    loop {
+        let mut buffer = vec![0; size];
+        match socket::peek(socket, &mut buffer, libc::MSG_TRUNC) {
+            // At the end of a connection zero comes for ever; before all bytes have come it is a message without content.
+            Ok(0)
+                if unread.is_some_and(|unread| done >= unread)
+                    && sync::poll(socket, libc::POLLRDHUP, 0)? & (libc::POLLRDHUP | libc::POLLHUP) != 0 =>
+            {
+                return Ok(all);
+            }
+            Ok(len) if len > LARGEST => return Err(Errno(libc::EMSGSIZE)),
+            // The offset has moved on by what was read. Not from the start: messages without content are shown once.
+            Ok(len) if len > size => {
+                size = len;
+                set_offset(done as i32)?;
+            }
+            Ok(len) => {
+                buffer.truncate(len);
+                done += len;
+                all.push(buffer);
+            }
+            Err(Errno(libc::EAGAIN)) => return Ok(all),
+            Err(Errno(libc::EINTR)) => {}
+            Err(error) => return Err(error),
+        }
+    }
 }

@@ -23,7 +23,7 @@ use super::{
     ends, inet_diag, open_pidfd,
     options::options,
     refusal,
-    sockets::{Asked, WAIT, bound, fresh, name},
+    sockets::{Asked, URGENT, WAIT, bound, fresh, name},
 };
 use crate::{procfs, snapshot::subject, state};
 
@@ -412,7 +412,8 @@ fn most_unprivileged() -> i32 {
     most.saturating_mul(2).min(i32::MAX as u64) as i32
 }
 
-fn unread(socket: Fd) -> usize {
+/// How many bytes can be read.
+pub fn unread(socket: Fd) -> usize {
     let mut bytes = 0i32;
     // SAFETY: SIOCINQ writes an int.
     let told = unsafe { file::ioctl(socket, SIOCINQ, &mut bytes) };
@@ -442,7 +443,7 @@ fn peek(socket: Fd, len: usize) -> Result<Vec<u8>, Errno> {
 fn received(open: &Open, asked: &Asked) -> Result<Vec<Vec<u8>>, Refusal> {
     let socket = asked.socket.0;
     if ready(open, asked, libc::POLLPRI)? & libc::POLLPRI != 0 {
-        return open.refuse("urgent data waits in it (MSG_OOB)", WAIT);
+        return open.refuse(URGENT, WAIT);
     }
     let len = unread(socket);
     let bytes =
