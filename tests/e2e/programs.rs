@@ -213,6 +213,9 @@ mod connections {
         tcp_over_ipv6: "tcp" ["6", "one"];
         tcp_over_ipv4_at_a_socket_for_both: "tcp" ["mixed", "one"];
         tcp_with_a_full_buffer_beyond_what_may_be_asked_for: "tcp_window";
+        of_others_and_their_messages: "unix_peers";
+        large_and_many_unix_datagrams: "unix_datagrams";
+        files_of_unix_sockets: "socket_files";
         sockets_with_addresses: "named_sockets" ["one"];
         sockets_with_addresses_between_processes: "named_sockets" ["two"];
         datagrams_that_would_not_come_now: "udp_unread";

@@ -386,12 +386,18 @@ pub enum DescriptionKind {
         peer: Vec<u8>,
         /// SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET.
         socket_type: i32,
-        /// What this end has not read yet; one entry per datagram or packet, one in all for streams.
+        /// What this end has not read yet; one entry per datagram or packet. For streams one in all, or one for each sender.
         received: Vec<Vec<u8>>,
+        /// Who sent each of them, where a unix socket asks for that (SO_PASSCRED); else empty.
+        senders: Vec<Option<Sender>>,
         /// How much of its send buffer what the other end has not read takes, in the kernel's own count (SIOCOUTQ).
         charged: u32,
         shutdown_read: bool,
         shutdown_write: bool,
+        /// Whose the other end of a unix socket is.
+        peer_is: Option<Peer>,
+        /// Where a unix socket with a path is in the file system; `None`: nowhere any more.
+        file: Option<SocketFile>,
         options: Vec<SocketOption>,
     },
     /// A socket bound and perhaps listening, re-made at restart.
@@ -411,6 +417,10 @@ pub enum DescriptionKind {
         received: Vec<Datagram>,
         /// Of TCP: it could not be connected, which may be tried again; whether that waits to be told.
         refused: Option<bool>,
+        /// Who listens at a unix socket, as those who connect to it are told.
+        listener_is: Option<Peer>,
+        /// As of `SocketPair`.
+        file: Option<SocketFile>,
         options: Vec<SocketOption>,
     },
     /// A POSIX message queue.
@@ -471,7 +481,39 @@ pub struct TerminalQueues {
 pub struct Datagram {
     /// struct sockaddr of the sender; empty when it had no name.
     pub from: Vec<u8>,
+    /// As of `SocketPair`.
+    pub sender: Option<Sender>,
     pub bytes: Vec<u8>,
+}
+
+/// What the kernel tells one end of a unix connection of who made the other (SO_PEERCRED, SO_PEERGROUPS).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    pub uid: u32,
+    pub gid: u32,
+    pub groups: Vec<u32>,
+}
+
+/// Of SCM_CREDENTIALS (unix(7)), what does not depend on which processes there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sender {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// The file of a unix socket: it may have been renamed since, and belong to somebody else.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketFile {
+    pub path: String,
+    /// `None` where the program may not look at it any more.
+    pub rights: Option<FileRights>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileRights {
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -219,21 +219,52 @@ pub fn peek(socket: Fd, buffer: &mut [u8], flags: i32) -> Result<usize> {
     }
 }
 
-/// As [`peek`], and the sender's address: its length.
-pub fn peek_from(
-    socket: Fd,
-    buffer: &mut [u8],
-    flags: i32,
-    address: &mut [u8; 128],
-) -> Result<(usize, usize)> {
-    let flags = (libc::MSG_PEEK | libc::MSG_DONTWAIT | flags) as usize;
-    let (bytes, from) = (buffer.as_mut_ptr() as usize, address.as_mut_ptr() as usize);
-    let mut len = address.len() as u32;
-    // SAFETY: writes at most the buffer's and the address' length, and that length.
-    let count = unsafe {
-        call(libc::SYS_recvfrom, [socket as usize, bytes, buffer.len(), flags, from, &raw mut len as usize])?
-    };
-    Ok((count, (len as usize).min(address.len())))
+/// What came beside a message.
+pub struct Beside {
+    pub address: [u8; 128],
+    pub address_len: usize,
+    /// Pid, user and group of the sender (SCM_CREDENTIALS).
+    pub credentials: Option<[u32; 3]>,
+}
+
+/// As [`peek`], and what is beside. Descriptors among that are closed.
+pub fn peek_beside(socket: Fd, buffer: &mut [u8], flags: i32) -> Result<(usize, Beside)> {
+    const SCM_PIDFD: i32 = 4;
+    let mut beside = Beside { address: [0; 128], address_len: 0, credentials: None };
+    let mut control = [0u64; 64];
+    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: msghdr is plain data.
+    let mut message: libc::msghdr = unsafe { core::mem::zeroed() };
+    message.msg_name = beside.address.as_mut_ptr().cast();
+    message.msg_namelen = beside.address.len() as u32;
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control);
+    let flags = (libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC | flags) as usize;
+    // SAFETY: the message's parts outlive the call, which writes at most their lengths.
+    let len =
+        unsafe { call(libc::SYS_recvmsg, [socket as usize, &raw mut message as usize, flags, 0, 0, 0])? };
+    beside.address_len = (message.msg_namelen as usize).min(beside.address.len());
+    let mut words = control.get(..message.msg_controllen.div_ceil(8)).unwrap_or_default();
+    // struct cmsghdr: a length with this header of 16 bytes, level and type; what follows is padded to 8 bytes.
+    while let [header_len, kind, values @ ..] = words {
+        let value = |at: usize| (values.get(at / 2).copied().unwrap_or(0) >> (at % 2 * 32)) as u32;
+        let count = (*header_len as usize).saturating_sub(16) / 4;
+        match (*kind as u32 as i32, (*kind >> 32) as i32) {
+            (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) => {
+                beside.credentials = Some([value(0), value(1), value(2)])
+            }
+            (libc::SOL_SOCKET, libc::SCM_RIGHTS | SCM_PIDFD) => {
+                for at in 0..count.min(values.len() * 2) {
+                    let _ = crate::file::close(value(at) as Fd);
+                }
+            }
+            _ => {}
+        }
+        words = words.get((*header_len as usize).div_ceil(8).max(2)..).unwrap_or_default();
+    }
+    Ok((len, beside))
 }
 
 /// SO_RCVTIMEO or SO_SNDTIMEO of a socket, as seconds and microseconds; `None` where there is none

@@ -9,10 +9,10 @@ use std::{
 
 use stasis_protocol::{
     coordinator::Refusal,
-    image::{Description, DescriptionKind, Fifo, FileIdentity, ObjectKind, ProcessImage},
+    image::{Description, DescriptionKind, Fifo, FileIdentity, ObjectKind, ProcessImage, SocketFile},
 };
 
-use super::{Policy, kernel::owned, put_back, refuse, sockets, tcp};
+use super::{Policy, kernel::owned, put_back, refuse, socket_files, sockets, tcp};
 use crate::args::{ChangedFile, MissingFile};
 
 pub const PUT_IT_BACK: &str = "put it back, or restart with --on-missing-file=skip or =null";
@@ -128,8 +128,17 @@ pub fn check(image: &ProcessImage, files: &Files<'_>, policy: &Policy) -> Vec<Re
                 })
             }
             DescriptionKind::Socket {
-                domain, socket_type, protocol, local, options, refused: None, ..
-            } if !local.is_empty() => address(image, *domain, *socket_type, *protocol, local, options),
+                domain,
+                socket_type,
+                protocol,
+                local,
+                refused: None,
+                file,
+                options,
+                ..
+            } if !local.is_empty() => {
+                address(*domain, *socket_type, *protocol, local, file.as_ref(), options)
+            }
             _ => Ok(()),
         };
         if let Err((reason, remedy)) = checked {
@@ -194,21 +203,25 @@ fn regular(file: &FileIdentity, found: &Metadata, written: bool, policy: &Policy
 /// Whether an address can be bound, by doing so for a moment. A unix socket's file is replaced unless somebody
 /// listens behind it.
 fn address(
-    image: &ProcessImage,
     domain: i32,
     socket_type: i32,
     protocol: i32,
     local: &[u8],
+    file: Option<&SocketFile>,
     options: &[stasis_protocol::image::SocketOption],
 ) -> Checked<()> {
     const REMEDY: &str = "end the process that uses the address (ss -nlp tells which)";
-    if let Some(path) = sockets::path(local) {
-        let path = Path::new(&image.cwd).join(path);
+    if socket_files::path(local).is_some() {
+        let Some(file) = file else { return Ok(()) };
+        let path = Path::new(&file.path);
+        if path.parent().is_some_and(|directory| directory.symlink_metadata().is_err()) {
+            return Err((format!("the directory of {} is gone", file.path), "make it again"));
+        }
         return match path.symlink_metadata() {
             Ok(found) if !found.file_type().is_socket() => {
                 Err(("something that is no socket has its name now".into(), "move it away"))
             }
-            Ok(_) if socket_type == libc::SOCK_STREAM && UnixStream::connect(&path).is_ok() => {
+            Ok(_) if socket_type == libc::SOCK_STREAM && UnixStream::connect(path).is_ok() => {
                 Err(("another process listens there".into(), REMEDY))
             }
             _ => Ok(()),
@@ -221,7 +234,8 @@ fn address(
     if socket_type == libc::SOCK_STREAM {
         let _ = tcp::reuse(&socket);
     }
-    sockets::bind(&socket, local).map_err(|error| (format!("its address cannot be bound: {error}"), REMEDY))
+    socket_files::bind(&socket, local)
+        .map_err(|error| (format!("its address cannot be bound: {error}"), REMEDY))
 }
 
 /// What `install` relies on: an image is hostile input.

@@ -5,7 +5,7 @@
 use std::{
     cell::OnceCell,
     collections::{BTreeMap, BTreeSet},
-    os::fd::{AsRawFd, OwnedFd, RawFd},
+    os::fd::{OwnedFd, RawFd},
     path::Path,
     thread,
     time::Duration,
@@ -19,12 +19,12 @@ use stasis_protocol::{
 
 use super::{
     Installed, Maker, Objects, Policy,
-    datagrams::{self, Receiver},
-    failed,
-    kernel::{self, done},
+    datagrams::{self, Made},
+    failed, kernel,
     message_queues::{self, Queues},
     numbers::Numbers,
     ptys::{self, Ptys},
+    socket_files::{self, Elsewhere},
     sockets, udp,
 };
 
@@ -377,7 +377,7 @@ impl<'a> Common<'a> {
             {
                 thread::sleep(TICK);
             }
-            let there = Elsewhere::enter(image, &description.kind)
+            let there = enter(image, &description.kind)
                 .map_err(|error| failed(image, index, "its directory cannot be entered", &error))?;
             made[at] = maker.make(index, description)?;
             drop(there);
@@ -450,35 +450,36 @@ impl<'a> Common<'a> {
 
     /// Gives unix datagram sockets what they had not read, and then connects all: a connected one takes nothing from others.
     fn fill_datagrams<'m>(&'m self, maker: &mut Maker<'m>, made: &[Option<OwnedFd>]) -> Result<(), Refusal> {
-        let sockets = || {
-            self.relations.groups.iter().zip(made).filter_map(|(group, fd)| {
+        let reaches = std::mem::take(&mut maker.reaches);
+        let sockets: Vec<(Place, Made<'_>)> = (self.relations.groups.iter().zip(made))
+            .filter_map(|(group, fd)| {
                 let &(process, index) = group.first()?;
-                match &self.images[process].descriptions[index].kind {
-                    DescriptionKind::Socket {
-                        domain, socket_type: libc::SOCK_DGRAM, local, peer, ..
-                    } => {
-                        let received =
-                            if *domain == libc::AF_UNIX { self.received(group) } else { Default::default() };
-                        let fill = Receiver { local, socket: fd.as_ref()?, received };
-                        Some(((process, index), fill, &peer[..]))
-                    }
-                    _ => None,
-                }
+                let DescriptionKind::Socket { domain, socket_type: libc::SOCK_DGRAM, local, peer, .. } =
+                    &self.images[process].descriptions[index].kind
+                else {
+                    return None;
+                };
+                let received =
+                    if *domain == libc::AF_UNIX { self.received(group) } else { Default::default() };
+                let reach = reaches.get(&(process, index));
+                Some(((process, index), Made { local, socket: fd.as_ref()?, reach, peer, received }))
             })
-        };
-        let addresses: Vec<(&[u8], &OwnedFd)> =
-            sockets().map(|(_, fill, _)| (fill.local, fill.socket)).collect();
-        for ((process, index), fill, _) in sockets() {
-            let image = self.images[process];
-            let there = Elsewhere::enter(image, &image.descriptions[index].kind);
-            let lost = there
-                .and_then(|_there| datagrams::send(&fill, &addresses))
-                .map_err(|error| failed(image, index, "what it had not read cannot be sent to it", &error))?;
+            .collect();
+        let all: Vec<Made<'_>> = sockets.iter().map(|(_, made)| *made).collect();
+        for ((process, index), receiver) in &sockets {
+            let (image, index) = (self.images[*process], *index);
+            let there = enter(image, &image.descriptions[index].kind);
+            let lost = there.and_then(|_there| datagrams::send(receiver, &all)).map_err(|error| {
+                let reason = format!("what it had not read cannot be sent to it: {error}");
+                super::refuse(image, index, reason, sockets::remedy(&error, "see `stasis doctor`"))
+            })?;
             maker.installed.warnings.extend(lost.iter().map(|from| lost_from(image, index, from)));
         }
-        for ((process, index), fill, peer) in sockets() {
-            (maker.process, maker.image) = (process, self.images[process]);
-            sockets::point(maker, index, fill.socket, peer);
+        for ((process, index), socket) in &sockets {
+            (maker.process, maker.image) = (*process, self.images[*process]);
+            let reach = datagrams::find(&all, socket.peer);
+            let at = socket_files::reached_at(reach.and_then(|made| made.reach), socket.peer);
+            sockets::point(maker, *index, socket.socket, socket.peer, &at);
         }
         Ok(())
     }
@@ -509,30 +510,13 @@ fn lost_from(image: &ProcessImage, index: usize, from: &[u8]) -> String {
     format!("{name}: a datagram from {} that was not read is lost", sockets::display(from))
 }
 
-/// The working directory of a process, for as long as something is made whose path may be relative to it.
-struct Elsewhere {
-    back: OwnedFd,
-}
-
-impl Elsewhere {
-    fn enter(image: &ProcessImage, kind: &DescriptionKind) -> std::io::Result<Option<Self>> {
-        let (DescriptionKind::Socket { local, .. } | DescriptionKind::SocketPair { local, .. }) = kind else {
-            return Ok(None);
-        };
-        if sockets::path(local).is_none_or(|path| path.is_absolute()) {
-            return Ok(None);
-        }
-        let back = kernel::open(".", libc::O_PATH | libc::O_DIRECTORY)?;
-        std::env::set_current_dir(Path::new(&image.cwd))?;
-        Ok(Some(Self { back }))
-    }
-}
-
-impl Drop for Elsewhere {
-    fn drop(&mut self) {
-        // SAFETY: no memory is touched. The directory was this process' a moment ago.
-        let _ = done(unsafe { libc::fchdir(self.back.as_raw_fd()) });
-    }
+/// Goes to the working directory of a process where a path is relative to it.
+fn enter(image: &ProcessImage, kind: &DescriptionKind) -> std::io::Result<Option<Elsewhere>> {
+    let (DescriptionKind::Socket { local, .. } | DescriptionKind::SocketPair { local, .. }) = kind else {
+        return Ok(None);
+    };
+    let is_relative = socket_files::path(local).is_some_and(|path| path.is_relative());
+    is_relative.then(|| Elsewhere::enter(Path::new(&image.cwd))).transpose()
 }
 
 /// More than a tick of the kernel's clock (10 ms at most): to within one it tells which of several connections waits first to

@@ -24,10 +24,12 @@ mod locks;
 pub mod message_queues;
 mod numbers;
 mod objects;
+mod peers;
 mod pidfds;
 mod pipes;
 mod ptys;
 mod put_back;
+mod socket_files;
 mod sockets;
 mod tcp;
 mod terminals;
@@ -156,6 +158,8 @@ struct Maker<'a> {
     pairs: BTreeMap<u64, Option<OwnedFd>>,
     /// Sockets of UDP that have something to read and no address yet.
     filled: BTreeMap<Place, OwnedFd>,
+    /// What leads to unix sockets that have a path, or had.
+    reaches: BTreeMap<Place, OwnedFd>,
     installed: Installed,
 }
 
@@ -292,6 +296,7 @@ impl<'a> Maker<'a> {
             pipes: BTreeMap::new(),
             pairs: BTreeMap::new(),
             filled: BTreeMap::new(),
+            reaches: BTreeMap::new(),
             installed: Installed::default(),
         }
     }
@@ -388,6 +393,11 @@ impl<'a> Maker<'a> {
     /// Whether what leads outside is taken from this command: standard descriptors, and whatever is no socket.
     fn is_inherited(&self, index: usize, kind: &DescriptionKind) -> bool {
         !matches!(kind, DescriptionKind::SocketPair { .. }) || self.lowest_number(index) <= 2
+    }
+
+    /// What leads to a unix socket.
+    fn reach(&self, place: Place) -> Option<&OwnedFd> {
+        self.reaches.get(&place)
     }
 
     /// The lowest number at which any process has a description.

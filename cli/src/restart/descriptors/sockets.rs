@@ -2,23 +2,23 @@
 
 use std::{
     io,
-    os::{
-        fd::{FromRawFd, OwnedFd},
-        unix::fs::{FileTypeExt, PermissionsExt},
-    },
-    path::{Path, PathBuf},
+    os::fd::{FromRawFd, OwnedFd},
 };
 
 use stasis_protocol::{
     coordinator::Refusal,
-    image::{DescriptionKind, SocketOption},
+    image::{DescriptionKind, Peer, Sender, SocketFile, SocketOption},
 };
 
 use super::{
     Maker, failed,
     joint::{Common, Place},
     kernel::{done, owned},
-    name, raw, refuse, tcp,
+    name,
+    peers::calling_as,
+    raw, refuse,
+    socket_files::{self, BoundForAMoment, bind, bind_at, path},
+    tcp,
     unread::Unread,
 };
 
@@ -45,80 +45,6 @@ pub fn display(address: &[u8]) -> String {
 /// The address family of a struct sockaddr.
 pub fn family(address: &[u8]) -> Option<i32> {
     address.get(..2).map(|family| i32::from(u16::from_ne_bytes([family[0], family[1]])))
-}
-
-/// Where a unix socket is bound in the file system.
-pub fn path(address: &[u8]) -> Option<PathBuf> {
-    use std::os::unix::ffi::OsStrExt;
-    let name = address.get(2..).filter(|_| family(address) == Some(libc::AF_UNIX))?;
-    let name = name.split(|&byte| byte == 0).next()?;
-    (!name.is_empty()).then(|| Path::new(std::ffi::OsStr::from_bytes(name)).to_path_buf())
-}
-
-/// Binds; a socket file that nobody listens on any more is replaced, with its permissions.
-///
-/// # Errors
-/// bind(2)'s.
-pub fn bind(socket: &OwnedFd, address: &[u8]) -> io::Result<()> {
-    let mut permissions = None;
-    let path = path(address);
-    if let Some(path) = &path
-        && let Ok(found) = std::fs::symlink_metadata(path)
-    {
-        if !found.file_type().is_socket() {
-            return Err(io::Error::from_raw_os_error(libc::EADDRINUSE));
-        }
-        permissions = Some(std::fs::Permissions::from_mode(found.permissions().mode() & 0o7777));
-        std::fs::remove_file(path)?;
-    }
-    // SAFETY: reads as many bytes as there are.
-    done(unsafe { libc::bind(raw(socket), address.as_ptr().cast(), address.len() as u32) })?;
-    if let (Some(path), Some(permissions)) = (path, permissions) {
-        std::fs::set_permissions(path, permissions)?;
-    }
-    Ok(())
-}
-
-/// A socket bound to an address that is somebody else's or free: what was at its path is put back when this is dropped.
-pub struct BoundForAMoment {
-    path: Option<PathBuf>,
-    aside: Option<PathBuf>,
-}
-
-impl BoundForAMoment {
-    /// # Errors
-    /// bind(2)'s; rename(2)'s where the socket's file cannot be put aside.
-    pub fn bind(socket: &OwnedFd, address: &[u8]) -> io::Result<Self> {
-        let path = path(address);
-        let mut moment = Self { path: None, aside: None };
-        if let Some(path) = &path
-            && let Ok(found) = std::fs::symlink_metadata(path)
-        {
-            if !found.file_type().is_socket() {
-                return Err(io::Error::from_raw_os_error(libc::EADDRINUSE));
-            }
-            let mut aside = path.clone().into_os_string();
-            aside.push(format!(".stasis-{}", std::process::id()));
-            std::fs::rename(path, &aside)?;
-            moment.aside = Some(aside.into());
-        }
-        // Dropped, it puts back what was put aside.
-        moment.path = path;
-        // SAFETY: reads as many bytes as there are.
-        done(unsafe { libc::bind(raw(socket), address.as_ptr().cast(), address.len() as u32) })?;
-        Ok(moment)
-    }
-}
-
-impl Drop for BoundForAMoment {
-    fn drop(&mut self) {
-        if let Some(path) = &self.path {
-            let _ = match &self.aside {
-                Some(aside) => std::fs::rename(aside, path),
-                None => std::fs::remove_file(path),
-            };
-        }
-    }
 }
 
 /// connect(2).
@@ -202,7 +128,17 @@ pub fn set_options(socket: &OwnedFd, options: &[SocketOption]) -> io::Result<()>
 pub fn open(maker: &mut Maker<'_>, index: usize) -> Result<OwnedFd, Refusal> {
     let image = maker.image;
     let DescriptionKind::Socket {
-        domain, socket_type, protocol, local, peer, backlog, refused, options, ..
+        domain,
+        socket_type,
+        protocol,
+        local,
+        peer,
+        backlog,
+        refused,
+        listener_is,
+        file,
+        options,
+        ..
     } = &image.descriptions[index].kind
     else {
         return maker.inherit(index, -1);
@@ -219,24 +155,25 @@ pub fn open(maker: &mut Maker<'_>, index: usize) -> Result<OwnedFd, Refusal> {
         if matches!(*domain, libc::AF_INET | libc::AF_INET6) && *socket_type == libc::SOCK_STREAM {
             tcp::reuse(&socket).map_err(error("its options cannot be set"))?;
         }
-        let bound = match bind(&socket, local) {
+        let bound = match bind_at(&socket, local, file.as_ref()) {
             Err(error) if *domain == libc::AF_NETLINK && error.raw_os_error() == Some(libc::EADDRINUSE) => {
                 let warning = "its port is in use, and it gets another: who waits for an answer by the old one waits for ever";
                 maker.installed.warnings.push(format!("{}: {warning}", name(image, index)));
-                bind(&socket, &without_port(local))
+                bind(&socket, &without_port(local)).map(|()| None)
             }
             // The kernel may have given the port away, and tells of it all the same (`inet_put_port`).
-            Err(_) if refused.is_some() => Ok(()),
+            Err(_) if refused.is_some() => Ok(None),
             bound => bound,
         };
-        bound.map_err(|error| {
-            let reason = format!("its address cannot be bound: {error}");
-            refuse(image, index, reason, "end the process that uses the address (ss -nlp tells which)")
+        let reach = bound.map_err(|error| {
+            let remedy = remedy(&error, "end the process that uses the address (ss -nlp tells which)");
+            refuse(image, index, format!("its address cannot be bound: {error}"), remedy)
         })?;
+        maker.reaches.extend(reach.map(|reach| ((maker.process, index), reach)));
     }
     // Those that are made once are filled before they are connected: then they take datagrams from their peers only.
     if maker.common.relations.is_alone((maker.process, index)) {
-        point(maker, index, &socket, peer);
+        point(maker, index, &socket, peer, peer);
     }
     if let Some(is_told) = refused.map(|waits| !waits)
         && let Err(error) = tcp::refuse(&socket, *domain, is_told)
@@ -246,9 +183,22 @@ pub fn open(maker: &mut Maker<'_>, index: usize) -> Result<OwnedFd, Refusal> {
     }
     if let Some(backlog) = backlog {
         // SAFETY: no memory is touched.
-        done(unsafe { libc::listen(raw(&socket), *backlog) }).map_err(error("it cannot listen"))?;
+        let listen = || done(unsafe { libc::listen(raw(&socket), *backlog) });
+        calling_as(listener_is.as_ref(), listen).map_err(|error| {
+            let remedy = remedy(&error, "see `stasis doctor`");
+            refuse(image, index, format!("it cannot listen: {error}"), remedy)
+        })?;
     }
     Ok(socket)
+}
+
+/// What can be done about an error that comes of where, or as whom, a socket is made.
+pub fn remedy<'a>(error: &io::Error, otherwise: &'a str) -> &'a str {
+    match error.kind() {
+        io::ErrorKind::NotFound => "make the directory that it is in",
+        io::ErrorKind::PermissionDenied => "restart it as root",
+        _ => otherwise,
+    }
 }
 
 /// A struct sockaddr_nl whose port (its second word) is left to the kernel.
@@ -256,10 +206,10 @@ fn without_port(address: &[u8]) -> Vec<u8> {
     address.iter().enumerate().map(|(at, &byte)| if (4..8).contains(&at) { 0 } else { byte }).collect()
 }
 
-/// Connects a datagram socket again.
-pub fn point(maker: &mut Maker<'_>, index: usize, socket: &OwnedFd, peer: &[u8]) {
+/// Connects a datagram socket again, to an address that is reached `at` another.
+pub fn point(maker: &mut Maker<'_>, index: usize, socket: &OwnedFd, peer: &[u8], at: &[u8]) {
     if !peer.is_empty()
-        && let Err(error) = connect(socket, peer)
+        && let Err(error) = connect(socket, at)
     {
         // A datagram socket without its peer gets the same error from send(2) as when the peer goes away.
         maker.installed.warnings.push(format!(
@@ -286,13 +236,15 @@ pub fn open_pair(maker: &mut Maker<'_>, index: usize) -> Result<OwnedFd, Refusal
     let ends = maker.common.relations.ends(*pair);
     let other = ends.iter().copied().find(|end| *end != this);
     let again = |error: io::Error| {
-        let remedy = "end the process that uses its address (ss -nap tells which); after a connection has ended the \
+        let of_tcp = "end the process that uses its address (ss -nap tells which); after a connection has ended the \
                       kernel keeps its port for up to a minute";
+        let of_unix = "end the process that uses its address (ss -xap tells which)";
+        let remedy = remedy(&error, if *domain == libc::AF_UNIX { of_unix } else { of_tcp });
         refuse(image, index, format!("the connection cannot be made again: {error}"), remedy)
     };
     if let Some(listener) = maker.common.relations.listener_of(*pair) {
         return match *domain {
-            libc::AF_UNIX => make_waiting(maker.common, this, listener),
+            libc::AF_UNIX => make_waiting(maker, this, listener),
             _ => tcp::make_waiting(maker.common, this),
         }
         .map_err(again);
@@ -307,7 +259,7 @@ pub fn open_pair(maker: &mut Maker<'_>, index: usize) -> Result<OwnedFd, Refusal
     let (one, two) = match *domain {
         libc::AF_UNIX => {
             let reset = outside || *reset && other.is_none();
-            make_pair(maker.common, this, other, reset).map(|(one, two)| (one, Some(two)))
+            make_pair(maker.common, this, other, reset, outside).map(|(one, two)| (one, Some(two)))
         }
         _ => {
             let missing = if *reset || !*other_closed { tcp::Missing::Reset } else { tcp::Missing::Closed };
@@ -321,10 +273,11 @@ pub fn open_pair(maker: &mut Maker<'_>, index: usize) -> Result<OwnedFd, Refusal
 }
 
 /// A unix connection that waits to be accepted, by a socket that listens already.
-fn make_waiting(common: &Common<'_>, client: Place, listener: Place) -> io::Result<OwnedFd> {
+fn make_waiting(maker: &Maker<'_>, client: Place, listener: Place) -> io::Result<OwnedFd> {
+    let common = maker.common;
     let kinds = (&common.description(client).kind, &common.description(listener).kind);
     let (
-        DescriptionKind::SocketPair { local, socket_type, options, shutdown_write, .. },
+        DescriptionKind::SocketPair { local, file, socket_type, options, shutdown_write, .. },
         DescriptionKind::Socket { local: target, .. },
     ) = kinds
     else {
@@ -334,9 +287,13 @@ fn make_waiting(common: &Common<'_>, client: Place, listener: Place) -> io::Resu
     // SAFETY: no memory is touched.
     let socket = owned(unsafe { libc::socket(libc::AF_UNIX, kind, 0) })?;
     if !local.is_empty() {
-        bind(&socket, local)?;
+        bind_at(&socket, local, file.as_ref())?;
     }
-    connect(&socket, target)?;
+    let target = socket_files::reached_at(maker.reach(listener), target);
+    // Who will accept it is told of who has it now: nobody has the other end, which would know who connected.
+    let own = &common.images[client.0].credentials;
+    let peer = Peer { uid: own.uid[1], gid: own.gid[1], groups: own.groups.clone() };
+    calling_as(Some(&peer), || connect(&socket, &target))?;
     super::kernel::set_status_flags(&socket, 0)?;
     set_options(&socket, options)?;
     if *shutdown_write {
@@ -346,44 +303,40 @@ fn make_waiting(common: &Common<'_>, client: Place, listener: Place) -> io::Resu
     Ok(socket)
 }
 
-const CREDENTIALS: (i32, i32) = (libc::SOL_SOCKET, libc::SO_PASSCRED);
-
 fn make_pair(
     common: &Common<'_>,
     one: Place,
     other: Option<Place>,
     reset: bool,
+    outside: bool,
 ) -> io::Result<(OwnedFd, OwnedFd)> {
     let kinds = (&common.description(one).kind, other.map(|other| &common.description(other).kind));
     let DescriptionKind::SocketPair { socket_type, local, .. } = kinds.0 else {
         return Err(io::ErrorKind::InvalidData.into());
     };
-    let no_name = Vec::new();
-    let other_local = match kinds.1 {
-        Some(DescriptionKind::SocketPair { local, .. }) => local,
-        _ => &no_name,
+    let (this, that) = (End::of(Some(kinds.0)), End::of(kinds.1));
+    let ends = match connected(*socket_type, &this, &that, listens(common, local)) {
+        // It is told that the connection was reset, in any case.
+        Err(error) if outside && error.kind() == io::ErrorKind::PermissionDenied => {
+            connected(*socket_type, &End { peer_is: None, ..this }, &that, listens(common, local))?
+        }
+        ends => ends?,
     };
-    let ends = connected(*socket_type, local, other_local, listens(common, local))?;
-    for (end, kind) in [(&ends.0, Some(kinds.0)), (&ends.1, kinds.1)] {
-        let Some(DescriptionKind::SocketPair { options, .. }) = kind else { continue };
-        // Of whom a message is, the kernel notes where that was asked for before it is sent.
-        let asks = options.iter().filter(|option| (option.level, option.name) == CREDENTIALS);
-        set_options(end, &asks.cloned().collect::<Vec<_>>())?;
-    }
     for (sender, sent_by, received_by) in [(&ends.1, kinds.1, Some(one)), (&ends.0, Some(kinds.0), other)] {
-        let Some(received) = received_by.and_then(|end| received(common, end)) else { continue };
+        let Some((messages, senders)) = received_by.and_then(|end| received(common, end)) else { continue };
+        // For whoever was outside nobody speaks.
+        let senders = if outside { &[] } else { senders };
         let (charged, options) = match sent_by {
             Some(DescriptionKind::SocketPair { charged, options, .. }) => (*charged as usize, &options[..]),
             _ => (0, &[][..]),
         };
-        Unread { socket_type: *socket_type, messages: received, charged, options }.send(sender)?;
+        Unread { socket_type: *socket_type, messages, senders, charged, options }.send(sender)?;
     }
     for (end, kind) in [(&ends.0, Some(kinds.0)), (&ends.1, kinds.1)] {
         let Some(DescriptionKind::SocketPair { shutdown_read, shutdown_write, options, .. }) = kind else {
             continue;
         };
-        let others = options.iter().filter(|option| (option.level, option.name) != CREDENTIALS);
-        set_options(end, &others.cloned().collect::<Vec<_>>())?;
+        set_options(end, options)?;
         for (how, wanted) in [(libc::SHUT_RD, shutdown_read), (libc::SHUT_WR, shutdown_write)] {
             // A closed end takes care of that by itself, and for datagrams it was none.
             if *wanted && other.is_some() {
@@ -399,9 +352,11 @@ fn make_pair(
 }
 
 /// What an end has not read: each process that had it may have it in its image.
-fn received<'a>(common: &Common<'a>, end: Place) -> Option<&'a [Vec<u8>]> {
+fn received<'a>(common: &Common<'a>, end: Place) -> Option<(&'a [Vec<u8>], &'a [Option<Sender>])> {
     common.relations.places(end).into_iter().find_map(|place| match &common.description(place).kind {
-        DescriptionKind::SocketPair { received, .. } if !received.is_empty() => Some(&received[..]),
+        DescriptionKind::SocketPair { received, senders, .. } if !received.is_empty() => {
+            Some((&received[..], &senders[..]))
+        }
         _ => None,
     })
 }
@@ -426,6 +381,26 @@ fn listens(common: &Common<'_>, address: &[u8]) -> bool {
     })
 }
 
+/// One end of a unix connection.
+#[derive(Clone, Copy, Default)]
+pub struct End<'a> {
+    pub local: &'a [u8],
+    pub file: Option<&'a SocketFile>,
+    /// Whose the other end is to this one.
+    pub peer_is: Option<&'a Peer>,
+}
+
+impl<'a> End<'a> {
+    fn of(kind: Option<&'a DescriptionKind>) -> Self {
+        match kind {
+            Some(DescriptionKind::SocketPair { local, file, peer_is, .. }) => {
+                Self { local, file: file.as_ref(), peer_is: peer_is.as_ref() }
+            }
+            _ => Self::default(),
+        }
+    }
+}
+
 /// Two unix sockets that are connected to each other, with the names they had. Of two with names the one that
 /// accepted has its listener's; that is `one` if it has the only name, or `one_accepted` says so.
 ///
@@ -433,31 +408,33 @@ fn listens(common: &Common<'_>, address: &[u8]) -> bool {
 /// socketpair(2)'s; and bind(2)'s for ends with names.
 pub fn connected(
     socket_type: i32,
-    one: &[u8],
-    two: &[u8],
+    one: &End<'_>,
+    two: &End<'_>,
     one_accepted: bool,
 ) -> io::Result<(OwnedFd, OwnedFd)> {
-    if one.is_empty() && two.is_empty() {
+    if one.local.is_empty() && two.local.is_empty() {
         let mut ends = [0; 2];
-        // SAFETY: writes two ints.
-        done(unsafe {
-            libc::socketpair(libc::AF_UNIX, socket_type | libc::SOCK_CLOEXEC, 0, ends.as_mut_ptr())
+        calling_as(one.peer_is.or(two.peer_is), || {
+            // SAFETY: writes two ints.
+            done(unsafe {
+                libc::socketpair(libc::AF_UNIX, socket_type | libc::SOCK_CLOEXEC, 0, ends.as_mut_ptr())
+            })
         })?;
         // SAFETY: socketpair gave both to us.
         return Ok(unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) });
     }
     // SAFETY: no memory is touched.
     let new = || owned(unsafe { libc::socket(libc::AF_UNIX, socket_type | libc::SOCK_CLOEXEC, 0) });
-    let swap = !(two.is_empty() || one_accepted && !one.is_empty());
+    let swap = !(two.local.is_empty() || one_accepted && !one.local.is_empty());
     let (server, client) = if swap { (two, one) } else { (one, two) };
     let (listener, connecting) = (new()?, new()?);
-    let name = BoundForAMoment::bind(&listener, server)?;
+    let name = BoundForAMoment::bind(&listener, server.local)?;
     // SAFETY: no memory is touched.
-    done(unsafe { libc::listen(raw(&listener), 16) })?;
-    if !client.is_empty() {
-        bind(&connecting, client)?;
+    calling_as(client.peer_is, || done(unsafe { libc::listen(raw(&listener), 16) }))?;
+    if !client.local.is_empty() {
+        bind_at(&connecting, client.local, client.file)?;
     }
-    connect(&connecting, server)?;
+    calling_as(server.peer_is, || connect(&connecting, server.local))?;
     // SAFETY: no address is asked for.
     let accepted = owned(unsafe {
         libc::accept4(raw(&listener), std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC)

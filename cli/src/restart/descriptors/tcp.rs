@@ -21,7 +21,8 @@ use super::{
     joint::{Common, Place},
     kernel::{done, owned},
     raw,
-    sockets::{bind, connect, set_options},
+    socket_files::bind,
+    sockets::{connect, set_options},
 };
 use crate::restart::plan::{call, pointing};
 

@@ -12,8 +12,8 @@ use std::{
 };
 
 use stasis_protocol::image::{
-    Credentials, Description, DescriptionKind, Descriptor, EpollTarget, FileIdentity, Ids, Layout, Machine,
-    Object, ObjectKind, ProcessImage, Resume, Settings,
+    Credentials, Description, DescriptionKind, Descriptor, EpollTarget, FileIdentity, FileRights, Ids,
+    Layout, Machine, Object, ObjectKind, ProcessImage, Resume, Settings, SocketFile,
 };
 use stasis_protocol::store::SharedDescriptor;
 
@@ -307,9 +307,12 @@ fn a_socket_pair_has_what_was_not_read() {
         peer: vec![],
         socket_type: libc::SOCK_SEQPACKET,
         received: received.iter().map(|message| message.to_vec()).collect(),
+        senders: vec![],
         charged: 0,
         shutdown_read,
         shutdown_write,
+        peer_is: None,
+        file: None,
         options: vec![],
     };
     let image = image(vec![
@@ -323,6 +326,34 @@ fn a_socket_pair_has_what_was_not_read() {
         expect("shut", unsafe { libc::send(8, c"x".as_ptr().cast(), 1, libc::MSG_NOSIGNAL) }, -1)?;
         // SAFETY: reads one byte.
         expect("open", unsafe { libc::send(9, c"x".as_ptr().cast(), 1, libc::MSG_NOSIGNAL) }, 1)
+    });
+}
+
+#[test]
+fn a_socket_gets_its_file_with_its_mode_where_that_is_gone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let mut local = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
+    local.extend(path.to_str().unwrap().bytes().chain([0]));
+    let rights = FileRights { mode: 0o624, uid: 0, gid: 0 };
+    let listening = DescriptionKind::Socket {
+        domain: libc::AF_UNIX,
+        socket_type: libc::SOCK_STREAM,
+        protocol: 0,
+        local,
+        peer: vec![],
+        backlog: Some(4),
+        waiting: vec![],
+        received: vec![],
+        refused: None,
+        listener_is: None,
+        file: Some(SocketFile { path: path.to_str().unwrap().into(), rights: Some(rights) }),
+        options: vec![],
+    };
+    let image = image(vec![(described(libc::O_RDWR, listening), vec![5])]);
+    in_child(&image, |_| {
+        let mode = fs::metadata(&path).map_err(|error| error.to_string())?.mode();
+        expect("mode", mode & 0o7777, 0o624)
     });
 }
 
@@ -523,9 +554,12 @@ fn the_ends_of_a_pair_meet_from_different_processes() {
                 local: vec![],
                 socket_type: libc::SOCK_STREAM,
                 received: received.iter().map(|message| message.to_vec()).collect(),
+                senders: vec![],
                 charged: 0,
                 shutdown_read: false,
                 shutdown_write: false,
+                peer_is: None,
+                file: None,
                 options: vec![],
             },
         )

@@ -7,9 +7,11 @@ use std::{io, os::fd::OwnedFd};
 use stasis_protocol::image::{Datagram, SocketOption};
 
 use super::{
-    datagrams::{own_size, send_to, size},
+    datagrams::{own_size, size},
     kernel::owned,
-    sockets::{bind, connect, family, set_options},
+    socket_files::bind,
+    sockets::{connect, family, set_options},
+    unread::send_message,
 };
 
 /// A socket without an address that has something to read, and the senders that are not of this machine any more: what they
@@ -25,7 +27,7 @@ pub fn filled(domain: i32, local: &[u8], received: &[Datagram]) -> io::Result<(O
     let all: usize = received.iter().map(|datagram| datagram.bytes.len() * 2 + 4096).sum();
     set_options(&receiver, &[size((all * 2).max(own))])?;
     let (mut lost, mut last) = (Vec::new(), None);
-    for Datagram { from, bytes } in received {
+    for Datagram { from, bytes, .. } in received {
         let sender = match last.take_if(|(address, _)| address == from) {
             Some((_, sender)) => sender,
             None => {
@@ -38,9 +40,10 @@ pub fn filled(domain: i32, local: &[u8], received: &[Datagram]) -> io::Result<(O
             }
         };
         // As far as can be to the host that it was sent to, which the program may ask for (IP_PKTINFO). A broadcast it was not.
-        let to_local = is_one_host(local).then(|| send_to(&sender, bytes, &with_host(&port, local)));
-        if !matches!(to_local, Some(Ok(()))) {
-            send_to(&sender, bytes, &with_host(&port, from))?;
+        let to_local =
+            is_one_host(local).then(|| send_message(&sender, bytes, None, &with_host(&port, local)));
+        if !matches!(to_local, Some(Ok(_))) {
+            send_message(&sender, bytes, None, &with_host(&port, from))?;
         }
         last = Some((from.clone(), sender));
     }

@@ -11,19 +11,22 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
 };
 
-use stasis_protocol::image::SocketOption;
+use stasis_protocol::image::{Sender, SocketOption};
 
 use super::{
     kernel::done,
+    peers::denied,
     raw,
-    sockets::{connected, set_options},
+    sockets::{End, connected, set_options},
 };
 
 /// What one end sent and the other has not read.
 pub struct Unread<'a> {
     pub socket_type: i32,
-    /// One entry per datagram or packet, one in all for streams.
+    /// One entry per datagram or packet; for streams one in all, or one for each sender.
     pub messages: &'a [Vec<u8>],
+    /// Who sent each of them, where that was asked for.
+    pub senders: &'a [Option<Sender>],
     /// What the sender was charged for it; 0 where that does not matter any more.
     pub charged: usize,
     /// The sender's options, of which it has none yet.
@@ -50,16 +53,19 @@ impl Unread<'_> {
         if enlarged > before {
             set_send_buffer(sender, enlarged)?;
         }
-        for message in self.messages {
+        let all: usize = self.messages.iter().map(Vec::len).sum();
+        for (number, message) in self.messages.iter().enumerate() {
+            let of = self.senders.get(number).copied().flatten();
             let pieces = if self.socket_type == libc::SOCK_STREAM && self.charged != 0 {
-                pieces(message.len(), self.charged, before, send_buffer(sender)?)?
+                let share = self.charged as u128 * message.len() as u128 / all.max(1) as u128;
+                pieces(message.len(), share as usize, before, send_buffer(sender)?)?
             } else {
                 1
             };
             let mut rest = &message[..];
             for length in lengths(message.len(), pieces) {
                 let (piece, behind) = rest.split_at(length);
-                send_all(sender, piece)?;
+                send_all(sender, piece, of)?;
                 rest = behind;
             }
         }
@@ -107,7 +113,7 @@ struct Scale {
 
 impl Scale {
     fn new(capacity: usize) -> io::Result<Self> {
-        let ends = connected(libc::SOCK_STREAM, &[], &[], false)?;
+        let ends = connected(libc::SOCK_STREAM, &End::default(), &End::default(), false)?;
         set_send_buffer(&ends.0, capacity)?;
         Ok(Self { ends, known: HashMap::new(), bytes: Vec::new() })
     }
@@ -118,7 +124,7 @@ impl Scale {
         }
         self.bytes.resize(self.bytes.len().max(len), 0);
         let bytes = &mut self.bytes[..len];
-        send_all(&self.ends.0, bytes)?;
+        send_all(&self.ends.0, bytes, None)?;
         let charged = charged(&self.ends.0)?;
         let mut left = len;
         while left > 0 {
@@ -141,12 +147,9 @@ fn charged(sender: &OwnedFd) -> io::Result<usize> {
 }
 
 /// Sends one message, or one piece of a stream, without waiting.
-fn send_all(sender: &OwnedFd, mut rest: &[u8]) -> io::Result<()> {
+fn send_all(sender: &OwnedFd, mut rest: &[u8], of: Option<Sender>) -> io::Result<()> {
     loop {
-        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        // SAFETY: reads the slice.
-        let count = unsafe { libc::send(raw(sender), rest.as_ptr().cast(), rest.len(), flags) };
-        let Ok(count) = usize::try_from(count) else { return Err(io::Error::last_os_error()) };
+        let count = send_message(sender, rest, of, &[])?;
         rest = &rest[count..];
         if rest.is_empty() {
             return Ok(());
@@ -154,16 +157,64 @@ fn send_all(sender: &OwnedFd, mut rest: &[u8]) -> io::Result<()> {
     }
 }
 
+/// sendmsg(2), without waiting, as somebody else; `target`: empty where the socket is connected.
+///
+/// # Errors
+/// sendmsg(2)'s, and PermissionDenied where this process may not be that user.
+pub fn send_message(socket: &OwnedFd, bytes: &[u8], of: Option<Sender>, target: &[u8]) -> io::Result<usize> {
+    /// struct cmsghdr, struct ucred and what pads both to the length of CMSG_SPACE.
+    #[repr(C)]
+    struct Credentials {
+        header: libc::cmsghdr,
+        credentials: libc::ucred,
+        padding: u32,
+    }
+    // SAFETY: msghdr and Credentials are plain data.
+    let (mut message, mut beside): (libc::msghdr, Credentials) = unsafe { std::mem::zeroed() };
+    let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    if !target.is_empty() {
+        message.msg_name = target.as_ptr().cast_mut().cast();
+        message.msg_namelen = target.len() as u32;
+    }
+    if let Some(Sender { uid, gid }) = of {
+        beside.header.cmsg_len = size_of::<libc::cmsghdr>() + size_of::<libc::ucred>();
+        beside.header.cmsg_level = libc::SOL_SOCKET;
+        beside.header.cmsg_type = libc::SCM_CREDENTIALS;
+        // The pid must be a process', and may be another's for the privileged only (unix(7)).
+        beside.credentials = libc::ucred { pid: std::process::id() as i32, uid, gid };
+        message.msg_control = (&raw mut beside).cast();
+        message.msg_controllen = size_of_val(&beside);
+    }
+    // SAFETY: reads the message's parts, which outlive the call.
+    let count =
+        unsafe { libc::sendmsg(raw(socket), &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+    usize::try_from(count).map_err(|_| {
+        let error = io::Error::last_os_error();
+        match of {
+            Some(of) if error.raw_os_error() == Some(libc::EPERM) => denied(of),
+            _ => error,
+        }
+    })
+}
+
 const SEND_BUFFER: (i32, i32) = (libc::SOL_SOCKET, libc::SO_SNDBUF);
 
 /// Sets SO_SNDBUF as far as the system's limit allows, to what [`send_buffer`] tells then.
-fn set_send_buffer(socket: &OwnedFd, size: usize) -> io::Result<()> {
+///
+/// # Errors
+/// setsockopt(2)'s.
+pub fn set_send_buffer(socket: &OwnedFd, size: usize) -> io::Result<()> {
     let value = i32::try_from(size).unwrap_or(i32::MAX).to_ne_bytes().to_vec();
     set_options(socket, &[SocketOption { level: SEND_BUFFER.0, name: SEND_BUFFER.1, value }])
 }
 
 /// SO_SNDBUF, in bytes.
-fn send_buffer(socket: &OwnedFd) -> io::Result<usize> {
+///
+/// # Errors
+/// getsockopt(2)'s.
+pub fn send_buffer(socket: &OwnedFd) -> io::Result<usize> {
     let (mut size, mut len) = (0i32, size_of::<i32>() as u32);
     // SAFETY: writes an int and its length.
     done(unsafe {
@@ -184,11 +235,11 @@ mod tests {
 
     /// The bytes that `sizes` put into a pair until it is full, and what they are charged.
     fn sent(sizes: impl Iterator<Item = usize>) -> (Vec<u8>, usize) {
-        let ends = connected(libc::SOCK_STREAM, &[], &[], false).unwrap();
+        let ends = connected(libc::SOCK_STREAM, &End::default(), &End::default(), false).unwrap();
         let mut all = Vec::new();
         for (number, size) in sizes.enumerate() {
             let piece: Vec<u8> = (0..size).map(|at| (number * 31 + at) as u8).collect();
-            if send_all(&ends.0, &piece).is_err() {
+            if send_all(&ends.0, &piece, None).is_err() {
                 break;
             }
             all.extend(piece);
@@ -204,12 +255,14 @@ mod tests {
     #[track_caller]
     fn comes_back(sizes: impl Iterator<Item = usize>, full: bool) {
         let (bytes, before) = sent(sizes);
-        let ends = connected(libc::SOCK_STREAM, &[], &[], false).unwrap();
+        let ends = connected(libc::SOCK_STREAM, &End::default(), &End::default(), false).unwrap();
         let size = send_buffer(&ends.0).unwrap();
         assert_eq!(before >= size, full, "the test's own pair: {before} of {size}");
         let messages = [bytes];
         let socket_type = libc::SOCK_STREAM;
-        Unread { socket_type, messages: &messages, charged: before, options: &[] }.send(&ends.0).unwrap();
+        Unread { socket_type, messages: &messages, senders: &[], charged: before, options: &[] }
+            .send(&ends.0)
+            .unwrap();
         let after = charged(&ends.0).unwrap();
         assert_eq!(send_buffer(&ends.0).unwrap(), size);
         assert!(after.abs_diff(before) <= before / 32, "{before} were charged, {after} are");

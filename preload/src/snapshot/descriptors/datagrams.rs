@@ -7,7 +7,8 @@ use stasis_sys::{Errno, file::Fd, socket, sync};
 
 use super::{
     Open, bytes,
-    sockets::{Asked, LARGEST, WAIT},
+    sockets::{Asked, WAIT},
+    unread::{LARGEST, sender},
 };
 
 /// All of them, by peeking from offset to offset (socket(7), SO_PEEK_OFF). The program's own offset is put back.
@@ -33,19 +34,18 @@ fn peek_all(socket: Fd, set: impl Fn(i32) -> Result<(), Errno>) -> Result<Vec<Da
     let mut all: Vec<Datagram> = Vec::new();
     let mut buffer = vec![0; 64 << 10];
     loop {
-        let mut address = [0u8; 128];
-        match socket::peek_from(socket, &mut buffer, libc::MSG_TRUNC, &mut address) {
+        match socket::peek_beside(socket, &mut buffer, libc::MSG_TRUNC) {
             Ok((len, _)) if len > LARGEST => return Err(Errno(libc::EMSGSIZE)),
             Ok((len, _)) if len > buffer.len() => {
                 // The offset has moved on by what was read. Not from the start: datagrams without content are shown once.
                 buffer = vec![0; len];
                 set(all.iter().map(|datagram| datagram.bytes.len()).sum::<usize>() as i32)?;
             }
-            Ok((len, from)) => {
+            Ok((len, beside)) => {
                 // Without a name there is the family alone.
-                let from =
-                    if from > size_of::<libc::sa_family_t>() { bytes(&address, from) } else { Vec::new() };
-                all.push(Datagram { from, bytes: bytes(&buffer, len) });
+                let named = beside.address_len > size_of::<libc::sa_family_t>();
+                let from = if named { bytes(&beside.address, beside.address_len) } else { Vec::new() };
+                all.push(Datagram { from, sender: sender(&beside), bytes: bytes(&buffer, len) });
             }
             Err(Errno(libc::EAGAIN)) => return Ok(all),
             Err(Errno(libc::EINTR)) => {}

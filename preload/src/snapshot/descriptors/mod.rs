@@ -19,15 +19,18 @@ mod inotify;
 mod message_queues;
 mod netlink;
 mod options;
+mod peers;
 mod pidfds;
 mod pipes;
 mod plain;
 mod pty;
 mod sharing;
 mod sock_diag;
+mod socket_files;
 mod sockets;
 mod tcp;
 mod terminals;
+mod unread;
 
 use alloc::{format, string::String, vec::Vec};
 use core::cell::RefCell;

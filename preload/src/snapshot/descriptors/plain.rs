@@ -21,7 +21,7 @@ pub fn netlink(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<Descript
     let address = name(asked, false);
     let is_bound = address.get(4..12).is_some_and(|rest| rest != [0; 8]);
     let local = if is_bound { address } else { Vec::new() };
-    Ok(fresh(asked, local, Vec::new(), None, Vec::new(), Vec::new()))
+    Ok(fresh(asked, local, None, Vec::new(), None, Vec::new(), Vec::new()))
 }
 
 /// `is_raw`: its port is a protocol (net/ipv4/raw.c, `inet_num`), and says nothing of whether it is bound.
@@ -35,5 +35,5 @@ pub fn internet(asked: &Asked, is_raw: bool) -> DescriptionKind {
     } else {
         local = bound(local);
     }
-    fresh(asked, local, name(asked, true), None, Vec::new(), Vec::new())
+    fresh(asked, local, None, name(asked, true), None, Vec::new(), Vec::new())
 }

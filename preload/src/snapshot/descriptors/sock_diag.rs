@@ -18,6 +18,8 @@ pub struct UnixSocket {
     pub queue: (u32, u32),
     /// RCV_SHUTDOWN (1), SEND_SHUTDOWN (2).
     pub shutdown: u8,
+    /// The inode of its file, 32 bits of it.
+    pub file: Option<u32>,
     /// For a listening socket: the inodes of the sockets that wait to be accepted, in order.
     pub waiting: Vec<u64>,
 }
@@ -50,6 +52,7 @@ const MESSAGE: usize = 16;
 /// # Errors
 /// ENOENT where there is none; others where the kernel has no CONFIG_UNIX_DIAG.
 pub fn unix(inode: u64) -> Result<UnixSocket> {
+    const SHOW_VFS: u32 = 1 << 1;
     const SHOW_PEER: u32 = 1 << 2;
     const SHOW_ICONS: u32 = 1 << 3;
     const SHOW_RQLEN: u32 = 1 << 4;
@@ -60,7 +63,7 @@ pub fn unix(inode: u64) -> Result<UnixSocket> {
         pad: 0,
         states: u32::MAX,
         inode: inode as u32,
-        show: SHOW_PEER | SHOW_ICONS | SHOW_RQLEN,
+        show: SHOW_VFS | SHOW_PEER | SHOW_ICONS | SHOW_RQLEN,
         // INET_DIAG_NOCOOKIE: whatever generation.
         cookie: [u32::MAX; 2],
     };
@@ -73,6 +76,7 @@ fn parse(message: &[u8]) -> Option<UnixSocket> {
     let mut found = UnixSocket { state: *message.get(2)?, ..UnixSocket::default() };
     for (kind, value) in netlink::attributes(message.get(MESSAGE..)?) {
         match kind {
+            1 => found.file = Some(word(value, 0)),
             2 => found.peer = Some(word(value, 0).into()),
             3 => {
                 let inodes = value.as_chunks::<4>().0;

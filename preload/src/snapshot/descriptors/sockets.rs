@@ -1,22 +1,17 @@
 //! Sockets: pairs inside the process with what they have not read, and those that can be made afresh.
 
-use alloc::{format, vec, vec::Vec};
+use alloc::{format, vec::Vec};
 
 use stasis_protocol::{
     coordinator::{End, Refusal},
-    image::{Datagram, DescriptionKind},
+    image::{Datagram, DescriptionKind, SocketFile},
 };
-use stasis_sys::{
-    Errno,
-    file::{self, Fd},
-    socket, sync,
-};
+use stasis_sys::{file, socket, sync};
 
 use super::{
     CLOSE_IT, Duplicate, Open, Table, bytes, datagrams, ends, inherited,
     options::{self, options},
-    plain, refusal, sock_diag,
-    tcp::{self, unread},
+    peers, plain, sock_diag, socket_files, tcp, unread,
 };
 use crate::{procfs, state};
 
@@ -79,14 +74,17 @@ fn unix(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<DescriptionKind
             );
         }
         let backlog = Some(found.queue.1 as i32);
-        return Ok(fresh(asked, local, Vec::new(), backlog, found.waiting, Vec::new()));
+        let file = socket_files::of(table, asked, &found, &local);
+        return Ok(fresh(asked, local, file, Vec::new(), backlog, found.waiting, Vec::new()));
     }
     if asked.kind == libc::SOCK_DGRAM && !is_pair(open, asked, &found, &local) {
         let received = if table.copies_queue(open) { datagrams::received(open, asked)? } else { Vec::new() };
-        return Ok(fresh(asked, local, name(asked, true), None, Vec::new(), received));
+        let file = socket_files::of(table, asked, &found, &local);
+        return Ok(fresh(asked, local, file, name(asked, true), None, Vec::new(), received));
     }
     let Some(peer) = found.peer else {
-        return Ok(fresh(asked, local, Vec::new(), None, Vec::new(), Vec::new()));
+        let file = socket_files::of(table, asked, &found, &local);
+        return Ok(fresh(asked, local, file, Vec::new(), None, Vec::new(), Vec::new()));
     };
     // Nobody has accepted it: its other end is no socket of anybody's yet.
     let waits = peer == 0 && asked.kind != libc::SOCK_DGRAM && found.shutdown & 1 == 0;
@@ -102,18 +100,23 @@ fn unix(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<DescriptionKind
             "take the checkpoint when it has",
         );
     }
+    let (received, senders) =
+        if table.copies_queue(open) { unread::received(open, asked)? } else { (Vec::new(), Vec::new()) };
     Ok(DescriptionKind::SocketPair {
         pair: if peer == 0 { open.stat.st_ino } else { peer.min(open.stat.st_ino) },
         other_closed: peer == 0 && !waits,
         reset: asked.kind != libc::SOCK_DGRAM && ready & libc::POLLERR != 0,
         domain: asked.domain,
+        file: socket_files::of(table, asked, &found, &local),
         local,
         peer: Vec::new(),
         socket_type: asked.kind,
-        received: if table.copies_queue(open) { received(open, asked)? } else { Vec::new() },
+        received,
+        senders,
         charged,
         shutdown_read: found.shutdown & 1 != 0,
         shutdown_write: found.shutdown & 2 != 0,
+        peer_is: peers::other_end(asked),
         options: options(asked),
     })
 }
@@ -150,12 +153,13 @@ fn udp(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<DescriptionKind,
         return open.refuse(reason, "take the checkpoint when the program has sent it");
     }
     let received = if table.copies_queue(open) { datagrams::received(open, asked)? } else { Vec::new() };
-    Ok(fresh(asked, bound(name(asked, false)), name(asked, true), None, Vec::new(), received))
+    Ok(fresh(asked, bound(name(asked, false)), None, name(asked, true), None, Vec::new(), received))
 }
 
 pub fn fresh(
     asked: &Asked,
     local: Vec<u8>,
+    file: Option<SocketFile>,
     peer: Vec<u8>,
     backlog: Option<i32>,
     waiting: Vec<u64>,
@@ -171,6 +175,8 @@ pub fn fresh(
         waiting,
         received,
         refused: None,
+        listener_is: backlog.and_then(|_| peers::other_end(asked)),
+        file,
         options: [options(asked), options::of_unconnected(asked)].concat(),
     }
 }
@@ -188,31 +194,6 @@ pub fn name(asked: &Asked, peer: bool) -> Vec<u8> {
 pub fn bound(address: Vec<u8>) -> Vec<u8> {
     if address.get(2..4).is_none_or(|port| port == [0, 0]) { Vec::new() } else { address }
 }
-
-/// What the socket has not read yet, by peeking from offset to offset (socket(7), SO_PEEK_OFF). The program's own
-/// offset is put back.
-fn received(open: &Open, asked: &Asked) -> Result<Vec<Vec<u8>>, Refusal> {
-    let socket = asked.socket.0;
-    let unreadable = |error: Errno| refusal(open.fd, &open.link, format!("{UNREADABLE}: {error}"), WAIT);
-    let ready = sync::poll(socket, libc::POLLIN, 0).map_err(unreadable)?;
-    let unread = unread(socket);
-    // All but streams tell an error that waits before what was sent, and tell it once: a look would take it away.
-    if ready & libc::POLLERR != 0 && asked.kind != libc::SOCK_STREAM {
-        let waits = if asked.kind == libc::SOCK_DGRAM { ready & libc::POLLIN != 0 } else { unread > 0 };
-        return if waits { open.refuse("messages wait in it behind an error", WAIT) } else { Ok(Vec::new()) };
-    }
-    let set = |value| socket::set_number_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, value);
-    let own = socket::number_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF).unwrap_or(-1);
-    set(0).map_err(unreadable)?;
-    let messages = match asked.kind {
-        libc::SOCK_STREAM => peek_stream(socket, unread),
-        kind => peek_messages(socket, (kind == libc::SOCK_SEQPACKET).then_some(unread), set),
-    };
-    set(own).map_err(unreadable)?;
-    messages.map_err(unreadable)
-}
-
-const UNREADABLE: &str = "what it has received cannot be read";
 
 /// Whether bytes wait in a socket of UDP that it does not send: what a device has not sent yet leaves by itself.
 fn is_corked(asked: &Asked) -> bool {
@@ -235,60 +216,4 @@ fn charged(asked: &Asked) -> u32 {
     // SAFETY: SIOCOUTQ writes an int.
     let told = unsafe { file::ioctl(asked.socket.0, SIOCOUTQ, &mut bytes) };
     told.map_or(0, |_| bytes.max(0) as u32)
-}
-
-/// The largest message that a socket accepts is bounded by its send buffer; twice net.core.wmem_max's default
-/// is far below this, in bytes.
-pub const LARGEST: usize = 4 << 20;
-
-/// As many bytes as there are: behind them is an error that waits for the program (ECONNRESET), and a look would take it.
-fn peek_stream(socket: Fd, unread: usize) -> Result<Vec<Vec<u8>>, Errno> {
-    let mut all = vec![0; unread];
-    let mut done = 0;
-    while done < unread {
-        match socket::peek(socket, &mut all[done..], 0) {
-            Ok(0) | Err(Errno(libc::EAGAIN)) => return Err(Errno(libc::EIO)),
-            Ok(len) => done += len,
-            Err(Errno(libc::EINTR)) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(if all.is_empty() { Vec::new() } else { vec![all] })
-}
-
-/// `unread`: how many bytes there are, where that is known (SOCK_SEQPACKET).
-fn peek_messages(
-    socket: Fd,
-    unread: Option<usize>,
-    set_offset: impl Fn(i32) -> Result<(), Errno>,
-) -> Result<Vec<Vec<u8>>, Errno> {
-    let mut all: Vec<Vec<u8>> = Vec::new();
-    let mut done = 0;
-    let mut size = 64 << 10;
-    loop {
-        let mut buffer = vec![0; size];
-        match socket::peek(socket, &mut buffer, libc::MSG_TRUNC) {
-            // At the end of a connection zero comes for ever; before all bytes have come it is a message without content.
-            Ok(0)
-                if unread.is_some_and(|unread| done >= unread)
-                    && sync::poll(socket, libc::POLLRDHUP, 0)? & (libc::POLLRDHUP | libc::POLLHUP) != 0 =>
-            {
-                return Ok(all);
-            }
-            Ok(len) if len > LARGEST => return Err(Errno(libc::EMSGSIZE)),
-            // The offset has moved on by what was read. Not from the start: messages without content are shown once.
-            Ok(len) if len > size => {
-                size = len;
-                set_offset(done as i32)?;
-            }
-            Ok(len) => {
-                buffer.truncate(len);
-                done += len;
-                all.push(buffer);
-            }
-            Err(Errno(libc::EAGAIN)) => return Ok(all),
-            Err(Errno(libc::EINTR)) => {}
-            Err(error) => return Err(error),
-        }
-    }
 }

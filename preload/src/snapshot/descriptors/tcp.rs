@@ -83,7 +83,7 @@ pub fn capture(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<Descript
         LISTEN => {
             let waiting = if waiting > 0 { not_accepted(open, &local, waiting)? } else { Vec::new() };
             let keys = waiting.iter().map(|end| key(&end.local, &end.peer)).collect();
-            Ok(fresh(asked, local, Vec::new(), Some(backlog as i32), keys, Vec::new()))
+            Ok(fresh(asked, local, None, Vec::new(), Some(backlog as i32), keys, Vec::new()))
         }
         SYN_SENT | SYN_RECV => {
             open.refuse("it is being connected", "take the checkpoint when that has succeeded or failed")
@@ -91,9 +91,9 @@ pub fn capture(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<Descript
         CLOSE | LAST_ACK | CLOSING => {
             let events = ready(open, asked, libc::POLLRDHUP)?;
             if is_multipath || events & libc::POLLRDHUP == 0 {
-                Ok(fresh(asked, local, Vec::new(), None, Vec::new(), Vec::new()))
+                Ok(fresh(asked, local, None, Vec::new(), None, Vec::new(), Vec::new()))
             } else if failed {
-                let mut kind = fresh(asked, local, Vec::new(), None, Vec::new(), Vec::new());
+                let mut kind = fresh(asked, local, None, Vec::new(), None, Vec::new(), Vec::new());
                 if let DescriptionKind::Socket { refused, .. } = &mut kind {
                     *refused = Some(events & libc::POLLERR != 0);
                 }
@@ -121,9 +121,12 @@ fn ended(table: &Table<'_>, open: &Open, asked: &Asked, local: Vec<u8>) -> Resul
         peer: Vec::new(),
         socket_type: asked.kind,
         received: if table.copies_queue(open) { received(open, asked)? } else { Vec::new() },
+        senders: Vec::new(),
         charged: 0,
         shutdown_read: false,
         shutdown_write: true,
+        peer_is: None,
+        file: None,
         options: options(asked),
     })
 }
@@ -163,10 +166,13 @@ fn connection(table: &Table<'_>, open: &Open, asked: &Asked, state: u8) -> Resul
         peer,
         socket_type: asked.kind,
         received: if table.copies_queue(open) { received(open, asked)? } else { Vec::new() },
+        senders: Vec::new(),
         charged: 0,
         // The end of the stream, which comes by itself, looks the same.
         shutdown_read: down && !has_ended,
         shutdown_write: [FIN_WAIT1, FIN_WAIT2].contains(&state),
+        peer_is: None,
+        file: None,
         options: options(asked),
     })
 }
