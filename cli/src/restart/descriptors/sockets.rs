@@ -351,8 +351,11 @@ fn make_pair(
     Ok(ends)
 }
 
+/// Messages, and their senders where those are known.
+type Messages<'a> = (&'a [Vec<u8>], &'a [Option<Sender>]);
+
 /// What an end has not read: each process that had it may have it in its image.
-fn received<'a>(common: &Common<'a>, end: Place) -> Option<(&'a [Vec<u8>], &'a [Option<Sender>])> {
+fn received<'a>(common: &Common<'a>, end: Place) -> Option<Messages<'a>> {
     common.relations.places(end).into_iter().find_map(|place| match &common.description(place).kind {
         DescriptionKind::SocketPair { received, senders, .. } if !received.is_empty() => {
             Some((&received[..], &senders[..]))
