@@ -305,7 +305,10 @@ fn has(directory: &Path, name: &str) -> Result<bool, StoreError> {
 }
 
 /// Whether `file` is what is called `path` now.
-fn is_at(file: &File, path: &Path) -> Result<bool, StoreError> {
+///
+/// # Errors
+/// Nobody can tell.
+pub fn is_at(file: &File, path: &Path) -> Result<bool, StoreError> {
     let look = || -> io::Result<bool> {
         let (held, named) = (file.metadata()?, fs::metadata(path)?);
         Ok((held.dev(), held.ino()) == (named.dev(), named.ino()))

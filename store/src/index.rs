@@ -24,6 +24,7 @@
 
 use std::{
     collections::BTreeSet,
+    fs::File,
     path::{Path, PathBuf},
     sync::{PoisonError, RwLock},
 };
@@ -39,6 +40,7 @@ use stasis_protocol::{
 };
 
 use crate::{
+    directory::is_at,
     error::StoreError,
     hash::Hash,
     manifest::Node,
@@ -105,6 +107,8 @@ fn decode_pack(value: &[u8]) -> Result<PackRecord, StoreError> {
 /// The open database.
 pub struct Index {
     directory: PathBuf,
+    /// The directory itself: what has its name may be another store's by now.
+    held: File,
     /// `None` after a failed attempt to open it again.
     db: RwLock<Option<DB>>,
 }
@@ -141,8 +145,9 @@ impl Index {
     /// # Errors
     /// It cannot be opened.
     pub fn open(directory: &Path, make: bool) -> Result<Self, StoreError> {
+        let held = File::open(directory).map_err(StoreError::io("cannot open", directory))?;
         let db = open(directory, make).map_err(|source| error(directory, source))?;
-        Ok(Self { directory: directory.to_owned(), db: RwLock::new(Some(db)) })
+        Ok(Self { directory: directory.to_owned(), held, db: RwLock::new(Some(db)) })
     }
 
     /// The places of the pages called `names`, which must be sorted.
@@ -407,7 +412,7 @@ impl Index {
         if written.is_err() {
             let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
             drop(db.take());
-            *db = open(&self.directory, false).ok();
+            *db = self.open_again().ok();
         }
         written
     }
@@ -596,6 +601,13 @@ impl Index {
         entries.iter().map(|(key, value)| take(key, value)).collect()
     }
 
+    fn open_again(&self) -> Result<DB, StoreError> {
+        if !is_at(&self.held, &self.directory)? {
+            return Err(error(&self.directory, Problem("was deleted or moved away".into())));
+        }
+        open(&self.directory, false).map_err(|source| error(&self.directory, source))
+    }
+
     fn read<T>(&self, ask: impl FnOnce(&DB) -> Result<T, Problem>) -> Result<T, StoreError> {
         let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(db) = &*db {
@@ -605,7 +617,7 @@ impl Index {
         let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
         let open = match db.take() {
             Some(open) => open,
-            None => open(&self.directory, false).map_err(|source| error(&self.directory, source))?,
+            None => self.open_again()?,
         };
         let answer = ask(&open).map_err(|source| error(&self.directory, source));
         *db = Some(open);
