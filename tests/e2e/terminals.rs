@@ -5,7 +5,7 @@ use std::{
     fs::{self, File},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use stasis_tests::{Lab, Running, compile, find_program, lab::binary, pseudoterminal::Pseudoterminal, skip};
@@ -202,6 +202,19 @@ fn bash_that_is_restarted_by_a_shell_of_another_terminal() {
     shell.running.take().unwrap().expect_code(0);
 }
 
+/// The shell tells of a job that its first process has stopped; the others do in their time.
+#[track_caller]
+fn wait_all_stopped(lab: &Lab) {
+    let end = Instant::now() + PATIENCE;
+    let is_stopped = |process: &serde_json::Value| {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", process["real_pid"])).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    };
+    while !lab.json(["status"])["processes"].as_array().is_some_and(|all| all.iter().all(is_stopped)) {
+        assert!(Instant::now() < end, "some processes run on after {PATIENCE:?}");
+    }
+}
+
 /// What ^Z has stopped stands stopped again, and so does `stasis restart`: the shell's `fg` continues both.
 #[test]
 fn a_stopped_job_is_a_stopped_job_of_the_shell_that_restarts_it() {
@@ -220,6 +233,7 @@ fn a_stopped_job_is_a_stopped_job_of_the_shell_that_restarts_it() {
     terminal.press("\x1a");
     says(&mut terminal, "Stopped");
     for restart in 1..=KILLS {
+        wait_all_stopped(&lab);
         lab.checkpoint(&["--kill"]);
         // The shell tells when it is asked something; who stands in for the program stands still until it is continued.
         terminal.type_line(if restart > 1 { "fg" } else { "" });

@@ -10,7 +10,7 @@ use nix::{
         signal::{SigSet, SigmaskHow, Signal, killpg, raise, sigprocmask},
         signalfd::{SfdFlags, SignalFd},
     },
-    unistd::{Pid, getpgrp, tcsetpgrp},
+    unistd::{Pid, getpgid, getpgrp, tcsetpgrp},
 };
 
 use super::{namespace::Change, running::Child, terminal};
@@ -69,12 +69,29 @@ fn stopped(child: &mut Child, signal: i32) {
     }
     take_terminal(child);
     let _ = raise(Signal::SIGSTOP);
+    take_continue();
+    // A shell continues the group of `stasis restart`. Once only: what the terminal stops in between is to stay so.
     if let Some(group) = child.terminal {
         give_terminal(group);
-        // The shell has continued the group of `stasis restart`, which is another one.
         let _ = killpg(group, Signal::SIGCONT);
     }
-    let _ = child.handle.signal(libc::SIGCONT);
+    let group = getpgid(Some(child.pid)).ok();
+    let is_continued = group == child.terminal || group == Some(getpgrp()) && terminal::is_job();
+    if group.is_none() || !is_continued {
+        let _ = child.handle.signal(libc::SIGCONT);
+    }
+}
+
+/// Takes the SIGCONT that has ended a stop: it is passed on with that.
+fn take_continue() {
+    let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the set is plain data, initialized by sigemptyset(3); sigtimedwait(2) reads it and the time-out.
+    unsafe {
+        let mut only = std::mem::zeroed();
+        libc::sigemptyset(&raw mut only);
+        libc::sigaddset(&raw mut only, libc::SIGCONT);
+        libc::sigtimedwait(&raw const only, std::ptr::null_mut(), &raw const at_once);
+    }
 }
 
 /// Waits for a signal or for news. A child of ours that changes is a signal, SIGCHLD.
