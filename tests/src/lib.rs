@@ -31,6 +31,7 @@ pub mod process;
 pub mod pseudoterminal;
 pub mod requirement;
 pub mod running;
+pub mod slow_disk;
 pub mod tracer;
 pub mod watch;
 pub mod workload;

@@ -15,7 +15,7 @@
 //! - `spawn`: the children that become the processes of the computation; `session`: where init belongs
 //! - `terminal`: controlling terminals, of the computation's own and the one that this runs on
 //! - `place`, `namespace`: where their ids can be had: here, or in a pid namespace of their own
-//! - `running`: until all of them are there; `supervise`: standing in for the program
+//! - `running`: until all of them are there; `progress`: how far their memory has come; `supervise`: standing in for the program
 
 mod assembly;
 mod board;
@@ -30,6 +30,7 @@ pub mod namespace;
 mod objects;
 mod place;
 mod plan;
+mod progress;
 mod read_ahead;
 mod report;
 mod running;
@@ -62,6 +63,7 @@ pub struct Prepared {
     tree: Tree,
     restorer: PathBuf,
     wish: lazy::Wish,
+    shows_progress: bool,
 }
 
 /// `stasis restart`; ends as the program does, or returns why it could not be restarted.
@@ -114,7 +116,8 @@ impl Prepared {
             (_, true) => lazy::Wish::Eager,
             _ => lazy::Wish::Auto,
         };
-        Ok(Self { passed, policy, computation, tree, restorer, wish })
+        let shows_progress = !context.quiet && !context.json;
+        Ok(Self { passed, policy, computation, tree, restorer, wish, shows_progress })
     }
 
     /// Tells a coordinator what is going to run there.
@@ -149,6 +152,7 @@ impl Prepared {
             restorer: &self.restorer,
             address,
             detach: args.detach,
+            shows_progress: self.shows_progress,
         };
         let child = place::spawn(&request)?;
         child.await_others(&request, client)?;

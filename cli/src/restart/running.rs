@@ -20,6 +20,7 @@ use super::{
     assembly,
     board::{Board, Stage},
     namespace::{Init, News},
+    progress::Progress,
     report,
     spawn::{Request, Unspawned},
     tree::{Kind, Tree},
@@ -111,10 +112,12 @@ impl Watch<'_> {
     fn until_told(&mut self, mut report: File) -> Result<(), Unspawned> {
         let begun = Instant::now();
         let mut told = Vec::new();
+        let progress = Progress::new(self.request);
+        let (mut looked, step) = (begun, progress.step().unwrap_or(LOOK));
         loop {
             let mut ready = vec![PollFd::new(report.as_fd(), PollFlags::POLLIN)];
             ready.extend(self.init.as_ref().map(|init| PollFd::new(init.channel(), PollFlags::POLLIN)));
-            let count = match poll(&mut ready, PollTimeout::from(LOOK)) {
+            let count = match poll(&mut ready, PollTimeout::from(step)) {
                 Err(Errno::EINTR) => continue,
                 count => count?,
             };
@@ -129,8 +132,17 @@ impl Watch<'_> {
             if report_has && report::read(&mut report, &mut told, self.request.computation)?.is_none() {
                 return Ok(self.hear()?);
             }
-            if count == 0 {
+            if count > 0 {
+                continue;
+            }
+            if self.board.is_past(Stage::Settled)
+                && let Ok((_, processes)) = self.child()
+            {
+                progress.show(&processes);
+            }
+            if looked.elapsed() >= Duration::from_millis(LOOK.into()) {
                 self.look(begun)?;
+                looked = Instant::now();
             }
         }
     }

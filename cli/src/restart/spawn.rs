@@ -53,6 +53,8 @@ pub struct Request<'a> {
     pub restorer: &'a Path,
     pub address: &'a Address,
     pub detach: bool,
+    /// Who waits may be told how far it is.
+    pub shows_progress: bool,
 }
 
 /// Why the program does not run.

@@ -12,6 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use stasis_protocol::store::{Extent, MEMORY, kind};
 
 use super::table::Pages;
@@ -87,6 +88,9 @@ impl Source {
                             io::Error::new(error.kind(), format!("{}: {error}", path.display()))
                         };
                         let file = File::open(&path).map_err(named)?;
+                        // What is asked for is read and no more: who waits for a page would wait for all that the kernel
+                        // reads ahead, on a slow disk for a quarter of a second.
+                        let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM);
                         source.packs.push((path, file));
                         numbers.insert(extent.pack, source.packs.len() - 1);
                         source.packs.len() - 1
@@ -145,6 +149,7 @@ impl Source {
         let (mut unchecked, mut at) = (0, 0);
         let mut unpacker = Unpacker::default();
         for run in runs {
+            self.announce(run);
             let mut page = run.start;
             while page < run.end {
                 let (piece, skipped) = self.find(page)?;
@@ -176,6 +181,28 @@ impl Source {
             }
         }
         self.verify(&read, &buffer[unchecked..at])
+    }
+
+    /// Tells the kernel of the blocks that hold a run: they have some KiB each, and the disk would wait for who unpacks them.
+    fn announce(&self, run: &Pages) {
+        let from = self.pieces.partition_point(|piece| piece.first_page + piece.pages <= run.start);
+        let pieces = self.pieces[from..].iter().take_while(|piece| piece.first_page < run.end);
+        let mut blocks =
+            pieces.filter_map(|piece| Some((piece.pack, piece.offset, piece.block?.0))).peekable();
+        while let Some((pack, start, stored)) = blocks.next() {
+            let mut end = start + u64::from(stored);
+            let mut count = 1;
+            while let Some((_, _, stored)) =
+                blocks.next_if(|&(next, offset, _)| next == pack && offset == end)
+            {
+                (end, count) = (end + u64::from(stored), count + 1);
+            }
+            if count > 1 {
+                let (start, len) = (start.cast_signed(), (end - start).cast_signed());
+                let _ =
+                    posix_fadvise(&self.packs[pack].1, start, len, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+            }
+        }
     }
 
     /// The piece that holds a page, and how many of its pages are before it.
