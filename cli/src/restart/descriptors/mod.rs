@@ -307,8 +307,9 @@ impl<'a> Maker<'a> {
             return self.make(index, description);
         };
         let Some(ready) = ready else { return Ok(None) };
+        let home = self.home(index, description);
         self.numbers
-            .copy(raw(ready))
+            .copy_or_home(raw(ready), home)
             .map(Some)
             .map_err(|error| failed(self.image, index, "no descriptor number is free", &error))
     }
@@ -367,10 +368,18 @@ impl<'a> Maker<'a> {
         };
         kernel::set_status_flags(&fd, description.flags as i32)
             .map_err(|error| failed(self.image, index, "its flags cannot be set", &error))?;
+        let home = self.home(index, description);
         self.numbers
-            .out_of_the_way(fd)
+            .out_of_the_way(fd, home)
             .map(Some)
             .map_err(|error| failed(self.image, index, "no descriptor number is free", &error))
+    }
+
+    /// A number at which nothing but this description will be, for when no others are left. Of a terminal's, some are given
+    /// to what stands in for it ([`terminals::stand_ins`]).
+    fn home(&self, index: usize, description: &Description) -> Option<RawFd> {
+        let is_terminal = matches!(description.kind, DescriptionKind::Terminal { .. });
+        numbers_of(self.image, index).next().filter(|_| !is_terminal)
     }
 
     /// The descriptor of `stasis restart` of the same number; beyond the standard ones, which mean the same to

@@ -48,12 +48,32 @@ impl Numbers {
         }
     }
 
-    /// Moves a descriptor where it can stay until all are made.
+    /// As [`Numbers::copy`], and where no number is left, at `home`: the one of the image that it is made for.
     ///
     /// # Errors
-    /// As for [`Numbers::copy`].
-    pub fn out_of_the_way(&mut self, fd: OwnedFd) -> io::Result<OwnedFd> {
-        if self.used.contains(&fd.as_raw_fd()) { self.copy(fd.as_raw_fd()) } else { Ok(fd) }
+    /// As for [`Numbers::copy`], also where something of ours is at home.
+    pub fn copy_or_home(&mut self, fd: RawFd, home: Option<RawFd>) -> io::Result<OwnedFd> {
+        let error = match self.copy(fd) {
+            // EINVAL: beyond the limit (fcntl(2)).
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::EINVAL)) => error,
+            copy => return copy,
+        };
+        let Some(home) = home else { return Err(error) };
+        // SAFETY: fcntl(2) with numbers; it takes no number that is in use.
+        let copy = owned(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, home) })?;
+        if copy.as_raw_fd() == home { Ok(copy) } else { Err(error) }
+    }
+
+    /// Moves a descriptor where it can stay until all are made; `home`: see [`Numbers::copy_or_home`].
+    ///
+    /// # Errors
+    /// As for [`Numbers::copy_or_home`].
+    pub fn out_of_the_way(&mut self, fd: OwnedFd, home: Option<RawFd>) -> io::Result<OwnedFd> {
+        let number = fd.as_raw_fd();
+        if !self.used.contains(&number) || home == Some(number) {
+            return Ok(fd);
+        }
+        self.copy_or_home(number, home)
     }
 }
 
@@ -127,4 +147,22 @@ pub fn close_others(kept: BTreeSet<RawFd>) {
         let _ = done(unsafe { libc::fcntl(fd, libc::F_SETFD, 0) });
     }
     close(first, u32::MAX);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_no_number_is_left_a_description_is_made_at_its_own_and_never_over_another() {
+        let file = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let free = file().as_raw_fd() + 100;
+        let taken = file();
+        let mut numbers = Numbers { used: (0..=free).collect(), next: RawFd::MAX };
+        assert!(numbers.out_of_the_way(file(), None).is_err());
+        assert!(numbers.out_of_the_way(file(), Some(taken.as_raw_fd())).is_err());
+        let made = numbers.out_of_the_way(file(), Some(free)).unwrap();
+        assert_eq!(made.as_raw_fd(), free);
+        assert_eq!(numbers.out_of_the_way(made, Some(free)).unwrap().as_raw_fd(), free);
+    }
 }

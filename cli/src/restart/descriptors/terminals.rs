@@ -64,7 +64,7 @@ pub fn stand_ins(maker: &mut Maker<'_>, index: usize, made: &OwnedFd) -> Vec<(Ra
     let mut found = Vec::new();
     for fd in numbers_of(maker.image, index).filter(|fd| *fd <= 2) {
         let own = maker.common.passed.copy(fd);
-        if let Some(own) = own.and_then(|own| maker.numbers.out_of_the_way(own).ok()) {
+        if let Some(own) = own.and_then(|own| maker.numbers.out_of_the_way(own, None).ok()) {
             found.push((fd, own.into_raw_fd()));
         }
     }
