@@ -193,6 +193,7 @@ mod descriptors {
         closed_by_exec: "fd_exec";
         owners_and_signals: "fd_owner";
         file_locks: "file_locks";
+        leases: "lease";
         all_closed_one_by_one: "close_all";
         all_closed_as_a_range: "close_all" ["range"];
         high_numbers: "high_fds";

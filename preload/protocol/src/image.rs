@@ -9,7 +9,7 @@ use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 
 /// The version of this record, checked before anything else of it is read.
-pub const IMAGE_VERSION: u32 = 12;
+pub const IMAGE_VERSION: u32 = 13;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessImage {
@@ -257,6 +257,8 @@ pub struct Description {
     pub flock: Option<i32>,
     /// Open-file-description locks (F_OFD_SETLK): type, start, length.
     pub ofd_locks: Vec<(i32, u64, u64)>,
+    /// F_SETLEASE: F_RDLCK or F_WRLCK.
+    pub lease: Option<i32>,
     pub kind: DescriptionKind,
 }
 

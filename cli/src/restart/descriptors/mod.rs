@@ -276,6 +276,10 @@ fn late(description: &Description, fd: RawFd, installed: &mut Installed) {
         const F_SETSIG: u64 = 10;
         installed.late.push(call(libc::SYS_fcntl, &[number, F_SETSIG, description.signal as u64]));
     }
+    if let Some(lease) = description.lease {
+        // After its owner, which else would be who takes it.
+        installed.late.push(call(libc::SYS_fcntl, &[number, libc::F_SETLEASE as u64, lease as u64]));
+    }
     if description.flags as i32 & libc::O_ASYNC != 0 {
         let flags = u64::from(description.flags);
         installed.late.push(call(libc::SYS_fcntl, &[number, libc::F_SETFL as u64, flags]));

@@ -41,6 +41,7 @@ fn described(flags: i32, kind: DescriptionKind) -> Description {
         signal: 0,
         flock: None,
         ofd_locks: vec![],
+        lease: None,
         kind,
     }
 }

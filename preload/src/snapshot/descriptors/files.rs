@@ -126,6 +126,8 @@ pub struct Locks {
     pub description: Vec<(i32, u64, u64)>,
     /// LOCK_SH or LOCK_EX.
     pub flock: Option<i32>,
+    /// F_RDLCK or F_WRLCK.
+    pub lease: Option<i32>,
 }
 
 /// `lock: 1: POSIX  ADVISORY  WRITE 1234 fe:00:5678 0 EOF` (proc(5); fs/locks.c, `lock_get_status`).
@@ -134,13 +136,13 @@ pub fn locks(open: &Open) -> Result<Locks, Refusal> {
     for line in procfs::lines(&open.info) {
         let Some(line) = line.strip_prefix(b"lock:\t") else { continue };
         let words: Vec<&[u8]> = procfs::words(line).collect();
-        let [_, class, _, mode, _, _, start, end] = words[..] else {
-            return open.refuse("fdinfo shows a lock of an unknown form", "report this");
+        let [_, class, how, mode, _, _, start, end] = words[..] else {
+            return unknown(open);
         };
         let exclusive = match mode {
             b"READ" => false,
             b"WRITE" => true,
-            _ => return lease(open),
+            _ => return unknown(open),
         };
         let record = |start, end| {
             let kind = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
@@ -152,15 +154,20 @@ pub fn locks(open: &Open) -> Result<Locks, Refusal> {
             b"POSIX" => locks.process.push(record(start, end)),
             b"OFDLCK" => locks.description.push(record(start, end)),
             b"FLOCK" => locks.flock = Some(if exclusive { libc::LOCK_EX } else { libc::LOCK_SH }),
-            _ => return lease(open),
+            // Somebody waits for its end: who has it was told already, and has lease-break-time to give it up.
+            b"LEASE" if how != b"ACTIVE" => {
+                return open.refuse(
+                    "it holds a lease (F_SETLEASE) that is being broken",
+                    "take the checkpoint when the program has given it up",
+                );
+            }
+            b"LEASE" => locks.lease = Some(if exclusive { libc::F_WRLCK } else { libc::F_RDLCK }),
+            _ => return unknown(open),
         }
     }
     Ok(locks)
 }
 
-fn lease<T>(open: &Open) -> Result<T, Refusal> {
-    open.refuse(
-        "it holds a lease (F_SETLEASE), which cannot be saved",
-        "let the program give it up (F_UNLCK)",
-    )
+fn unknown<T>(open: &Open) -> Result<T, Refusal> {
+    open.refuse("it holds a lock of a kind that is not known", "let the program release it")
 }

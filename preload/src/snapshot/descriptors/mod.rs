@@ -308,6 +308,7 @@ fn nothing() -> Description {
         signal: 0,
         flock: None,
         ofd_locks: Vec::new(),
+        lease: None,
         kind: DescriptionKind::Event { count: 0, semaphore: false },
     }
 }
@@ -395,7 +396,7 @@ impl Directories {
 fn describe(table: &Table<'_>, open: &Open, objects: &mut Objects) -> Result<Description, Refusal> {
     let kind = kind(table, open, objects)?;
     let locks = files::locks(open)?;
-    let (owner, signal) = owner(table, open)?;
+    let (owner, signal) = owner(table, open, locks.lease.is_some())?;
     let flags = match open.access() {
         // The access mode 3 exists for ioctl(2) only (open(2)).
         3 if open.flags as i32 & libc::O_PATH == 0 => {
@@ -410,6 +411,7 @@ fn describe(table: &Table<'_>, open: &Open, objects: &mut Objects) -> Result<Des
         signal,
         flock: locks.flock,
         ofd_locks: locks.description,
+        lease: locks.lease,
         kind,
     })
 }
@@ -462,11 +464,12 @@ fn inherited(open: &Open) -> Option<DescriptionKind> {
 
 /// F_GETOWN_EX and F_GETSIG. Files and directories send signals for O_ASYNC, leases and dnotify only: they are
 /// not duplicated just for this, since closing calls the file system (FUSE, NFS: flush).
-fn owner(table: &Table<'_>, open: &Open) -> Result<(Option<(i32, i32)>, i32), Refusal> {
+fn owner(table: &Table<'_>, open: &Open, leased: bool) -> Result<(Option<(i32, i32)>, i32), Refusal> {
     let is_file = matches!(open.stat.st_mode & libc::S_IFMT, libc::S_IFREG | libc::S_IFDIR);
     let anonymous = open.link.starts_with("anon_inode:");
     let flags = open.flags as i32;
-    if !table.stopped() || flags & libc::O_PATH != 0 || (is_file || anonymous) && flags & libc::O_ASYNC == 0 {
+    let tells_nobody = (is_file || anonymous) && flags & libc::O_ASYNC == 0 && !leased;
+    if !table.stopped() || flags & libc::O_PATH != 0 || tells_nobody {
         return Ok((None, 0));
     }
     let duplicate = table.duplicate(open)?;
