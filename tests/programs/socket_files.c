@@ -1,5 +1,5 @@
-// Files of unix sockets: renamed into place, removed, with their directory too, bound from another working directory, of
-// another owner and mode.
+// Files of unix sockets: renamed or linked into place, removed, with their directory too, bound from another working
+// directory, of another owner and mode.
 #include "verify.h"
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -48,6 +48,8 @@ int main(void) {
     REQUIRE(mkdtemp(directory) && start);
     int renamed = bound(SOCK_STREAM, named("temporary"));
     REQUIRE(rename(path("temporary"), path("final")) == 0);
+    int linked = bound(SOCK_STREAM, named("first"));
+    REQUIRE(link(path("first"), path("second")) == 0 && unlink(path("first")) == 0);
     int removed = bound(SOCK_STREAM, named("removed"));
     REQUIRE(unlink(path("removed")) == 0);
     REQUIRE(mkdir(path("inner"), 0700) == 0);
@@ -73,6 +75,8 @@ int main(void) {
     struct stat found;
     CHECK(answers("final") && is_named(renamed, "temporary"), "nobody answers at the name that it was given");
     CHECK(access(path("temporary"), F_OK) == -1, "the name before is back");
+    CHECK(answers("second") && is_named(linked, "first"), "nobody answers at the name that it was linked to");
+    CHECK(access(path("first"), F_OK) == -1, "the name that it was linked from is back");
     CHECK(access(path("removed"), F_OK) == -1 && is_named(removed, "removed"), "a name that was removed is back");
     CHECK(access(path("inner"), F_OK) == -1 && is_named(listener, "inner/socket"), "a directory that was removed is back");
     CHECK(is_named(server, "inner/socket") && send(client, "x", 1, 0) == 1 && recv(server, got, 8, 0) == 1, "a connection");
@@ -81,6 +85,7 @@ int main(void) {
     CHECK(answers("elsewhere/relative") && access("relative", F_OK) == -1, "the one that was bound elsewhere");
     CHECK(stat(path("owned"), &found) == 0 && (found.st_mode & 07777) == 0751, "its mode is %o", found.st_mode);
     CHECK(found.st_uid == uid && found.st_gid == gid, "it is of uid %d, gid %d", found.st_uid, found.st_gid);
+    unlink(path("second"));
     unlink(path(loses("rename") ? "temporary" : "final")), unlink(path("owned")), unlink(path("elsewhere/relative")), rmdir(path("elsewhere"));
     CHECK(rmdir(directory) == 0, "something is left in %s", directory);
     return verdict();

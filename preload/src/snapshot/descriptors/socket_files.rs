@@ -33,10 +33,12 @@ fn opened(asked: &Asked) -> SysResult<Duplicate> {
 fn described(file: &Duplicate) -> Option<SocketFile> {
     let stat = file::fstat(file.0).ok().filter(|stat| stat.st_nlink > 0)?;
     let path = procfs::link(path!("/proc/thread-self/fd/{}", file.0).as_c_str()).ok()?;
-    // Another name of the same socket may be left, which nobody tells.
-    let there =
-        procfs::stat(&path).is_ok_and(|there| (there.st_dev, there.st_ino) == (stat.st_dev, stat.st_ino));
-    if there { with(path, Some(&stat)) } else { None }
+    let is_it = |there: &libc::stat| (there.st_dev, there.st_ino) == (stat.st_dev, stat.st_ino);
+    if procfs::stat(&path).is_ok_and(|there| is_it(&there)) {
+        return with(path, Some(&stat));
+    }
+    // The kernel tells the name that it was bound to, which may be removed while another one is left (link(2)).
+    beside(path, stat.st_ino as u32, is_it)
 }
 
 fn with(path: Vec<u8>, stat: Option<&libc::stat>) -> Option<SocketFile> {
@@ -64,6 +66,11 @@ fn searched(table: &Table<'_>, found: &UnixSocket, name: &[u8]) -> Option<Socket
         Err(Errno(libc::EACCES)) => return with(path, None),
         _ => {}
     }
+    beside(path, inode, is_it)
+}
+
+/// The name in a path's directory that leads to an inode.
+fn beside(mut path: Vec<u8>, inode: u32, is_it: impl Fn(&libc::stat) -> bool) -> Option<SocketFile> {
     path.truncate(path.iter().rposition(|&byte| byte == b'/')? + 1);
     let directory = procfs::c_path(&path);
     let entries = procfs::Directory::open(CStr::from_bytes_until_nul(&directory).ok()?).ok()?;
@@ -76,7 +83,7 @@ fn searched(table: &Table<'_>, found: &UnixSocket, name: &[u8]) -> Option<Socket
     noted.ok()?;
     names.into_iter().find_map(|name| {
         let path = [&path[..], &name].concat();
-        let stat = procfs::stat(&path).ok().filter(is_it)?;
+        let stat = procfs::stat(&path).ok().filter(&is_it)?;
         with(path, Some(&stat))
     })
 }
