@@ -54,6 +54,14 @@ pub fn catches(pid: u32, signal: i32) -> bool {
     signals(pid, &["SigCgt:"]) & 1 << (signal - 1) != 0
 }
 
+/// How many seccomp filters a process' first thread has, a container's included; the strict mode counts as one.
+pub fn filters(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let number = |name| status.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+    // Filters are counted since Linux 5.9.
+    number("Seccomp:").filter(|&mode| mode != 0).map_or(0, |_| number("Seccomp_filters:").unwrap_or(1).max(1))
+}
+
 /// The union of sets of signals of /proc/PID/status; bits are counted from signal 1 (proc(5)).
 fn signals(pid: u32, names: &[&str]) -> u64 {
     let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return 0 };

@@ -16,7 +16,7 @@ use stasis_sys::{
 
 use crate::{
     arch::{self, Frame},
-    credentials, dormant, interrupted, restart, state,
+    confined, credentials, dormant, interrupted, restart, state,
     threads::{self, Slot, request},
     vdso,
 };
@@ -125,6 +125,13 @@ pub extern "C" fn handle(signal: i32, info: *mut Siginfo, context: *mut libc::uc
     if code == credentials::SI_CODE {
         // SAFETY: as above.
         credentials::told(unsafe { &*info });
+        return;
+    }
+    // The coordinator had not seen the filter when it called: calls that are not allowed would end the program.
+    if matches!(u64::from(value), COOKIE_CALL | COOKIE_CALL_STOPPED)
+        && code == libc::SI_QUEUE
+        && confined::has(confined::FILTERS)
+    {
         return;
     }
     let mut stops = true;

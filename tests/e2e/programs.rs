@@ -344,6 +344,11 @@ mod refused {
     }
 
     #[test]
+    fn a_seccomp_filter_of_a_child_that_executes_nothing() {
+        refuses("child", &["seccomp", "child of "]);
+    }
+
+    #[test]
     fn a_connection_of_multipath_tcp() {
         refuses_socket("multipath", &["Multipath TCP", "fd "]);
     }

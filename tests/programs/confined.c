@@ -8,6 +8,7 @@
 #include <sched.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 
 static const char *what;
 static volatile char dispatched;
@@ -36,6 +37,25 @@ static void filter(void) {
     REQUIRE(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) == 0);
 }
 
+// A child that executes nothing, as servers make to look at what strangers send; it ends when the other side of `until` does.
+static pid_t filtered_child(int until[2]) {
+    int begun[2];
+    char byte = 0;
+    REQUIRE(pipe(until) == 0 && pipe(begun) == 0);
+    pid_t child = fork();
+    REQUIRE(child >= 0);
+    if (child == 0) {
+        close(until[1]);
+        filter();
+        bool told = write(begun[1], &byte, 1) == 1;
+        while (read(until[0], &byte, 1) < 0)
+            ;
+        _exit(!told);
+    }
+    REQUIRE(read(begun[0], &byte, 1) == 1);
+    return child;
+}
+
 static void restrict_files(void) {
     struct landlock_ruleset_attr rules = {.handled_access_fs = LANDLOCK_ACCESS_FS_MAKE_DIR};
     int fd = syscall(SYS_landlock_create_ruleset, &rules, sizeof rules, 0);
@@ -56,7 +76,11 @@ int main(int count, char **arguments) {
     what = count > 1 ? arguments[1] : "";
     pthread_t thread = 0;
     bool threaded = is("descriptors");
-    if (is("seccomp"))
+    pid_t child = -1;
+    int until[2], status;
+    if (is("child"))
+        child = filtered_child(until);
+    else if (is("seccomp"))
         filter();
     else if (is("landlock"))
         restrict_files();
@@ -81,6 +105,10 @@ int main(int count, char **arguments) {
         await_value(&step, 1);
     }
     until_go();
+    if (child > 0) {
+        close(until[1]);
+        CHECK(waitpid(child, &status, 0) == child && status == 0, "the child ended with status %x", status);
+    }
     if (threaded) {
         atomic_store(&step, 2);
         pthread_join(thread, NULL);

@@ -70,7 +70,8 @@ pub fn call_the_last(computation: &Rc<Computation>) {
     }
     for real_pid in find(computation) {
         let Ok(pidfd) = Pidfd::open(real_pid) else { continue };
-        if process::is_stopped(real_pid) {
+        if process::is_stopped(real_pid) || process::filters(real_pid) > process::filters(std::process::id())
+        {
             continue;
         }
         if let Err(reason) = stopped::call(real_pid, &pidfd) {

@@ -58,16 +58,17 @@ impl Newborn {
     /// Awaits the children of a process that `is_known` does not know.
     pub fn await_children(&mut self, parent: (u32, &str), is_known: impl Fn(u32) -> bool, events: &Events) {
         for child in children(parent.0).into_iter().filter(|&child| !is_known(child)) {
-            self.await_process(child, &format!("child of {}", parent.1), events);
+            self.await_process(child, parent.0, &format!("child of {}", parent.1), events);
         }
     }
 
     /// Awaits a process whose parent has ended; false where it has ended, too.
     pub fn await_orphan(&mut self, real_pid: u32, events: &Events) -> bool {
-        self.await_process(real_pid, "whose parent has ended", events)
+        self.await_process(real_pid, std::process::id(), "whose parent has ended", events)
     }
 
-    fn await_process(&mut self, real_pid: u32, whose: &str, events: &Events) -> bool {
+    /// `like`: who has the seccomp filters that this one was made with.
+    fn await_process(&mut self, real_pid: u32, like: u32, whose: &str, events: &Events) -> bool {
         let Ok(pidfd) = Pidfd::open(real_pid) else { return false };
         // Also of those that their parent has not waited for.
         if pidfd.has_ended() {
@@ -76,21 +77,34 @@ impl Newborn {
         let mut reason = "it runs without libstasis.so, and has not joined the computation: it is linked statically, gained \
                           rights when it was executed, or was made by a raw system call"
             .to_string();
+        let mut remedy = "take the checkpoint when it has ended";
+        let mut patience = PATIENCE;
         let is_new = !self.awaited.contains_key(&real_pid);
         if is_new && process::catches(real_pid, stopped::STOP_SIGNAL) {
-            match stopped::call(real_pid, &pidfd) {
-                Ok(false) => {}
-                Ok(true) => _ = self.continued.insert(real_pid),
-                Err(error) => reason = format!("it cannot be called: {error}"),
+            // Such a filter may end it for the very calls that make a checkpoint thread.
+            let is_sandboxed = process::filters(real_pid) > process::filters(like);
+            if is_sandboxed {
+                reason = "a seccomp filter of its own allows it some system calls only (seccomp(2)): it could not be stopped, or \
+                          would be without the filter when it is restarted"
+                    .into();
+                remedy = "let the program do without its sandbox, or take the checkpoint when it has ended";
+                // It does not come, and others may stand still.
+                patience = Duration::ZERO;
+            } else {
+                match stopped::call(real_pid, &pidfd) {
+                    Ok(false) => {}
+                    Ok(true) => _ = self.continued.insert(real_pid),
+                    Err(error) => reason = format!("it cannot be called: {error}"),
+                }
             }
         }
         let command = fs::read_to_string(format!("/proc/{real_pid}/comm")).unwrap_or_default();
         let refusal = Refusal {
             what: format!("pid {real_pid} ({}), {whose}", command.trim_end()),
             reason,
-            remedy: "take the checkpoint when it has ended".into(),
+            remedy: remedy.into(),
         };
-        self.insert(real_pid, Rc::new(pidfd), refusal, events);
+        self.insert(real_pid, Rc::new(pidfd), refusal, patience, events);
         true
     }
 
@@ -103,10 +117,17 @@ impl Newborn {
                 .into(),
             remedy: "take the checkpoint when it has ended".into(),
         };
-        self.insert(real_pid, pidfd, refusal, events);
+        self.insert(real_pid, pidfd, refusal, PATIENCE, events);
     }
 
-    fn insert(&mut self, real_pid: u32, pidfd: Rc<Pidfd>, refusal: Refusal, events: &Events) {
+    fn insert(
+        &mut self,
+        real_pid: u32,
+        pidfd: Rc<Pidfd>,
+        refusal: Refusal,
+        patience: Duration,
+        events: &Events,
+    ) {
         if self.without.contains(&real_pid) {
             return;
         }
@@ -117,7 +138,7 @@ impl Newborn {
                 let _ = events.send((NOBODY, Event::Ended(real_pid))).await;
             }
         });
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + patience;
         self.awaited.entry(real_pid).or_insert(Awaited { refusal, until, watch: watch.abort_handle() });
     }
 
