@@ -3,7 +3,7 @@
 
 use std::{fs, fs::OpenOptions, os::unix::fs::FileExt, thread, time::Duration};
 
-use stasis_tests::{Lab, Running, compile};
+use stasis_tests::{Lab, Running, compile, heap::HEAP};
 
 /// Every mapping that has a page in the checkpoint is left to the pager.
 const ALL: (&str, &str) = ("STASIS_LAZY_FROM", "1");
@@ -100,28 +100,11 @@ macro_rules! seeds {
 
 seeds! { seed_1: "1", seed_2: "2", seed_3: "3" }
 
-/// A program with 64 MiB that says what their hash is whenever it is told so.
-const HEAP: &str = "\
-import hashlib, os, sys, time
-heap = os.urandom(64 << 20)
-expected = hashlib.sha256(heap).hexdigest()
-print('ready', flush=True)
-while not os.path.exists(os.environ['STASIS_TEST_GO']):
-    time.sleep(0.01)
-print('ok' if hashlib.sha256(heap).hexdigest() == expected else 'FAIL', flush=True)
-";
-
 #[track_caller]
 fn heap(lab: &Lab) -> String {
     let running = lab.launch(["python3", "-c", HEAP]);
     running.wait_ready();
     checkpoint_and_end(lab, running)
-}
-
-/// How the pager of a restarted program goes on, from `stasis status`.
-#[track_caller]
-fn memory(lab: &Lab) -> serde_json::Value {
-    lab.json(["status"])["processes"][0]["memory"].clone()
 }
 
 #[test]
@@ -130,12 +113,12 @@ fn a_program_goes_on_before_its_memory_is_there_and_status_tells() {
     let id = heap(&lab);
     let running = restart_lazily(&lab, &id, "prefetch");
     lab.wait_joined(&running);
-    let arriving = memory(&lab);
+    let arriving = lab.memory();
     let number = |key: &str| arriving[key].as_u64().unwrap_or_else(|| panic!("{key} in {arriving}"));
     assert!(number("pages") > 16_384 && number("left") > 8_192, "{arriving}");
     // A checkpoint neither waits for what is absent nor takes it.
     let again = checkpoint(&lab);
-    assert!(memory(&lab)["left"].as_u64() > Some(8_192), "{}", memory(&lab));
+    assert!(lab.memory()["left"].as_u64() > Some(8_192), "{}", lab.memory());
     running.expect_ok();
     lab.restart([again.as_str(), "--eager"]).expect_ok();
 }
@@ -146,7 +129,7 @@ fn a_pager_that_is_killed_takes_the_program_with_it_by_name() {
     let id = heap(&lab);
     let running = restart_lazily(&lab, &id, "prefetch");
     lab.wait_joined(&running);
-    let pager = memory(&lab)["pager_pid"].as_i64().expect("a pager");
+    let pager = lab.memory()["pager_pid"].as_i64().expect("a pager");
     // SAFETY: kill(2) of a process of this lab.
     unsafe { libc::kill(pager as i32, libc::SIGKILL) };
     let files = running.files().clone();

@@ -4,20 +4,10 @@ use std::time::Duration;
 
 use stasis_tests::{
     Lab,
+    heap::HEAP,
     pseudoterminal::Pseudoterminal,
     slow_disk::{SlowDisk, evict},
 };
-
-/// A program with 64 MiB that says whether they are what they were, when it is told so.
-const HEAP: &str = "\
-import hashlib, os, sys, time
-heap = os.urandom(64 << 20)
-expected = hashlib.sha256(heap).hexdigest()
-print('ready', flush=True)
-while not os.path.exists(os.environ['STASIS_TEST_GO']):
-    time.sleep(0.01)
-print('ok' if hashlib.sha256(heap).hexdigest() == expected else 'FAIL', flush=True)
-";
 
 /// So that all of it takes four seconds.
 const BYTES_A_SECOND: u64 = 16 << 20;
@@ -48,7 +38,7 @@ fn a_lazy_restart_does_not_wait_for_it() {
     let Some(_slow) = checkpoint(&lab) else { return };
     let running = lab.restart(["latest", "--lazy"]);
     lab.wait_joined(&running);
-    let memory = lab.json(["status"])["processes"][0]["memory"].clone();
+    let memory = lab.memory();
     // Most of it is on the disk still.
     assert!(memory["left"].as_u64() > Some(8_192), "{memory}");
     running.expect_ok();

@@ -33,13 +33,12 @@ fn faults(lab: &Lab, id: &str) -> (Running, u64) {
     let restarted = lab.prepare_restart([id, "--lazy"]).environment("STASIS_DISABLE", "prefetch").start();
     lab.wait_joined(&restarted);
     // Where the program waits for its go, what is known of it arrives before it reads: as fast as the machine is busy.
-    let memory = || lab.json(["status"])["processes"][0]["memory"].clone();
     let number = |memory: &serde_json::Value, key: &str| {
         memory[key].as_u64().unwrap_or_else(|| panic!("{key} in {memory}"))
     };
     let mut left = u64::MAX;
     loop {
-        let now = number(&memory(), "left");
+        let now = number(&lab.memory(), "left");
         if now == left {
             break;
         }
@@ -50,7 +49,7 @@ fn faults(lab: &Lab, id: &str) -> (Running, u64) {
     restarted.go();
     restarted.wait_output("the line `touched`", |output| output.ends_with("touched\n"));
     fs::remove_file(&restarted.files().go).expect("its go");
-    let faults = number(&memory(), "faults");
+    let faults = number(&lab.memory(), "faults");
     (restarted, faults)
 }
 

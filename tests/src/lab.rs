@@ -180,6 +180,12 @@ impl Lab {
         serde_json::from_str(&outcome.stdout).unwrap_or_else(|error| panic!("no JSON ({error}): {outcome}"))
     }
 
+    /// How the pager of the first process goes on, as `stasis status` tells.
+    #[track_caller]
+    pub fn memory(&self) -> serde_json::Value {
+        self.json(["status"])["processes"][0]["memory"].take()
+    }
+
     /// The command `stasis`, with this lab's environment.
     pub fn stasis(&self) -> Command {
         self.command(binary("stasis"))

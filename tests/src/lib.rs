@@ -20,6 +20,7 @@
 //! Not here: the tests (`tests/e2e`) and the programs that they run (`tests/programs`).
 
 pub mod compile;
+pub mod heap;
 pub mod image;
 pub mod kernel;
 pub mod lab;
