@@ -25,6 +25,7 @@ pub mod hash;
 pub mod label;
 pub mod location;
 pub mod pager;
+pub mod read_ahead;
 mod stored;
 pub mod transport;
 pub mod unpack;

@@ -19,12 +19,11 @@ use stasis_protocol::{
     plan::{Call, Fill, Mapping},
     store::{Extent, MEMORY, kind},
 };
-use stasis_store::client::PageNames;
+use stasis_store::{client::PageNames, read_ahead::ReadAhead};
 
 use super::{
     descriptors::{Files, Places},
     plan::{Plan, attempt, call, pointing},
-    read_ahead::ReadAhead,
     refusal,
     vdso::{self, Arrangement},
 };
@@ -488,7 +487,9 @@ fn fills(
     let page = PAGE_SIZE as u64;
     let mut packs: BTreeMap<u64, (RawFd, RawFd)> = BTreeMap::new();
     let mut zeros: Option<RawFd> = None;
-    let mut read_ahead = ReadAhead::default();
+    /// Less than this between two blocks is read faster than left out.
+    const BETWEEN: u64 = 64 << 10;
+    let mut read_ahead = ReadAhead::bridging(BETWEEN);
     plan.header.hashes = pages.hashes.len() as u64;
     plan.header.hashes_fd = places.place(pages.hashes.as_fd().try_clone_to_owned()?)? as u64;
     for (extent, first_hash) in pages.of(MEMORY) {

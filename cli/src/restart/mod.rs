@@ -31,7 +31,6 @@ mod objects;
 mod place;
 mod plan;
 mod progress;
-mod read_ahead;
 mod report;
 mod running;
 pub mod session;

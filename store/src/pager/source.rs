@@ -18,6 +18,7 @@ use stasis_protocol::store::{Extent, MEMORY, kind};
 use super::table::Pages;
 use crate::{
     hash::{BATCH, PAGE_SIZE, Page, PageHasher},
+    read_ahead::ReadAhead,
     stored::PageNames,
     unpack::Unpacker,
 };
@@ -187,21 +188,14 @@ impl Source {
     fn announce(&self, run: &Pages) {
         let from = self.pieces.partition_point(|piece| piece.first_page + piece.pages <= run.start);
         let pieces = self.pieces[from..].iter().take_while(|piece| piece.first_page < run.end);
-        let mut blocks =
-            pieces.filter_map(|piece| Some((piece.pack, piece.offset, piece.block?.0))).peekable();
-        while let Some((pack, start, stored)) = blocks.next() {
-            let mut end = start + u64::from(stored);
-            let mut count = 1;
-            while let Some((_, _, stored)) =
-                blocks.next_if(|&(next, offset, _)| next == pack && offset == end)
-            {
-                (end, count) = (end + u64::from(stored), count + 1);
-            }
-            if count > 1 {
-                let (start, len) = (start.cast_signed(), (end - start).cast_signed());
-                let _ =
-                    posix_fadvise(&self.packs[pack].1, start, len, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
-            }
+        let blocks = pieces.filter_map(|piece| Some((piece, piece.block?.0)));
+        // One alone is read at once.
+        if blocks.clone().nth(1).is_none() {
+            return;
+        }
+        let mut read_ahead = ReadAhead::bridging(0);
+        for (piece, stored) in blocks {
+            read_ahead.add(self.packs[piece.pack].1.as_raw_fd(), piece.offset, stored.into());
         }
     }
 

@@ -5,20 +5,26 @@
 
 use std::os::fd::RawFd;
 
-#[derive(Default)]
 pub struct ReadAhead {
+    /// What lies between two pieces is read with them, up to so many bytes.
+    between: u64,
     /// Descriptor, offset, length.
     range: Option<(RawFd, u64, u64)>,
 }
 
 impl ReadAhead {
+    /// Takes pieces that are at most `between` bytes apart for one.
+    #[must_use]
+    pub fn bridging(between: u64) -> Self {
+        Self { between, range: None }
+    }
+
     /// `len` bytes at `offset` will be read.
     pub fn add(&mut self, fd: RawFd, offset: u64, len: u64) {
-        /// What lies between two blocks is read with them.
-        const BETWEEN: u64 = 64 << 10;
+        let between = self.between;
         match &mut self.range {
             Some((same, start, so_far))
-                if *same == fd && (*start..=*start + *so_far + BETWEEN).contains(&offset) =>
+                if *same == fd && (*start..=*start + *so_far + between).contains(&offset) =>
             {
                 *so_far = (*so_far).max((offset - *start).saturating_add(len));
             }
