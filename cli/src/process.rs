@@ -54,8 +54,13 @@ pub fn catches(pid: u32, signal: i32) -> bool {
     signals(pid, &["SigCgt:"]) & 1 << (signal - 1) != 0
 }
 
+/// Whether a process has more seccomp filters than one that it would have inherited them from.
+pub fn is_filtered_beyond(pid: u32, other: u32) -> bool {
+    filters(pid) > filters(other)
+}
+
 /// How many seccomp filters a process' first thread has, a container's included; the strict mode counts as one.
-pub fn filters(pid: u32) -> u64 {
+fn filters(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let number = |name| status.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
     // Filters are counted since Linux 5.9.

@@ -127,18 +127,13 @@ pub extern "C" fn handle(signal: i32, info: *mut Siginfo, context: *mut libc::uc
         credentials::told(unsafe { &*info });
         return;
     }
-    // The coordinator had not seen the filter when it called: calls that are not allowed would end the program.
-    if matches!(u64::from(value), COOKIE_CALL | COOKIE_CALL_STOPPED)
-        && code == libc::SI_QUEUE
-        && confined::has(confined::FILTERS)
-    {
-        return;
-    }
     let mut stops = true;
     match u64::from(value) {
         _ if code != libc::SI_QUEUE => return pass_on(signal, info, context),
         COOKIE => {}
         COOKIE_STOPPED => await_stop(),
+        // The coordinator had not seen the filter when it called: calls that are not allowed would end the program.
+        COOKIE_CALL | COOKIE_CALL_STOPPED if confined::has(confined::FILTERS) => return,
         COOKIE_CALL => stops = dormant::called(),
         COOKIE_CALL_STOPPED => {
             stops = dormant::called();

@@ -70,8 +70,7 @@ pub fn call_the_last(computation: &Rc<Computation>) {
     }
     for real_pid in find(computation) {
         let Ok(pidfd) = Pidfd::open(real_pid) else { continue };
-        if process::is_stopped(real_pid) || process::filters(real_pid) > process::filters(std::process::id())
-        {
+        if process::is_stopped(real_pid) || process::is_filtered_beyond(real_pid, std::process::id()) {
             continue;
         }
         if let Err(reason) = stopped::call(real_pid, &pidfd) {

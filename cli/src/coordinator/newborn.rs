@@ -80,22 +80,20 @@ impl Newborn {
         let mut remedy = "take the checkpoint when it has ended";
         let mut patience = PATIENCE;
         let is_new = !self.awaited.contains_key(&real_pid);
-        if is_new && process::catches(real_pid, stopped::STOP_SIGNAL) {
+        let can_be_called = is_new && process::catches(real_pid, stopped::STOP_SIGNAL);
+        if can_be_called && process::is_filtered_beyond(real_pid, like) {
             // Such a filter may end it for the very calls that make a checkpoint thread.
-            let is_sandboxed = process::filters(real_pid) > process::filters(like);
-            if is_sandboxed {
-                reason = "a seccomp filter of its own allows it some system calls only (seccomp(2)): it could not be stopped, or \
-                          would be without the filter when it is restarted"
-                    .into();
-                remedy = "let the program do without its sandbox, or take the checkpoint when it has ended";
-                // It does not come, and others may stand still.
-                patience = Duration::ZERO;
-            } else {
-                match stopped::call(real_pid, &pidfd) {
-                    Ok(false) => {}
-                    Ok(true) => _ = self.continued.insert(real_pid),
-                    Err(error) => reason = format!("it cannot be called: {error}"),
-                }
+            reason = "a seccomp filter of its own allows it some system calls only (seccomp(2)): it could not be stopped, or \
+                      would be without the filter when it is restarted"
+                .into();
+            remedy = "let the program do without its sandbox, or take the checkpoint when it has ended";
+            // It does not come, and others may stand still.
+            patience = Duration::ZERO;
+        } else if can_be_called {
+            match stopped::call(real_pid, &pidfd) {
+                Ok(false) => {}
+                Ok(true) => _ = self.continued.insert(real_pid),
+                Err(error) => reason = format!("it cannot be called: {error}"),
             }
         }
         let command = fs::read_to_string(format!("/proc/{real_pid}/comm")).unwrap_or_default();
