@@ -2,7 +2,12 @@
 //!
 //! What the restorers have read the kernel tells (/proc/PID/io), so that they need not count.
 
-use std::{fs, io::IsTerminal, time::Duration, time::Instant};
+use std::{
+    fs,
+    io::{self, IsTerminal},
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use stasis_protocol::{
@@ -26,20 +31,9 @@ pub struct Progress {
 impl Progress {
     /// Of what is to be there before the computation goes on.
     pub fn new(request: &Request<'_>) -> Self {
-        let total = match request.staging {
-            Some(_) => 0,
-            None => (request.computation.processes.iter().enumerate())
-                .map(|(index, saved)| to_be_read(saved, request.memory.regions(index)))
-                .sum(),
-        };
-        let is_looked_at = request.shows_progress && total > 0 && std::io::stderr().is_terminal();
-        let bar = is_looked_at.then(|| {
-            let style = ProgressStyle::with_template("{wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}");
-            // Nothing is drawn before it is given a value.
-            ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr())
-                .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-        });
-        Self { bar, begun: Instant::now() }
+        // The extents of gigabytes are gone through for somebody who looks.
+        let is_looked_at = request.shows_progress && request.staging.is_none() && io::stderr().is_terminal();
+        Self { bar: is_looked_at.then(|| bar(request)).flatten(), begun: Instant::now() }
     }
 
     /// After how many milliseconds [`Self::show`] has something new.
@@ -64,8 +58,17 @@ impl Drop for Progress {
     }
 }
 
+/// A bar that is not drawn before it is given a value; `None` where nothing is to be read.
+fn bar(request: &Request<'_>) -> Option<ProgressBar> {
+    let processes = request.computation.processes.iter().enumerate();
+    let total = processes.map(|(index, saved)| to_be_read(saved, request.memory.regions(index))).sum();
+    let style = ProgressStyle::with_template("{wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}");
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+    (total > 0).then(|| bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())))
+}
+
 /// How much of packs the restorer of a process reads, in bytes.
-fn to_be_read(saved: &Saved, lazily: &[std::ops::Range<u64>]) -> u64 {
+fn to_be_read(saved: &Saved, lazily: &[Range<u64>]) -> u64 {
     const PAGE: u64 = PAGE_SIZE as u64;
     let comes_later = |extent: &Extent| {
         let after = lazily.partition_point(|region| region.start <= extent.first_page * PAGE);
