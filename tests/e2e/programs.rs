@@ -83,6 +83,7 @@ mod timers {
         time_left: "itimer_left";
         alarm: "alarm";
         descriptors: "timerfd";
+        descriptors_of_short_periods: "timerfd_short";
         of_threads_and_with_high_ids: "timer_clocks";
         that_share_a_signal: "timer_signals";
     }

@@ -1,7 +1,9 @@
 //! eventfd, timerfd, signalfd: fdinfo tells all of them (proc(5)). And why others cannot be saved.
 
+use alloc::vec::Vec;
+
 use stasis_protocol::{coordinator::Refusal, image::DescriptionKind};
-use stasis_sys::process;
+use stasis_sys::{process, sync};
 
 use super::{CLOSE_IT, Open, Table};
 use crate::procfs;
@@ -18,23 +20,11 @@ pub fn event(open: &Open) -> Result<DescriptionKind, Refusal> {
 }
 
 pub fn timer(table: &Table<'_>, open: &Open) -> Result<DescriptionKind, Refusal> {
-    let timespec_of = |info: &[u8], key| procfs::field(info, key).and_then(timespec);
-    let mut now = None;
-    if table.stopped()
-        && timespec_of(&open.info, "it_value:") == Some(0)
-        && timespec_of(&open.info, "it_interval:") != Some(0)
-    {
-        // A periodic timer that has expired stands still until somebody reads it or asks for its time, which counts
-        // the periods since (fs/timerfd.c, do_timerfd_gettime).
-        let duplicate = table.duplicate(open)?;
-        let mut setting = [0u64; 4];
-        // SAFETY: timerfd_gettime(2) fills in struct itimerspec, four words.
-        let _ = unsafe {
-            process::with(libc::SYS_timerfd_gettime, [duplicate.0 as usize, 0, 0, 0, 0, 0], 1, &mut setting)
-        };
-        now = procfs::read(path!("/proc/self/task/{}/fdinfo/{}", table.tid, open.fd).as_c_str()).ok();
-    }
-    let info = now.as_deref().unwrap_or(&open.info);
+    let is_still =
+        timespec_of(&open.info, "it_value:") == Some(0) && timespec_of(&open.info, "it_interval:") != Some(0);
+    let counted = if table.stopped() && is_still { Some(counted(table, open)?) } else { None };
+    let (info, left_ns) =
+        counted.as_ref().map_or((&open.info[..], 0), |(info, left_ns)| (&info[..], *left_ns));
     let clock = procfs::field(info, "clockid:").and_then(procfs::signed);
     let ticks = procfs::field(info, "ticks:").and_then(procfs::decimal);
     let flags = procfs::field(info, "settime flags:").and_then(procfs::octal);
@@ -42,6 +32,7 @@ pub fn timer(table: &Table<'_>, open: &Open) -> Result<DescriptionKind, Refusal>
     let interval = timespec_of(info, "it_interval:");
     match (clock, ticks, flags, value, interval) {
         (Some(clock), Some(ticks), Some(flags), Some(value_ns), Some(interval_ns)) => {
+            let value_ns = if value_ns == 0 { left_ns } else { value_ns };
             let (clock, flags) = (clock as i32, flags as i32);
             let absolute = flags & libc::TFD_TIMER_ABSTIME != 0
                 && matches!(clock, libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_ALARM)
@@ -52,7 +43,7 @@ pub fn timer(table: &Table<'_>, open: &Open) -> Result<DescriptionKind, Refusal>
                 value_ns,
                 deadline_ns: if absolute {
                     // CLOCK_REALTIME_ALARM shows the same time, but none where there is no clock to wake the machine.
-                    stasis_sys::sync::clock_ns(libc::CLOCK_REALTIME).saturating_add(value_ns)
+                    sync::clock_ns(libc::CLOCK_REALTIME).saturating_add(value_ns)
                 } else {
                     0
                 },
@@ -62,6 +53,47 @@ pub fn timer(table: &Table<'_>, open: &Open) -> Result<DescriptionKind, Refusal>
         }
         _ => unreadable(open),
     }
+}
+
+/// What fdinfo says of a timer that stands still, once its periods are counted; and what time it had left before, in nanoseconds
+/// (0: it is disarmed).
+///
+/// A periodic timer that has expired stands still until somebody reads it or asks for its time, which counts the periods since
+/// (fs/timerfd.c, do_timerfd_gettime). It may expire once more before fdinfo is read; and one that is due, whose interrupt has not come
+/// yet, looks as if it were disarmed.
+fn counted(table: &Table<'_>, open: &Open) -> Result<(Vec<u8>, u64), Refusal> {
+    /// After so long an interrupt has come, in nanoseconds.
+    const DUE: u64 = 1_000_000;
+    /// Who is kept from running for long may find a timer due that was armed just before, but not so often.
+    const ZEROS: u32 = 64;
+    /// A timer of less than some microseconds expires between any two looks.
+    const LOOKS: u32 = 8;
+    let duplicate = table.duplicate(open)?;
+    let begun = sync::monotonic_ns();
+    let (mut zeros, mut looks) = (0, 0);
+    loop {
+        let mut setting = [0u64; 4];
+        // SAFETY: timerfd_gettime(2) fills in struct itimerspec, four words.
+        let _ = unsafe {
+            process::with(libc::SYS_timerfd_gettime, [duplicate.0 as usize, 0, 0, 0, 0, 0], 1, &mut setting)
+        };
+        let left_ns = setting[2] * 1_000_000_000 + setting[3];
+        zeros = if left_ns == 0 { zeros + 1 } else { 0 };
+        if left_ns == 0 && (zeros < ZEROS || sync::monotonic_ns() - begun < DUE) {
+            continue;
+        }
+        let path = path!("/proc/self/task/{}/fdinfo/{}", table.tid, open.fd);
+        let Ok(info) = procfs::read(path.as_c_str()) else { return unreadable(open) };
+        looks += 1;
+        if left_ns == 0 || timespec_of(&info, "it_value:") != Some(0) || looks == LOOKS {
+            return Ok((info, left_ns));
+        }
+    }
+}
+
+/// A time in a field of fdinfo, in nanoseconds.
+fn timespec_of(info: &[u8], key: &str) -> Option<u64> {
+    procfs::field(info, key).and_then(timespec)
 }
 
 /// `(seconds, nanoseconds)`, in nanoseconds.
