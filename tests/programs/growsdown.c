@@ -15,6 +15,7 @@ int main(void) {
 
     until_go();
     CHECK(has_flag(growing, "gd"), "MAP_GROWSDOWN is lost");
+    CHECK(!has_flag(growing, "nh"), "it may have no huge pages");
     if (loses("content"))
         low[-5 * PAGE]++;
     if (loses("growth"))

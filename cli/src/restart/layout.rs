@@ -226,7 +226,7 @@ pub fn plan(
             flags = flags & !libc::MAP_PRIVATE | MAP_DROPPABLE;
         }
         if mapping.flags & flag::GROWSDOWN != 0 {
-            flags |= libc::MAP_GROWSDOWN | libc::MAP_STACK;
+            flags |= libc::MAP_GROWSDOWN;
         }
         if mapping.flags & flag::NORESERVE != 0 {
             flags |= libc::MAP_NORESERVE;
