@@ -128,3 +128,18 @@ fn a_program_whose_file_was_rebuilt_is_refused_by_name() {
     fs::rename(&original, &program).unwrap();
     lab.restart(["latest"]).expect_ok();
 }
+
+#[test]
+fn a_file_without_a_name_can_be_given_one_in_a_namespace_too() {
+    let lab = Lab::new();
+    let running = lab.launch([compile::program("deleted_files")]);
+    running.wait_ready();
+    lab.checkpoint(&[]);
+    // The ids are in use, so it goes on in mounts of its own.
+    let clone = lab.with_coordinator("clone.sock");
+    let restarted = clone.restart(["latest"]);
+    clone.wait_joined(&restarted);
+    lab.run(["kill"]).expect_success();
+    running.wait_exit();
+    restarted.expect_ok();
+}

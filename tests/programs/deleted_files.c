@@ -57,6 +57,11 @@ int main(void) {
           "a file that was opened by two names has become two");
     mapped[100] = 'M';
     CHECK(pread(deleted, got, 1, 100) == 1 && got[0] == 'M', "the mapping and the deleted file are two memories");
+    CHECK((fcntl(nameless, F_GETFL) & O_TMPFILE) == O_TMPFILE, "O_TMPFILE is lost");
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", nameless);
+    CHECK(linkat(AT_FDCWD, path, AT_FDCWD, "named", AT_SYMLINK_FOLLOW) == 0, "the nameless file cannot be given a name");
+    CHECK(stat("named", &status) == 0 && status.st_size == 1000, "under its name it has %jd bytes", (intmax_t)status.st_size);
     int check = open("deleted", O_RDONLY);
     memset(got, 0, 16);
     CHECK(read(check, got, 16) == 9 && strcmp(got, "successor") == 0, "the file of the same name holds `%s`", got);

@@ -147,6 +147,7 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
                 session: Session::of(&request.tree.nodes[0]),
             };
             let make = || {
+                common.objects.make_linkable(&common.images).context("a file without a name")?;
                 system_v.make(&until).map_err(|unmade| unmade.error)?;
                 common.make_queues(true).map_err(|(refusal, _)| Failure::Refused(vec![refusal]).into())
             };

@@ -7,7 +7,11 @@ use stasis_protocol::{
     image::{Description, DescriptionKind, FileIdentity, ProcessImage},
 };
 
-use super::{Installed, Maker, check, failed, kernel, kernel::done, refuse};
+use super::{
+    Installed, Maker, check, failed,
+    kernel::{self, O_LARGEFILE, done},
+    refuse,
+};
 use crate::{
     args::MissingFile,
     restart::plan::{attempt, call, pointing},
@@ -127,6 +131,11 @@ pub fn late(image: &ProcessImage, description: &Description, fds: &[RawFd], inst
     installed.late.extend(others.iter().map(|&fd| call(libc::SYS_dup2, &[first as u64, fd as u64])));
 }
 
+/// Whether it is the description that a file without a name was made by (open(2), O_TMPFILE): the program may give it one.
+pub fn is_made_nameless(description: &Description) -> bool {
+    description.flags as i32 & libc::O_TMPFILE == libc::O_TMPFILE
+}
+
 /// A description of an object.
 pub fn open_object(
     maker: &Maker<'_>,
@@ -139,8 +148,13 @@ pub fn open_object(
         return Err(refuse(image, index, "the checkpoint does not hold its content", "run `stasis verify`"));
     };
     let flags = description.flags as i32 & !(MAKING | libc::O_TMPFILE);
-    let fd = kernel::reopen(content, flags)
-        .map_err(|error| failed(image, index, "it cannot be opened", &error))?;
+    let fd = if is_made_nameless(description) && flags & !kernel::SETTABLE == libc::O_RDWR | O_LARGEFILE {
+        // The description that the file is made by: no other has that flag.
+        let own = content.try_clone().and_then(|fd| kernel::set_status_flags(&fd, flags).map(|()| fd));
+        own.map_err(|error| failed(image, index, "its flags cannot be set", &error))?
+    } else {
+        kernel::reopen(content, flags).map_err(|error| failed(image, index, "it cannot be opened", &error))?
+    };
     kernel::seek(&fd, description.offset)
         .map_err(|error| failed(image, index, "its offset cannot be set", &error))?;
     Ok(fd)

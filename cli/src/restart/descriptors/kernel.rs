@@ -23,6 +23,9 @@ pub fn owned(result: i32) -> io::Result<OwnedFd> {
     done(result).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// What open(2) adds to the flags on 64-bit systems and pipe(2) does not (asm-generic/fcntl.h).
+pub const O_LARGEFILE: i32 = 0o100000;
+
 /// open(2), close-on-exec.
 ///
 /// # Errors

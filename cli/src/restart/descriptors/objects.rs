@@ -10,10 +10,11 @@ use std::{
 
 use stasis_protocol::{
     coordinator::Refusal,
-    image::{Backing, Mapping, Object, ObjectKind, ProcessImage, flag},
+    image::{Backing, DescriptionKind, Mapping, Object, ObjectKind, ProcessImage, flag},
 };
 
 use super::{
+    files::is_made_nameless,
     kernel::{self, done, owned},
     put_back::{self, Place},
 };
@@ -100,6 +101,32 @@ impl Objects {
             objects.made.push(fd);
         }
         Ok(objects)
+    }
+
+    /// Makes files that the program may give a name yet (O_TMPFILE) once more, in the mounts that it will have: linkat(2) does so
+    /// only within the mount that a file was made in. To be called in the program's mount namespace, when all are filled.
+    ///
+    /// # Errors
+    /// A file cannot be copied.
+    pub fn make_linkable(&self, images: &[&ProcessImage]) -> io::Result<()> {
+        let mut moved = BTreeSet::new();
+        for (process, image) in images.iter().enumerate() {
+            for description in image.descriptions.iter().filter(|one| is_made_nameless(one)) {
+                let DescriptionKind::Object { object: id, .. } = description.kind else { continue };
+                let object = image.objects.iter().find(|object| object.id == id);
+                let (Some(object), Some(old)) = (object, self.get(process, id)) else { continue };
+                if moved.insert(old.as_raw_fd()) && is_nameless(old)? {
+                    let new = create(object, object.size)?.fd;
+                    copy_data(old, &new)?;
+                    let stat = kernel::stat(old)?;
+                    // SAFETY: no memory is touched; the number is ours.
+                    let _ = unsafe { libc::fchown(new.as_raw_fd(), stat.st_uid, stat.st_gid) };
+                    // SAFETY: as above.
+                    done(unsafe { libc::dup3(new.as_raw_fd(), old.as_raw_fd(), libc::O_CLOEXEC) })?;
+                }
+            }
+        }
+        Ok(())
     }
 
     pub fn get(&self, process: usize, id: u32) -> Option<&OwnedFd> {
@@ -219,6 +246,41 @@ pub fn nameless(path: &str) -> io::Result<OwnedFd> {
     let directory = path.rsplit_once('/').map_or(".", |(directory, _)| directory);
     kernel::open(if directory.is_empty() { "/" } else { directory }, libc::O_TMPFILE | libc::O_RDWR)
         .or_else(|_| memfd("stasis-deleted", 0))
+}
+
+/// Whether it was made by O_TMPFILE: one in memory (memfd) gets no name whatever mount it is in.
+fn is_nameless(fd: &OwnedFd) -> io::Result<bool> {
+    Ok(kernel::fcntl(fd, libc::F_GETFL, 0)? & libc::O_TMPFILE == libc::O_TMPFILE)
+}
+
+/// Copies what is not a hole.
+fn copy_data(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
+    let seek = |offset: i64, whence: i32| {
+        // SAFETY: no memory is touched.
+        let at = unsafe { libc::lseek(from.as_raw_fd(), offset, whence) };
+        if at < 0 { Err(io::Error::last_os_error()) } else { Ok(at) }
+    };
+    let mut end = 0;
+    loop {
+        let mut at = match seek(end, libc::SEEK_DATA) {
+            Ok(at) => at,
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        end = seek(at, libc::SEEK_HOLE)?;
+        while at < end {
+            let (mut there, len) = (at, (end - at) as usize);
+            // SAFETY: reads and advances the two offsets.
+            let copied = unsafe {
+                libc::copy_file_range(from.as_raw_fd(), &mut at, to.as_raw_fd(), &mut there, len, 0)
+            };
+            match copied {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                ..0 => return Err(io::Error::last_os_error()),
+                _ => {}
+            }
+        }
+    }
 }
 
 fn memfd(name: &str, flags: u32) -> io::Result<OwnedFd> {

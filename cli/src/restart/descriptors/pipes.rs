@@ -11,7 +11,11 @@ use stasis_protocol::{
     image::{Description, DescriptionKind, Fifo, ProcessImage},
 };
 
-use super::{Maker, check, failed, kernel, kernel::done, refuse};
+use super::{
+    Maker, check, failed,
+    kernel::{self, O_LARGEFILE, done},
+    refuse,
+};
 use crate::args::MissingFile;
 
 /// Both ends of a pipe in the making. An end that no description takes is closed when all are made.
@@ -22,8 +26,6 @@ pub struct Ends {
 }
 
 const F_SETPIPE_SZ: i32 = 1031;
-/// What open(2) adds to the flags on 64-bit systems and pipe(2) does not (asm-generic/fcntl.h).
-const O_LARGEFILE: i32 = 0o100000;
 
 /// The end that a description is of; `None` where its FIFO is gone and the policy is to go without.
 pub fn open(
