@@ -154,6 +154,7 @@ mod process {
     use super::*;
     workloads! {
         umask_and_working_directory: "umask_cwd";
+        working_directory_in_proc: "cwd_in_proc";
         limits: "limits";
         settings_of_prctl: "prctl";
         credentials_as_started: "credentials";

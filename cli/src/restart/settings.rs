@@ -9,6 +9,7 @@ use stasis_protocol::{
 };
 
 use super::{
+    descriptors::path_now,
     plan::{Plan, attempt, call, pointing},
     refusal,
 };
@@ -35,6 +36,10 @@ pub fn check(image: &ProcessImage, refusals: &mut Vec<Refusal>) {
     tell_of_scheduling(image);
     let directories = image.threads.iter().filter_map(|thread| thread.own_directory.as_ref());
     for directory in directories.map(|(directory, _)| directory).chain([&image.cwd]) {
+        if path_now(image, directory) != *directory {
+            // What the process sees of itself in /proc is there when it is.
+            continue;
+        }
         let reason = match fs::metadata(directory) {
             Ok(found) if found.is_dir() => continue,
             Ok(_) => "it is no directory any more".into(),

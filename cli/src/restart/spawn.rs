@@ -27,7 +27,7 @@ use super::{
     board::Board,
     computation::{Computation, Saved},
     credentials,
-    descriptors::{self, Common, Objects, Places},
+    descriptors::{self, Common, Objects, Places, path_now},
     layout, lazy, namespace, objects,
     place::{self, Place},
     plan::{Plan, call},
@@ -210,7 +210,7 @@ impl Making<'_> {
         let plan_file = places.place(unsafe { OwnedFd::from_raw_fd(memory) })?;
 
         settings::apply(image);
-        std::env::set_current_dir(&image.cwd)
+        std::env::set_current_dir(path_now(image, &image.cwd))
             .with_context(|| format!("the working directory {}", image.cwd))?;
         // Here, since what this process has depends on the namespaces that it is in.
         credentials::keep_across_exec()?;

@@ -56,7 +56,7 @@ use crate::args::{ChangedFile, MissingFile};
 
 pub use self::numbers::close_others;
 pub use self::{
-    check::{Files, check},
+    check::{Files, check, path_now},
     joint::{Common, Passed},
     numbers::{Places, raise_limit},
     objects::Objects,
