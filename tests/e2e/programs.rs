@@ -175,6 +175,7 @@ mod descriptors {
         files: "files";
         files_of_relatives_in_proc: "proc_relatives";
         deleted_files: "deleted_files";
+        files_by_names_that_are_gone: "other_names";
         directory: "directory";
         pipes: "pipes";
         pipes_and_sockets_that_are_spliced: "splicing";

@@ -17,6 +17,7 @@ use stasis_sys::{file, process};
 use super::{
     Objects, Snapshot, Source,
     advice::{self, Advice},
+    names,
     objects::SHARED_MEMORY,
 };
 use crate::{
@@ -281,20 +282,17 @@ fn describe(
     }
 }
 
-/// The name that shared memory has although the one is gone by which it was mapped: sem_open(3) makes a semaphore under
-/// another name and links it to its own, by which only those have mapped it who have opened it since.
+/// The name that a shared file has although the one is gone by which it was mapped: sem_open(3), for one, makes a semaphore
+/// under another name and links it to its own, by which only those have mapped it who have opened it since.
 fn remaining_name(line: &Line<'_>, path: &str) -> Option<String> {
-    if !line.shared || !path.starts_with(SHARED_MEMORY) || !path.ends_with(" (deleted)") {
+    if !line.shared || !path.starts_with('/') || NAMELESS.iter().any(|prefix| path.starts_with(prefix)) {
         return None;
     }
-    let mut remaining = None;
-    let _ = procfs::entries(c"/dev/shm", |inode, name| {
-        if inode == line.inode {
-            remaining = Some(format!("{SHARED_MEMORY}{}", String::from_utf8_lossy(name)));
-        }
-    });
-    remaining
+    names::other(path, line.inode, None)
 }
+
+/// How names begin in maps that are none of the file system's.
+const NAMELESS: [&str; 4] = ["/memfd:", "/SYSV", "/dev/zero", "/["];
 
 /// Files on a disk are copied up to this size, in bytes: all threads stand still meanwhile.
 const LARGEST_ON_DISK: u64 = 64 << 20;

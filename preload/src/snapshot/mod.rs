@@ -4,6 +4,7 @@ pub mod advice;
 pub mod descriptors;
 pub mod kernel_state;
 pub mod mappings;
+mod names;
 mod objects;
 mod process;
 mod system_v;

@@ -11,10 +11,11 @@ use stasis_sys::{Errno, file, process};
 use super::{CLOSE_IT, Open, Table, identity};
 use crate::{
     procfs,
-    snapshot::{Objects, Source},
+    snapshot::{
+        Objects, Source,
+        names::{self, DELETED},
+    },
 };
-
-const DELETED: &str = " (deleted)";
 
 /// Whether the path that /proc shows leads to the file. A program that has given up root may not see its own log's;
 /// then the kernel's word counts, and `stasis restart` looks.
@@ -40,14 +41,19 @@ pub fn regular(table: &Table<'_>, open: &Open, objects: &mut Objects) -> Result<
         return namespace(open, kind);
     }
     // Files of /proc answer for the process that asks, and have no content to verify.
-    if !open.link.starts_with("/proc/") && !is_at_its_path(open) {
+    let path = if open.link.starts_with("/proc/") || is_at_its_path(open) {
+        Some(open.link.clone())
+    } else {
+        names::other(&open.link, open.stat.st_ino, Some(open.stat.st_dev))
+    };
+    let Some(path) = path else {
         return open.refuse(
-            "its path does not lead to it: it was deleted under this name and has another, or lies in a mount that \
-             cannot be reached",
-            "keep the name that it was opened by",
+            "its path does not lead to it: it was deleted under this name and has another in another directory, or lies \
+             in a mount that cannot be reached",
+            "keep the name that it was opened by, or one beside it",
         );
-    }
-    Ok(DescriptionKind::Regular { file: identity(open.link.clone(), &open.stat), locks })
+    };
+    Ok(DescriptionKind::Regular { file: identity(path, &open.stat), locks })
 }
 
 /// A namespace (namespaces(7)): that of the process itself is where it is.
