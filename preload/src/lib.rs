@@ -44,6 +44,7 @@ mod fork;
 mod interrupted;
 mod lazy;
 mod link;
+mod memory_policy;
 mod pagemap;
 mod panic;
 mod precopy;

@@ -18,7 +18,7 @@ use stasis_sys::{
 use crate::{
     aio, arch, arena, births, checkpoint, credentials, lazy,
     link::{self, coordinator::Coordinator},
-    procfs, signal_limit,
+    memory_policy, procfs, signal_limit,
     snapshot::kernel_state::{self, KernelState, PosixTimer},
     state, stop, system_v,
     threads::{self, Slot},
@@ -76,6 +76,7 @@ pub fn thread_arrived(slot: &Slot) {
     let mce_kill = slot.mce_kill.load(Ordering::Relaxed) as usize;
     let _ = process::prctl(libc::PR_MCE_KILL, [libc::PR_MCE_KILL_SET as usize, mce_kill, 0, 0]);
     put_back_modes(slot);
+    memory_policy::put_back_own(slot);
     let name = [load(&slot.name[0]), load(&slot.name[1])];
     let _ = process::prctl(libc::PR_SET_NAME, [name.as_ptr() as usize, 0, 0, 0]);
     let ticket = state::release_ticket();
@@ -219,6 +220,7 @@ fn put_back(saved: &KernelState) {
         let flags = saved.refuses_writable_code as usize;
         let _ = process::prctl(kernel_state::PR_SET_MDWE, [flags, 0, 0, 0]);
     }
+    memory_policy::put_back(&saved.memory_policies);
     for context in &saved.aio {
         if aio::put_back(context).is_none() {
             let line = "stasis: kernel AIO (io_setup(2)) cannot be brought back: calls by its context fail with EINVAL\n";

@@ -18,7 +18,7 @@ use stasis_sys::{
 
 use crate::{
     arch, arena, births, checkpoint, confined, contagion, credentials, dormant, fork, interrupted, lazy,
-    link, snapshot, stacks, state, stop, system_v, threads, watches, wrappers,
+    link, memory_policy, snapshot, stacks, state, stop, system_v, threads, watches, wrappers,
 };
 
 #[used]
@@ -100,6 +100,7 @@ fn begin(coordinator: &[u8]) -> stasis_sys::Result<()> {
     link::coordinator::set_address(coordinator);
     arena::init()?;
     snapshot::note_filters();
+    memory_policy::look();
     // SAFETY: nobody is stopped yet.
     unsafe { threads::clear(1)? };
     stacks::provide(1);

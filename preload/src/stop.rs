@@ -16,7 +16,7 @@ use stasis_sys::{
 
 use crate::{
     arch::{self, Frame},
-    confined, credentials, dormant, interrupted, restart, state,
+    confined, credentials, dormant, interrupted, memory_policy, restart, state,
     threads::{self, Slot, request},
     vdso,
 };
@@ -263,6 +263,7 @@ fn describe(slot: &Slot, frame: &Frame<'_>) {
     for (kind, kept) in slot.speculation.iter().enumerate() {
         kept.store(speculation(kind), Ordering::Relaxed);
     }
+    memory_policy::describe(slot);
     describe_rseq(slot, fs);
 }
 

@@ -7,6 +7,8 @@ use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 
 use stasis_sys::memory;
 
+use crate::memory_policy;
+
 /// PID_MAX_LIMIT is 4 Mi, kernel.threads-max rarely above 256 Ki.
 const CAPACITY: usize = 1 << 18;
 
@@ -62,6 +64,7 @@ pub struct Slot {
     pub personality: AtomicU32,
     pub tsc: AtomicU32,
     pub speculation: [AtomicU32; 3],
+    pub memory_policy: memory_policy::Kept,
 }
 
 /// Values of [`Slot::request`].

@@ -124,6 +124,7 @@ mod memory {
         generated_code: "codegen";
         remapped: "mremap";
         huge_pages: "huge_pages";
+        policies: "memory_policy";
     }
 }
 

@@ -15,7 +15,9 @@ use stasis_sys::{
 };
 
 use super::{mappings::Found, threads::Seen};
-use crate::{aio, procfs, quiesce::Quiet, signal_limit, stop, system_v, threads, wrappers::timers};
+use crate::{
+    aio, memory_policy, procfs, quiesce::Quiet, signal_limit, stop, system_v, threads, wrappers::timers,
+};
 
 /// A siginfo_t.
 type SiginfoBytes = Vec<u8>;
@@ -49,6 +51,8 @@ pub struct KernelState {
     pub aio: Vec<aio::Context>,
     /// mlockall(2): MCL_FUTURE and MCL_ONFAULT, as far as they hold for what is mapped from now on.
     pub locks_future: u32,
+    /// mbind(2).
+    pub memory_policies: Vec<memory_policy::Range>,
 }
 
 /// A timer of timer_create(2).
@@ -99,6 +103,7 @@ pub fn capture(quiet: &Quiet, hold: bool, seen: &[Seen], mappings: &[Found]) -> 
     state.merges_memory = process::prctl(PR_GET_MEMORY_MERGE, [0; 4]).is_ok_and(|merges| merges != 0);
     state.locks_future = locks_future();
     state.aio = aio::capture(mappings);
+    state.memory_policies = memory_policy::capture(mappings);
     (state.pending, state.thread_pending) = pending(seen, of_timers);
     stasis_protocol::wire::encode(&state).unwrap_or_default()
 }

@@ -2,10 +2,10 @@
 //! timer, or for what nobody can read back, or not at once: as the functions of those names do it.
 
 use super::{advice, confine, exec, exit, returned, system_v, timers};
-use crate::{births::Birth, fork, lazy, start};
+use crate::{births::Birth, fork, lazy, memory_policy, start};
 
 /// Numbers that [`by_number`] is to be given.
-pub const NUMBERS: [i64; 26] = [
+pub const NUMBERS: [i64; 28] = [
     libc::SYS_fork,
     libc::SYS_vfork,
     libc::SYS_clone,
@@ -32,6 +32,8 @@ pub const NUMBERS: [i64; 26] = [
     libc::SYS_munlockall,
     libc::SYS_pkey_mprotect,
     libc::SYS_mseal,
+    libc::SYS_mbind,
+    libc::SYS_set_mempolicy,
 ];
 
 /// Makes a system call of [`NUMBERS`].
@@ -81,6 +83,10 @@ pub unsafe extern "C" fn by_number(
         | libc::SYS_pkey_mprotect
         // SAFETY: as above.
         | libc::SYS_mseal => returned(unsafe { advice::call(nr, [a, b, c, d, e, f]) }),
+        libc::SYS_mbind | libc::SYS_set_mempolicy => {
+            memory_policy::note();
+            returned(raw(nr))
+        }
         // The child of a vfork(2) would return to a caller whose frame its parent has left: nobody can call it by this way.
         libc::SYS_vfork => returned(make(|| raw(libc::SYS_fork))),
         libc::SYS_clone if shares_memory(a as u64) => returned(raw(nr)),
