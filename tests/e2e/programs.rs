@@ -201,6 +201,7 @@ mod descriptors {
         all_closed_one_by_one: "close_all";
         all_closed_as_a_range: "close_all" ["range"];
         high_numbers: "high_fds";
+        as_many_as_the_limit_allows: "few_descriptors";
         socket_pairs: "socket_pairs";
         contexts_of_kernel_aio: "aio";
         direct_reads: "direct_reads";

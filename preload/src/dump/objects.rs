@@ -2,6 +2,7 @@
 //! sees, so all of it is taken while threads stand still, and compared by hash.
 
 use alloc::{format, vec::Vec};
+use core::ffi::CStr;
 
 use stasis_protocol::{
     PAGE_SIZE,
@@ -21,7 +22,7 @@ use super::{Dump, PAGE, SPACE_END, refusal};
 use crate::{
     pagemap::{self, Pagemap},
     procfs,
-    snapshot::Source,
+    snapshot::{self, Opening, Source},
 };
 
 /// A mapping without its guard regions, which hide what lies there.
@@ -71,6 +72,28 @@ impl Drop for Holes {
     }
 }
 
+/// A descriptor by which an object can be read.
+fn open(kind: &ObjectKind, opening: Opening) -> Result<Fd, Errno> {
+    const FLAGS: i32 = libc::O_RDONLY | libc::O_CLOEXEC;
+    match (opening, kind) {
+        (Opening::Of { tid, fd, reads: true }, _) => {
+            let pidfd = snapshot::open_pidfd(tid)?;
+            let duplicate = process::pidfd_getfd(pidfd, fd);
+            let _ = file::close(pidfd);
+            duplicate
+        }
+        (Opening::Of { tid, fd, .. }, _) => {
+            file::open(path!("/proc/self/task/{tid}/fd/{fd}").as_c_str(), FLAGS, 0)
+        }
+        (Opening::Named, ObjectKind::File { file, .. }) => {
+            let name = procfs::c_path(file.path.as_bytes());
+            let name = CStr::from_bytes_until_nul(&name).unwrap_or_default();
+            file::open(name, FLAGS | libc::O_NOFOLLOW | libc::O_NOCTTY, 0)
+        }
+        (Opening::Named, _) => Err(Errno(libc::ENOENT)),
+    }
+}
+
 impl Dump<'_> {
     pub(super) fn object(&mut self, object: &Object, sources: &[Source]) -> Result<(), Vec<Refusal>> {
         let (id, kind) = (object.id, &object.kind);
@@ -78,6 +101,13 @@ impl Dump<'_> {
         for source in sources {
             gap = match *source {
                 Source::Descriptor(fd) => self.file(id, fd, gap)?,
+                Source::Unopened(opening) => {
+                    let fd =
+                        open(kind, opening).map_err(|error| refusal("a deleted file or memfd", error))?;
+                    let copied = self.file(id, fd, gap);
+                    let _ = file::close(fd);
+                    copied?
+                }
                 Source::Mapped { address, len, offset } => {
                     self.room.forget(id, gap, offset);
                     self.mapped(id, kind, address, len, offset)?;

@@ -18,7 +18,7 @@ use super::{
     Objects, Snapshot, Source,
     advice::{self, Advice},
     names,
-    objects::SHARED_MEMORY,
+    objects::{Opening, SHARED_MEMORY},
 };
 use crate::{
     aio,
@@ -311,7 +311,7 @@ fn memory_file(line: &Line<'_>, path: &str, identity: &FileIdentity, objects: &m
         let _ = file::close(fd);
         return None;
     }
-    Some(objects.id(path, line.inode, Source::Descriptor(fd), || {
+    Some(objects.open(path, line.inode, fd, Opening::Named, || {
         (ObjectKind::File { file: identity.clone(), memory }, identity.size, identity.mode & 0o7777)
     }))
 }

@@ -10,7 +10,7 @@ mod process;
 mod system_v;
 mod threads;
 
-use alloc::vec::Vec;
+use alloc::{format, vec, vec::Vec};
 use core::sync::atomic::{AtomicI32, Ordering};
 
 use stasis_protocol::{
@@ -18,8 +18,8 @@ use stasis_protocol::{
     image::{IMAGE_VERSION, ProcessImage, Resume, Zombie},
 };
 
-pub use descriptors::Share;
-pub use objects::{Objects, Source};
+pub use descriptors::{Share, open_pidfd};
+pub use objects::{Objects, Opening, Source};
 pub use process::{Children, Program, children, credentials, is_command, note_filters};
 
 use crate::{arch, checkpoint, procfs, quiesce::Quiet, restart};
@@ -66,10 +66,28 @@ pub struct Checked {
     pub reads_directly: bool,
 }
 
+/// Descriptors that a checkpoint needs at once, beside what it can do without.
+const LEAST_DESCRIPTORS: u64 = 8;
+
+fn refuse_without_room() -> Result<(), Vec<Refusal>> {
+    let limit = stasis_sys::process::soft_limit(libc::RLIMIT_NOFILE);
+    if limit >= LEAST_DESCRIPTORS {
+        return Ok(());
+    }
+    Err(vec![Refusal {
+        what: format!("pid {}", stasis_sys::process::getpid()),
+        reason: format!(
+            "its limit of {limit} descriptors (RLIMIT_NOFILE) holds for the checkpoint thread, too"
+        ),
+        remedy: format!("let the program allow itself {LEAST_DESCRIPTORS} (ulimit -n)"),
+    }])
+}
+
 /// Looks for what cannot be checkpointed, while threads run.
 pub fn check() -> Result<Checked, Vec<Refusal>> {
     set_subject(stasis_sys::process::getpid());
     let mut refusals = Vec::new();
+    refuse_without_room()?;
     process::check(&mut refusals);
     let mut objects = Objects::default();
     let (ends, mut keys, reads_directly) =

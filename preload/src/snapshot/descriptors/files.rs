@@ -12,7 +12,7 @@ use super::{CLOSE_IT, Open, Table, identity};
 use crate::{
     procfs,
     snapshot::{
-        Objects, Source,
+        Objects, Opening,
         names::{self, DELETED},
     },
 };
@@ -108,18 +108,19 @@ fn object(table: &Table<'_>, open: &Open, objects: &mut Objects) -> Result<(u32,
         }
         None => ObjectKind::DeletedFile { path: name.into() },
     };
-    let readable = match open.access() {
-        libc::O_WRONLY => {
+    let reads = open.access() != libc::O_WRONLY;
+    let readable = match reads {
+        false => {
             // A description that can be read, of the same file: through /proc, the permissions of the file decide.
             let path = path!("/proc/self/task/{}/fd/{}", table.tid, open.fd);
             file::open(path.as_c_str(), libc::O_RDONLY | libc::O_CLOEXEC, 0)
                 .map_err(|error| open.failed("it was deleted and cannot be read", error))?
         }
-        _ => duplicate.keep(),
+        true => duplicate.keep(),
     };
-    let id = objects.id(&open.link, open.stat.st_ino, Source::Descriptor(readable), || {
-        (kind, size, open.stat.st_mode & 0o7777)
-    });
+    let opening = Opening::Of { tid: table.tid, fd: open.fd, reads };
+    let id = objects
+        .open(&open.link, open.stat.st_ino, readable, opening, || (kind, size, open.stat.st_mode & 0o7777));
     Ok((id, memfd.is_some()))
 }
 

@@ -321,7 +321,7 @@ fn is_gone(tid: i32, open: &Open) -> bool {
 
 /// A pidfd through which the program's table can be reached: the leader's, or where it has ended
 /// (pthread_exit(3)) that of another thread (PIDFD_THREAD, Linux 6.9).
-fn open_pidfd(tid: i32) -> SysResult<Fd> {
+pub fn open_pidfd(tid: i32) -> SysResult<Fd> {
     process::pidfd_open(tid, if tid == process::getpid() { 0 } else { process::PIDFD_THREAD })
 }
 
