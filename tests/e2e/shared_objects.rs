@@ -144,3 +144,14 @@ fn without_privileges_system_v_objects_and_message_queues_come_back() {
     outputs[stdout].read_to_string(&mut last).unwrap();
     assert_eq!(last, "ok\n");
 }
+
+/// Its id is 0, as of what the first program of a container makes.
+#[test]
+fn the_first_system_v_segment_of_a_namespace_comes_back() {
+    if !is_root() {
+        return skip("an IPC namespace without a user namespace takes root");
+    }
+    // SAFETY: no memory is touched; this thread alone starts what this test is of.
+    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWIPC) }, 0, "{}", std::io::Error::last_os_error());
+    Workload { program: "sysv_shm", arguments: &[] }.comes_back(2);
+}

@@ -206,6 +206,17 @@ fn describe(
     if path.starts_with("/anon_hugepage") {
         return Err(hugetlb(line.start, line.end, &path));
     }
+    if path.starts_with("/SYSV") {
+        // A segment's inode is its id (ipc/shm.c, newseg): that of a namespace's first one is 0.
+        let mapped = (line.offset == 0).then_some((line.start, line.end - line.start));
+        return match objects.segment(line.inode as i32, mapped) {
+            Some(id) => found(mapping(Backing::Object(id), None), Content::None),
+            None => refuse(
+                "it is System V shared memory that the program may not read, or of another IPC namespace",
+                "let the program detach it, or give its user the permission to read (shmctl(2), IPC_SET)",
+            ),
+        };
+    }
     if line.inode == 0 || (!line.shared && path.starts_with("/dev/zero")) {
         let name =
             path.strip_prefix("[anon:").and_then(|name| name.strip_suffix(']')).map(ToString::to_string);
@@ -216,17 +227,6 @@ fn describe(
             );
         }
         return found(mapping(Backing::Anonymous, name), Content::Populated);
-    }
-    if path.starts_with("/SYSV") {
-        // A segment's inode is its id (ipc/shm.c, newseg).
-        let mapped = (line.offset == 0).then_some((line.start, line.end - line.start));
-        return match objects.segment(line.inode as i32, mapped) {
-            Some(id) => found(mapping(Backing::Object(id), None), Content::None),
-            None => refuse(
-                "it is System V shared memory that the program may not read, or of another IPC namespace",
-                "let the program detach it, or give its user the permission to read (shmctl(2), IPC_SET)",
-            ),
-        };
     }
     if path.starts_with("/dev/zero")
         || path.starts_with("/memfd:")
