@@ -169,3 +169,19 @@ fn a_checkpoint_where_no_coordinator_listens() {
     let outcome = lab.try_checkpoint(&[]).expect_refusal(&["coordinator"]);
     assert_eq!(outcome.code(), 3, "{outcome}");
 }
+
+#[test]
+fn the_first_process_of_a_pid_namespace() {
+    if !is_root() {
+        return skip("a pid namespace without a user namespace takes root");
+    }
+    let lab = Lab::new();
+    let launch = lab.stasis().get_program().to_owned();
+    let (launch, program) = (launch.to_str().unwrap(), compile::program("cwd_in_proc"));
+    let program = program.to_str().unwrap();
+    let unshare = ["unshare", "--pid", "--kill-child", "--mount-proc"];
+    let running = lab.native(unshare.iter().chain(&[launch, "launch", "--", program])).start();
+    running.wait_ready();
+    lab.try_checkpoint(&[]).expect_refusal(&["pid 1", "first process", "--init"]);
+    running.expect_ok();
+}

@@ -28,6 +28,15 @@ pub struct Process {
 /// Looks for what cannot be checkpointed about the process as a whole.
 pub fn check(refusals: &mut Vec<Refusal>) {
     let pid = process::getpid();
+    if pid == 1 {
+        refusals.push(Refusal {
+            what: format!("pid {pid}"),
+            reason: "it is the first process of its pid namespace (a container), and could not be restarted: in another one \
+                     that is the process that adopts orphans"
+                .into(),
+            remedy: "have the container start with an init (docker run --init) that starts `stasis launch`".into(),
+        });
+    }
     // By the subject: the checkpoint thread's own directories are its own (clone without CLONE_FS).
     let tid = subject();
     let cwd = procfs::link(path!("/proc/self/task/{tid}/cwd").as_c_str());
