@@ -5,7 +5,7 @@
 
 int main(void) {
     static char block[200000], got[200000];
-    int some[2], full[2], packets[2], single[2], ended[2], unread[2];
+    int some[2], full[2], packets[2], single[2], ended[2], unread[2], changed[2];
     for (size_t i = 0; i < sizeof block; i++)
         block[i] = i * 31 >> 3;
     REQUIRE(!pipe(some) && !pipe(full) && !pipe2(packets, O_DIRECT | O_NONBLOCK) && !pipe(ended) && !pipe(unread));
@@ -18,6 +18,8 @@ int main(void) {
     for (int i = 1; i <= 5; i++)
         REQUIRE(write(packets[1], block, i * 10) == i * 10);
     REQUIRE(!pipe2(single, O_DIRECT) && write(single[1], "a packet", 8) == 8);
+    // Bytes, before packets: what is not read of them at once stays.
+    REQUIRE(!pipe(changed) && write(changed[1], "bytes", 5) == 5 && fcntl(changed[1], F_SETFL, O_DIRECT) == 0);
     REQUIRE(write(ended[1], "last words", 10) == 10 && close(ended[1]) == 0);
     REQUIRE(write(unread[1], "x", 1) == 1 && close(unread[0]) == 0);
 
@@ -54,6 +56,9 @@ int main(void) {
         CHECK(read(single[0], got, 100) == 8 && write(single[1], "a pa", 4) == 4, "read");
     CHECK(write(single[1], "another", 7) == 7 && read(single[0], got, 100) == 8 && read(single[0], got, 100) == 7,
           "a packet that was alone does not end");
+    if (loses("changed"))
+        CHECK(read(changed[0], got, 1) == 1, "read");
+    CHECK(read(changed[0], got, 2) == 2 && read(changed[0], got, 100) == 3, "bytes have become a packet");
     struct pollfd end = {.fd = ended[0], .events = POLLIN};
     CHECK(read(ended[0], got, 100) == 10 && poll(&end, 1, 0) == 1 && end.revents == POLLHUP, "a pipe without writers does not end");
     signal(SIGPIPE, SIG_IGN);

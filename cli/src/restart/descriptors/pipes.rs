@@ -6,7 +6,6 @@ use std::{
 };
 
 use stasis_protocol::{
-    PAGE_SIZE,
     coordinator::Refusal,
     image::{Description, DescriptionKind, Fifo, ProcessImage},
 };
@@ -117,13 +116,13 @@ fn fill(ends: &Ends, images: &[&ProcessImage], this: u64) -> io::Result<()> {
         _ => None,
     });
     let Some((content, mut packets)) = found else { return Ok(()) };
-    // One packet by itself looks like bytes to who reads it; whoever wrote it knows.
-    let whole = [content.len() as u32];
+    // One packet of one byte looks like a byte to who reads it; whoever wrote it knows.
+    let whole = [1];
     let writes_packets = |description: &Description| {
         description.flags as i32 & libc::O_DIRECT != 0
             && matches!(&description.kind, DescriptionKind::Pipe { pipe, write: true, .. } if *pipe == this)
     };
-    if packets.is_empty() && content.len() <= PAGE_SIZE && descriptions().any(writes_packets) {
+    if packets.is_empty() && content.len() == 1 && descriptions().any(writes_packets) {
         packets = &whole;
     }
     if packets.is_empty() {

@@ -3,10 +3,11 @@
 use alloc::{collections::BTreeSet, format, vec, vec::Vec};
 
 use stasis_protocol::{
+    PAGE_SIZE,
     coordinator::Refusal,
     image::{Description, DescriptionKind, Fifo},
 };
-use stasis_sys::{file, sync};
+use stasis_sys::{Result as SysResult, file, sync};
 
 use super::{Duplicate, Open, Table, refusal};
 
@@ -89,11 +90,7 @@ fn nobody_writes(open: &Open, duplicate: &Duplicate) -> Result<bool, Refusal> {
 /// What sits in the pipe, copied by tee(2) into a pipe of our own; and the lengths of its packets, if it holds
 /// packets (pipe2(2), O_DIRECT).
 fn content(open: &Open, pipe: &Duplicate, capacity: usize) -> Result<(Vec<u8>, Vec<u32>), Refusal> {
-    let mut len = 0i32;
-    // SAFETY: FIONREAD writes an int.
-    unsafe { file::ioctl(pipe.0, FIONREAD, &mut len) }
-        .map_err(|error| open.failed("its length cannot be asked", error))?;
-    let len = len.max(0) as usize;
+    let len = waiting(pipe).map_err(|error| open.failed("its length cannot be asked", error))?;
     if len == 0 {
         return Ok((Vec::new(), Vec::new()));
     }
@@ -125,8 +122,23 @@ fn content(open: &Open, pipe: &Duplicate, capacity: usize) -> Result<(Vec<u8>, V
             "raise /proc/sys/fs/pipe-user-pages-soft",
         ));
     }
-    let packets = if reads.len() > 1 || open.flags as i32 & libc::O_DIRECT != 0 { reads } else { Vec::new() };
+    let is_packet = || {
+        // Of a packet, what is not read at once is gone (pipe2(2)); bytes remain. No packet is longer than a page.
+        (2..=PAGE_SIZE).contains(&len)
+            && file::tee(pipe.0, into.0, len, SPLICE_F_NONBLOCK) == Ok(len)
+            && file::read(out.0, &mut [0]) == Ok(1)
+            && waiting(&out) == Ok(0)
+    };
+    let packets = if reads.len() > 1 || is_packet() { reads } else { Vec::new() };
     Ok((content, packets))
+}
+
+/// How many bytes wait in a pipe.
+fn waiting(pipe: &Duplicate) -> SysResult<usize> {
+    let mut len = 0i32;
+    // SAFETY: FIONREAD writes an int.
+    unsafe { file::ioctl(pipe.0, FIONREAD, &mut len) }?;
+    Ok(len.max(0) as usize)
 }
 
 /// Leaves the content with the first description of each pipe that has it: a pipe may be open several times.
