@@ -81,6 +81,7 @@ mod timers {
         intervals: "itimers";
         intervals_that_are_off: "itimers_off";
         time_left: "itimer_left";
+        what_is_left_of_sleeps: "sleep_left";
         alarm: "alarm";
         descriptors: "timerfd";
         descriptors_of_short_periods: "timerfd_short";

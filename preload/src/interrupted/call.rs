@@ -28,6 +28,10 @@ pub struct Call {
     pub between: i64,
     /// The time-out as it was given when the call was made again.
     pub time: libc::timespec,
+    /// Of a sleep in a wrapper: where the kernel leaves the time that is left, and where the program wants it, unless null. A
+    /// sleep that was interrupted and made again tells nothing when it is over.
+    pub left: libc::timespec,
+    pub left_at: u64,
     /// What the system call of a wrapper gave.
     pub result: i64,
     /// In a wrapper: what makes the function's result of it, and whether the call is to be made once more.
@@ -67,6 +71,8 @@ impl Call {
             deadline: Self::UNKNOWN,
             between: Self::UNKNOWN,
             time: libc::timespec { tv_sec: 0, tv_nsec: 0 },
+            left: libc::timespec { tv_sec: 0, tv_nsec: 0 },
+            left_at: 0,
             result: 0,
             finish: 0,
             again: 0,

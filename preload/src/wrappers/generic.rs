@@ -2,7 +2,7 @@
 
 use core::{arch::naked_asm, mem::MaybeUninit};
 
-use super::{fill, finish, given, masks, note_deadline, now, raw, returned, sockets, table};
+use super::{fill, finish, given, masks, note_deadline, now, raw, returned, sleep, sockets, table};
 use crate::{arch, interrupted::call::Call};
 
 /// syscall(2).
@@ -71,6 +71,10 @@ unsafe extern "C" fn prepare(call: &mut MaybeUninit<Call>) {
         Some(table::Entry { between: Some(_), .. }) => {
             call.finish = sockets::finish_between as *const () as u64;
             sockets::note_between(call);
+        }
+        Some(table::Entry { time: table::Time::Sleep { left, .. }, .. }) => {
+            call.finish = sleep::finish_nanosleep as *const () as u64;
+            sleep::note(call, left);
         }
         Some(entry) if !matches!(entry.time, table::Time::Socket { .. }) || sockets::have_timeouts() => {
             call.started = now();
