@@ -5,13 +5,13 @@
 //! thread here and lets the others go on inside the stop handler, where each puts back its own part
 //! and waits until the checkpoint thread has put back the rest.
 
-use alloc::string::String;
+use alloc::{string::String, vec::Vec};
 use core::{cell::UnsafeCell, sync::atomic::Ordering};
 
 use stasis_protocol::{plan::RestartInfo, wire};
 use stasis_sys::{
     file, memory,
-    process::{self, KernelSigaction},
+    process::{self, KernelSigaction, Siginfo},
     sync,
 };
 
@@ -127,6 +127,8 @@ pub extern "C" fn checkpoint_thread() -> ! {
     births::open_again();
     // Before any process runs: others wait for this one to greet.
     system_v::note_again(&kernel_state.system_v, &kernel_state.undo);
+    // What others send from now on is behind it.
+    put_back_signals(&kernel_state);
     let stops = info.stopped != 0;
     let put_back = || {
         put_back(&kernel_state);
@@ -190,15 +192,18 @@ fn await_threads(count: u32) {
     }
 }
 
-/// Puts back the process' half of the kernel's state.
-fn put_back(saved: &KernelState) {
+/// Puts back what is done with signals, and those that were pending.
+fn put_back_signals(saved: &KernelState) {
     for (signal, &(handler, flags, restorer, mask)) in (1..).zip(&saved.actions) {
         let action = KernelSigaction { handler: handler as usize, flags, restorer: restorer as usize, mask };
         // SAFETY: the handlers are in the restored memory, where they were.
         let _ = unsafe { process::sigaction(signal, Some(&action)) };
     }
-    // Before the timers go on, whose signals would be in their place.
     put_back_pending(saved);
+}
+
+/// Puts back the process' half of the kernel's state; its signals are there, in whose place those of timers would be.
+fn put_back(saved: &KernelState) {
     put_back_timers(saved);
     for (which, &(interval, value)) in saved.itimers.iter().enumerate() {
         // A periodic ITIMER_REAL whose signal is pending stands still until that is taken (setitimer(2) tells 0), and has no
@@ -239,13 +244,15 @@ fn put_back_pending(saved: &KernelState) {
     }
     let _room = signal_limit::Raised::limit();
     let pid = process::getpid();
-    for info in saved.pending.iter().filter_map(|bytes| kernel_state::siginfo(bytes)) {
-        kernel_state::queue_to_process(pid, &info);
-    }
-    for (tid, bytes) in &saved.thread_pending {
-        let slot = threads::all().find(|slot| slot.tid.load(Ordering::Relaxed) == *tid);
-        if let (Some(slot), Some(info)) = (slot, kernel_state::siginfo(bytes)) {
-            stop::queue(slot, &info);
+    let shared: Vec<Siginfo> =
+        saved.pending.iter().filter_map(|bytes| kernel_state::siginfo(bytes)).collect();
+    kernel_state::queue_to_process(pid, &shared);
+    for of_one in saved.thread_pending.chunk_by(|(tid, _), (next, _)| tid == next) {
+        let slot = threads::all().find(|slot| slot.tid.load(Ordering::Relaxed) == of_one[0].0);
+        let infos: Vec<Siginfo> =
+            of_one.iter().filter_map(|(_, bytes)| kernel_state::siginfo(bytes)).collect();
+        if let Some(slot) = slot {
+            stop::queue(slot, &infos);
         }
     }
 }

@@ -19,8 +19,12 @@ pub enum Stop {
     Continued = 3,
 }
 
-/// Counts the times that threads were let go; a futex that parked threads wait on.
+/// Counts the times that threads were let go.
 static RELEASED: AtomicU32 = AtomicU32::new(0);
+
+/// Counts those, and the times that parked threads were woken to look whether something is asked of them; a futex that they
+/// wait on. Who looked before it was counted does not sleep.
+static WOKEN: AtomicU32 = AtomicU32::new(0);
 
 /// Counts arrivals in the stop handler; a futex that the checkpoint thread waits on.
 static ARRIVALS: AtomicU32 = AtomicU32::new(0);
@@ -126,7 +130,7 @@ pub fn release() {
     STOPPING.store(0, Ordering::Release);
     RELEASED.fetch_add(1, Ordering::AcqRel);
     sync::futex_wake(&STOPPING, i32::MAX as u32);
-    sync::futex_wake(&RELEASED, i32::MAX as u32);
+    nudge();
 }
 
 /// To be read before a thread counts as stopped, and given to [`await_release`].
@@ -136,15 +140,20 @@ pub fn release_ticket() -> u32 {
 
 /// Waits for the release; `look` is called at each wake-up before it, see [`nudge`].
 pub fn await_release(ticket: u32, look: impl Fn()) {
-    while RELEASED.load(Ordering::Acquire) == ticket {
+    loop {
+        let woken = WOKEN.load(Ordering::Acquire);
+        if RELEASED.load(Ordering::Acquire) != ticket {
+            return;
+        }
         look();
-        sync::futex_wait(&RELEASED, ticket, None);
+        sync::futex_wait(&WOKEN, woken, None);
     }
 }
 
 /// Wakes the waiting threads without releasing them.
 pub fn nudge() {
-    sync::futex_wake(&RELEASED, i32::MAX as u32);
+    WOKEN.fetch_add(1, Ordering::AcqRel);
+    sync::futex_wake(&WOKEN, i32::MAX as u32);
 }
 
 /// Tells the checkpoint thread that one more thread has arrived.

@@ -320,11 +320,9 @@ pub extern "C" fn parked(slot: &Slot) {
 pub fn answer(slot: &Slot) {
     let (pid, tid) = (process::getpid(), slot.tid.load(Ordering::Relaxed));
     let given = || {
-        let mut info = [0u8; 128];
-        for (to, from) in info.as_chunks_mut::<8>().0.iter_mut().zip(&slot.siginfo) {
-            *to = from.load(Ordering::Relaxed).to_ne_bytes();
-        }
-        Siginfo(info)
+        let signals = slot.signals.load(Ordering::Relaxed) as *const Siginfo;
+        // SAFETY: the checkpoint thread's, which waits until the request is answered.
+        unsafe { core::slice::from_raw_parts(signals, slot.signal_count.load(Ordering::Relaxed)) }
     };
     match slot.request.load(Ordering::Acquire) {
         request::TAKE => {
@@ -332,12 +330,14 @@ pub fn answer(slot: &Slot) {
             note(slot, &taken.unwrap_or(Siginfo([0; 128])));
         }
         request::QUEUE => {
-            let info = given();
-            let _ = process::queue_to_thread(pid, tid, info.signal(), &info);
+            for info in given() {
+                let _ = process::queue_to_thread(pid, tid, info.signal(), info);
+            }
         }
         request::QUEUE_TO_PROCESS => {
-            let info = given();
-            let _ = process::queue_to_process(pid, info.signal(), &info);
+            for info in given() {
+                let _ = process::queue_to_process(pid, info.signal(), info);
+            }
         }
         request::DESCRIPTOR_FLAGS => {
             let fd = slot.request_set.load(Ordering::Relaxed) as i32;
@@ -381,16 +381,20 @@ pub fn waits(slot: &Slot) -> bool {
     matches!(slot.state.load(Ordering::Acquire), threads::state::STOPPED | threads::state::ARRIVED)
 }
 
-/// Has a thread queue a signal to itself.
-pub fn queue(slot: &Slot, info: &Siginfo) {
-    note(slot, info);
-    ask(slot, request::QUEUE);
+/// Has a thread queue signals to itself.
+pub fn queue(slot: &Slot, signals: &[Siginfo]) {
+    ask_to_queue(slot, request::QUEUE, signals);
 }
 
-/// Has the leader queue a signal to the process.
-pub fn queue_to_process(leader: &Slot, info: &Siginfo) {
-    note(leader, info);
-    ask(leader, request::QUEUE_TO_PROCESS);
+/// Has the leader queue signals to the process.
+pub fn queue_to_process(leader: &Slot, signals: &[Siginfo]) {
+    ask_to_queue(leader, request::QUEUE_TO_PROCESS, signals);
+}
+
+fn ask_to_queue(slot: &Slot, what: u32, signals: &[Siginfo]) {
+    slot.signals.store(signals.as_ptr() as usize, Ordering::Relaxed);
+    slot.signal_count.store(signals.len(), Ordering::Relaxed);
+    ask(slot, what);
 }
 
 /// F_GETFD of a descriptor of the program's table, asked by a stopped thread.

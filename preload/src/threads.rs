@@ -50,8 +50,11 @@ pub struct Slot {
     pub request: AtomicU32,
     /// Of which signals one is to be taken; or a descriptor.
     pub request_set: AtomicU64,
-    /// The siginfo_t that was taken (zeros when nothing was pending), or is to be queued.
+    /// The siginfo_t that was taken; zeros when nothing was pending.
     pub siginfo: [AtomicU64; 16],
+    /// Those that are to be queued: their address, and how many.
+    pub signals: AtomicUsize,
+    pub signal_count: AtomicUsize,
     /// Whether it was stopped in the vDSO's code, and how often it has been let run on from there.
     pub in_vdso: AtomicU32,
     pub ran_on: AtomicU32,
@@ -71,9 +74,9 @@ pub struct Slot {
 pub mod request {
     /// Take one signal that is pending.
     pub const TAKE: u32 = 1;
-    /// Queue a signal to the thread itself.
+    /// Queue signals to the thread itself.
     pub const QUEUE: u32 = 2;
-    /// Queue a signal to the process.
+    /// Queue signals to the process.
     pub const QUEUE_TO_PROCESS: u32 = 3;
     /// Tells the flags of the descriptor in `request_set` (F_GETFD), there; -1 where it is not open.
     pub const DESCRIPTOR_FLAGS: u32 = 4;

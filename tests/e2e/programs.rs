@@ -39,6 +39,7 @@ mod signals {
         handlers_with_and_without_restart: "signal_restart";
         pending_and_queued: "signal_queue";
         a_stream_of_queued_signals: "signal_flow";
+        queued_by_another_process: "signal_order";
         a_handler_for_every_signal: "signal_all";
         masks_and_alternate_stacks: "signal_masks";
         alternate_stacks_that_are_not_to_be_used: "alternate_stacks";

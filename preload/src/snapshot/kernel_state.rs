@@ -269,10 +269,8 @@ fn pending(seen: &[Seen], of_timers: u64) -> (Vec<SiginfoBytes>, Vec<(i32, Sigin
             set = procfs::field(&status, "SigPnd:").and_then(procfs::hex).unwrap_or(0) & !ours;
         }
         let _room = signal_limit::Raised::limit();
-        for info in taken {
-            stop::queue(slot, &info);
-            private.push((tid, Vec::from(info.0)));
-        }
+        stop::queue(slot, &taken);
+        private.extend(taken.iter().map(|info| (tid, Vec::from(info.0))));
     }
     // The queue of the process can be emptied by any of its threads; the checkpoint thread has none of
     // its own, so what it takes is the process'.
@@ -280,26 +278,25 @@ fn pending(seen: &[Seen], of_timers: u64) -> (Vec<SiginfoBytes>, Vec<(i32, Sigin
     while let Some(info) = process::take_pending(!ours) {
         taken.push(info);
     }
-    let _room = if taken.is_empty() { None } else { signal_limit::Raised::limit() };
-    let mut shared = Vec::new();
-    for info in taken {
-        queue_to_process(pid, &info);
-        shared.push(Vec::from(info.0));
+    if !taken.is_empty() {
+        let _room = signal_limit::Raised::limit();
+        queue_to_process(pid, &taken);
     }
-    (shared, private)
+    (taken.iter().map(|info| Vec::from(info.0)).collect(), private)
 }
 
-/// Queues a signal to this process as it was. Only who has the process' id may by rt_sigqueueinfo(2): its leader. Where that has
+/// Queues signals to this process as they were. Only who has the process' id may by rt_sigqueueinfo(2): its leader. Where that has
 /// ended, a thread may by a pidfd of its own (Linux 6.9); before, it is as if by sigqueue(3).
-pub fn queue_to_process(pid: i32, info: &Siginfo) {
+pub fn queue_to_process(pid: i32, signals: &[Siginfo]) {
     let leader = threads::all().find(|slot| slot.tid.load(Relaxed) == pid && stop::waits(slot));
     if let Some(leader) = leader {
-        return stop::queue_to_process(leader, info);
+        return stop::queue_to_process(leader, signals);
     }
-    if process::queue_to_own_process(info).is_err() {
-        let mut info = *info;
-        info.0[8..12].copy_from_slice(&libc::SI_QUEUE.to_ne_bytes());
-        let _ = process::queue_to_process(pid, info.signal(), &info);
+    for &(mut info) in signals {
+        if process::queue_to_own_process(&info).is_err() {
+            info.0[8..12].copy_from_slice(&libc::SI_QUEUE.to_ne_bytes());
+            let _ = process::queue_to_process(pid, info.signal(), &info);
+        }
     }
 }
 
