@@ -60,7 +60,8 @@ pub fn timer(table: &Table<'_>, open: &Open) -> Result<DescriptionKind, Refusal>
 ///
 /// A periodic timer that has expired stands still until somebody reads it or asks for its time, which counts the periods since
 /// (fs/timerfd.c, do_timerfd_gettime). It may expire once more before fdinfo is read; and one that is due, whose interrupt has not come
-/// yet, looks as if it were disarmed.
+/// yet, looks as if it were disarmed. Where setting it going takes longer than its period it does so at each look, but its count
+/// goes on.
 fn counted(table: &Table<'_>, open: &Open) -> Result<(Vec<u8>, u64), Refusal> {
     /// After so long an interrupt has come, in nanoseconds.
     const DUE: u64 = 1_000_000;
@@ -85,7 +86,12 @@ fn counted(table: &Table<'_>, open: &Open) -> Result<(Vec<u8>, u64), Refusal> {
         let path = path!("/proc/self/task/{}/fdinfo/{}", table.tid, open.fd);
         let Ok(info) = procfs::read(path.as_c_str()) else { return unreadable(open) };
         looks += 1;
-        if left_ns == 0 || timespec_of(&info, "it_value:") != Some(0) || looks == LOOKS {
+        if left_ns == 0 {
+            let ticks = |info: &[u8]| procfs::field(info, "ticks:").and_then(procfs::decimal);
+            let is_due = ticks(&info) != ticks(&open.info);
+            return Ok((info, is_due.into()));
+        }
+        if timespec_of(&info, "it_value:") != Some(0) || looks == LOOKS {
             return Ok((info, left_ns));
         }
     }
