@@ -19,9 +19,22 @@ pub fn state(pid: u32) -> Option<char> {
     state_in(&format!("/proc/{pid}/stat"))
 }
 
-/// Whether a process is about to end: it has let go of its memory, and so of its program, but not yet become a zombie.
+/// Whether a process is about to end, but has not yet become a zombie: it has let go of its memory, and so of its program, or has
+/// been killed. Then each of its threads has SIGKILL pending (kernel/signal.c, `complete_signal`) until it sees that; the one that
+/// had a connection may have closed it before the first has seen it.
 pub fn is_ending(pid: u32) -> bool {
-    std::fs::read_link(format!("/proc/{pid}/exe")).is_err()
+    /// PF_EXITING, PF_SIGNALED (include/linux/sched.h), in the seventh field behind the command (proc(5)).
+    const GOING: u64 = 0x4 | 0x400;
+    let flags = || fields_in(&format!("/proc/{pid}/stat"))?.split(' ').nth(6)?.parse::<u64>().ok();
+    let is_killed = || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let pending = status.lines().find_map(|line| line.strip_prefix("SigPnd:"))?.trim();
+        Some(u64::from_str_radix(pending, 16).ok()? & 1 << (libc::SIGKILL - 1) != 0)
+    };
+    fs::read_link(format!("/proc/{pid}/exe")).is_err()
+        // Seen in this order: the one is set when the other is taken.
+        || is_killed().unwrap_or(true)
+        || flags().is_none_or(|flags| flags & GOING != 0)
 }
 
 /// Whether a signal stopped the process. Its state letter is its first thread's, which may have ended
@@ -38,10 +51,15 @@ pub fn is_stopped(pid: u32) -> bool {
 }
 
 fn state_in(path: &str) -> Option<char> {
+    fields_in(path)?.chars().next()
+}
+
+/// What proc(5) tells behind a process' command in /proc/PID/stat.
+fn fields_in(path: &str) -> Option<String> {
     // The command's name is in parentheses and may hold any byte, parentheses included.
     let stat = fs::read(path).ok()?;
     let name_end = stat.iter().rposition(|&byte| byte == b')')?;
-    stat.get(name_end + 2).map(|&byte| byte.into())
+    stat.get(name_end + 2..).map(|fields| String::from_utf8_lossy(fields).into_owned())
 }
 
 /// The effective user of a process: the directory's owner, whether or not the process is dumpable (proc(5)).
@@ -266,6 +284,28 @@ impl AsFd for Pidfd {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_that_was_killed_is_ending_before_it_lets_go_of_its_memory() {
+        let mut child = std::process::Command::new("/bin/sleep").arg("1000").spawn().unwrap();
+        let pid = child.id();
+        // It stops on its way out of a signal's delivery, in front of all that ends (kernel/exit.c, `do_exit`).
+        let (nowhere, options) = (std::ptr::null_mut::<libc::c_void>(), libc::PTRACE_O_TRACEEXIT);
+        // SAFETY: ptrace(2) with numbers only.
+        let seized = unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, nowhere, options as usize) };
+        assert_eq!(seized, 0, "{}", io::Error::last_os_error());
+        assert!(!is_ending(pid));
+        Pidfd::open(pid).unwrap().signal(libc::SIGKILL).unwrap();
+        let mut status = 0;
+        // SAFETY: writes the status.
+        assert_eq!(unsafe { libc::waitpid(pid as i32, &raw mut status, 0) }, pid as i32);
+        assert!(libc::WIFSTOPPED(status));
+        assert!(fs::read_link(format!("/proc/{pid}/exe")).is_ok() && is_ending(pid));
+        // SAFETY: as above.
+        unsafe { libc::ptrace(libc::PTRACE_CONT, pid, nowhere, nowhere) };
+        child.wait().unwrap();
+        assert!(is_ending(pid));
+    }
 
     #[test]
     fn a_process_is_seen_until_it_ends() {
