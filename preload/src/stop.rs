@@ -18,7 +18,7 @@ use crate::{
     arch::{self, Frame},
     confined, credentials, dormant, interrupted, memory_policy, restart, state,
     threads::{self, Slot, request},
-    vdso,
+    vdso, wrappers,
 };
 
 pub const SIGNAL: i32 = 33;
@@ -169,11 +169,17 @@ pub extern "C" fn handle(signal: i32, info: *mut Siginfo, context: *mut libc::uc
     interrupted::resume(&mut frame, &interruption, restarted);
 }
 
-/// Whether the thread is to leave the vDSO before it is stopped: not for ever, and not where it stood stopped by a signal.
+/// Whether the thread is to leave the vDSO before it is stopped, not where it stood stopped by a signal, or to let one go on that
+/// it has made; not for ever.
 fn runs_on(slot: &Slot, frame: &mut Frame<'_>) -> bool {
-    let is_inside = vdso::holds(frame.pc());
+    let pc = frame.pc();
+    let is_inside = vdso::holds(pc);
     slot.in_vdso.store(is_inside.into(), Ordering::Relaxed);
-    if !is_inside || !state::is_stopping_outside() || vdso::is_urgent() {
+    /// It is never there for long; one that does nothing but make threads is met there time and again.
+    const OFTEN: u32 = 1000;
+    let leaves_vdso = is_inside && state::is_stopping_outside() && !vdso::is_urgent();
+    let creates = wrappers::threads::creates(pc) && slot.ran_on.load(Ordering::Relaxed) < OFTEN;
+    if !leaves_vdso && !creates {
         return false;
     }
     slot.ran_on.fetch_add(1, Ordering::Relaxed);

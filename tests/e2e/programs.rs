@@ -59,6 +59,7 @@ mod threads {
         two_hundred: "threads" ["200"];
         five_thousand: "threads" ["5000"];
         that_come_and_go: "thread_churn";
+        made_with_settings_of_their_own: "made_with_settings";
         mutexes_held: "mutexes";
         robust_mutexes: "robust";
         waiting_in_conditions_barriers_and_locks: "sync";

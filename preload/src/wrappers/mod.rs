@@ -173,4 +173,6 @@ pub unsafe fn init() {
     unsafe { exec::init() };
     // SAFETY: as above.
     unsafe { clone::init() };
+    // SAFETY: as above.
+    unsafe { threads::init() };
 }

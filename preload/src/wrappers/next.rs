@@ -39,6 +39,7 @@ fn own_dynamic() -> usize {
 /// A function that is defined behind this library.
 pub struct Next {
     pub address: usize,
+    pub len: usize,
     /// Whether it is libc's own, not another library's that stands in front of it, too.
     pub is_libc: bool,
 }
@@ -48,16 +49,37 @@ pub struct Next {
 /// # Safety
 /// Only while no object is unloaded: in the constructor.
 pub unsafe fn find(name: &CStr) -> Option<Next> {
+    // SAFETY: the caller's promise.
+    unsafe { find_where(name, |_| true) }
+}
+
+/// libc's own definition of `name`.
+///
+/// # Safety
+/// As for [`find`].
+pub unsafe fn find_in_libc(name: &CStr) -> Option<Next> {
+    // SAFETY: the caller's promise.
+    unsafe { find_where(name, |next| next.is_libc) }
+}
+
+/// The next definition of `name` that is asked for.
+///
+/// # Safety
+/// As for [`find`].
+unsafe fn find_where(name: &CStr, is_wanted: impl Fn(&Next) -> bool) -> Option<Next> {
     // SAFETY: the loader's list, complete when constructors run.
     let mut map = unsafe { _r_debug.map.as_ref() };
     let mut behind = false;
     while let Some(object) = map {
         if behind {
             // SAFETY: an object that is loaded.
-            if let Some(address) = unsafe { look_up(object, name) } {
+            if let Some((address, len)) = unsafe { look_up(object, name) } {
                 // SAFETY: a string for as long as the object is loaded.
                 let path = unsafe { CStr::from_ptr(object.name) }.to_bytes();
-                return Some(Next { address, is_libc: path.ends_with(b"/libc.so.6") });
+                let next = Next { address, len, is_libc: path.ends_with(b"/libc.so.6") };
+                if is_wanted(&next) {
+                    return Some(next);
+                }
             }
         }
         behind |= object.dynamic as usize == own_dynamic();
@@ -72,11 +94,11 @@ fn hash(name: &CStr) -> u32 {
     name.to_bytes().iter().fold(5381, |hash: u32, &byte| hash.wrapping_mul(33).wrapping_add(u32::from(byte)))
 }
 
-/// The default version of a function in one object.
+/// The default version of a function in one object: its address and length.
 ///
 /// # Safety
 /// The object is loaded.
-unsafe fn look_up(object: &LinkMap, name: &CStr) -> Option<usize> {
+unsafe fn look_up(object: &LinkMap, name: &CStr) -> Option<(usize, usize)> {
     const DT_STRTAB: usize = 5;
     const DT_SYMTAB: usize = 6;
     const DT_GNU_HASH: usize = 0x6fff_fef5;
@@ -123,7 +145,7 @@ unsafe fn look_up(object: &LinkMap, name: &CStr) -> Option<usize> {
                 && is_function
                 && CStr::from_ptr((strings + symbol.st_name as usize) as *const c_char) == name
             {
-                return Some(object.base + symbol.st_value as usize);
+                return Some((object.base + symbol.st_value as usize, symbol.st_size as usize));
             }
             if word & 1 != 0 {
                 return None;

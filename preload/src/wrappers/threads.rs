@@ -15,6 +15,32 @@ type PthreadCreate = unsafe extern "C" fn(*mut c_void, *const c_void, *const c_v
 /// The next definition; 0 before it was looked for.
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
+/// Where libc makes threads, and wakes who waits for its locks: the address of each function, and its length.
+static CREATES: [[AtomicUsize; 2]; 2] = [const { [const { AtomicUsize::new(0) }; 2] }; 2];
+
+/// Finds them.
+///
+/// # Safety
+/// In the constructor only.
+pub unsafe fn init() {
+    for ([start, len], name) in CREATES.iter().zip([c"pthread_create", c"__lll_lock_wake_private"]) {
+        // SAFETY: the caller's promise.
+        if let Some(function) = unsafe { next::find_in_libc(name) } {
+            start.store(function.address, Ordering::Relaxed);
+            len.store(function.len, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Whether a thread that was met at `pc` may be about to let a new one go on. One with a policy or processors of its own waits
+/// for that with all signals blocked, the stop signal included, and its maker has unblocked its own before
+/// (nptl/pthread_create.c, `stopped_start`): stopped there, it would wait for ever.
+pub fn creates(pc: u64) -> bool {
+    CREATES.iter().any(|[start, len]| {
+        (pc as usize).wrapping_sub(start.load(Ordering::Relaxed)) < len.load(Ordering::Relaxed)
+    })
+}
+
 /// In the child of a fork: the program's first thread may have forked before [`pthread_create`] came to put our handler back.
 /// Whoever called this process until now has called glibc's.
 pub fn begin_in_child() {
