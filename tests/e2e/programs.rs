@@ -167,6 +167,7 @@ mod process {
         root_given_up_in_all_threads: "drop_root";
         identity: "identity" ["overwritten"];
         clocks: "clocks";
+        executing_itself: "exec_itself";
         group_and_session: "process_group";
         daemons_of_a_subreaper: "subreaper";
         children_of_clone_and_of_the_first_thread: "clone_function";

@@ -73,6 +73,7 @@ async fn attempt(computation: &Rc<Computation>, order: Order) -> Outcome {
     const PAUSE: Duration = Duration::from_millis(5);
     const LONGEST_PAUSE: Duration = Duration::from_millis(40);
     await_newborn(computation).await;
+    members(computation).map_err(one)?;
     let (mut suspects, mut pause) = (None, PAUSE);
     for _ in 1..MOST_ROUNDS {
         match round(computation, &order, &mut suspects).await {
@@ -100,7 +101,9 @@ async fn round(
     order: &Order,
     suspects: &mut Option<Suspects>,
 ) -> Result<Taken, Failure> {
-    let members = members(computation).map_err(one)?;
+    // Where the only one is executing another program it is nobody for a moment.
+    let nobody = |refusal| Failure::Passing(one(refusal));
+    let members = members(computation).map_err(nobody)?;
     let refusals = entangled::refusals(computation);
     if !refusals.is_empty() {
         return Err(refusals.into());
@@ -126,7 +129,7 @@ async fn round(
 
     let mut round = Round::open(computation, question, suspects);
     // Those who joined while the store was being connected to: who joins from now on is told of to the round.
-    let members = self::members(computation).map_err(one)?;
+    let members = self::members(computation).map_err(nobody)?;
     // A child whose parent has ended is nobody's whom the only member knows.
     let alone = members.len() == 1 && computation.births().is_empty();
     let gathered = match ask(&mut round, &members, alone, lent) {
