@@ -2,7 +2,7 @@
 //! anything starts.
 
 use stasis_protocol::image::{IMAGE_VERSION, Machine, ProcessImage};
-use stasis_tests::{Lab, compile, image};
+use stasis_tests::{Lab, compile, image, kernel, skip};
 
 /// A lab with a checkpoint of `tests/programs/brk_heap.c`, which has been ended.
 fn checkpointed() -> (Lab, String) {
@@ -108,4 +108,28 @@ fn another_vdso_than_the_one_that_a_thread_stands_in() {
     );
     let outside = image::changed(&lab, &id, elsewhere);
     lab.restart([&outside]).expect_ok();
+}
+
+#[test]
+fn a_threads_id_that_is_higher_than_any_here_is_had_in_a_namespace() {
+    let limit = std::fs::read_to_string("/proc/sys/kernel/pid_max").unwrap();
+    let limit: i32 = limit.trim().parse().unwrap();
+    /// PID_MAX_LIMIT (include/linux/threads.h).
+    const HIGHEST: i32 = 4 << 20;
+    if !kernel::has_id_limits_of_namespaces() {
+        return;
+    }
+    if limit >= HIGHEST {
+        return skip("no namespace has higher ids than there are here (kernel.pid_max)");
+    }
+    let lab = Lab::new();
+    let running = lab.launch([compile::program("made_with_settings")]);
+    running.wait_ready();
+    let id = lab.checkpoint_kill(running);
+    let higher = image::changed(&lab, &id, |image| {
+        let pid = image.ids.pid;
+        let thread = image.threads.iter_mut().find(|thread| thread.tid != pid).expect("another thread");
+        thread.tid = limit;
+    });
+    lab.restart([&higher]).expect_ok();
 }

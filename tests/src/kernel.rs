@@ -18,6 +18,16 @@ pub fn has_wp_async() -> bool {
     has
 }
 
+/// Whether each pid namespace has a highest id of its own (Linux 6.14); says so where the test is skipped.
+pub fn has_id_limits_of_namespaces() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("/proc is mounted");
+    let has = version(&release) >= (6, 14);
+    if !has {
+        skip(&format!("Linux {} has one highest id for all pid namespaces (6.14)", release.trim()));
+    }
+    has
+}
+
 /// Whether pages that are written have a bit that tells (CONFIG_MEM_SOFT_DIRTY); says so where the test is skipped.
 pub fn has_soft_dirty() -> bool {
     const SOFT_DIRTY: u64 = 1 << 55;

@@ -68,6 +68,12 @@ pub fn ids<'a>(request: &'a Request<'_>) -> impl Iterator<Item = i32> + 'a {
 
 fn here(request: &Request<'_>) -> Result<Place, String> {
     let ids: Vec<i32> = ids(request).collect();
+    // A pid namespace of before has given higher ones than there are here: its limit is its own (Linux 6.14).
+    let limit = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok();
+    let limit: i32 = limit.and_then(|text| text.trim().parse().ok()).unwrap_or(i32::MAX);
+    if let Some(id) = ids.iter().find(|&&id| id >= limit) {
+        return Err(format!("{id} is higher than any here (sysctl kernel.pid_max)"));
+    }
     let until = Instant::now() + REAPING;
     // A zombie has its id still, and is seen here.
     while let Some(taken) = ids.iter().find(|id| Path::new(&format!("/proc/{id}")).exists()) {
