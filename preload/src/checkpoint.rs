@@ -499,7 +499,7 @@ impl Taking<'_> {
         // Children are met where they say hello.
         let alone = order.alone && snapshot::children().alive.is_empty();
         self.report(Phase::Checking);
-        let Checked { program, mappings, mut ends, objects, reads_directly } = snapshot::check()?;
+        let Checked { program, mappings, mut ends, objects, reads_directly, receives } = snapshot::check()?;
         // Whether ends may stay outside is the coordinator's to say.
         let alone = alone && ends.iter().all(|end| end.refusal.is_none());
         let Kept { store, tracker, base } = kept();
@@ -540,10 +540,10 @@ impl Taking<'_> {
             self.report(Phase::Ready);
             let Children { alive: children, zombies } = snapshot::children();
             ends.extend(ends_of(&zombies));
-            self.meet(&FromProcess::Ready { token, ends, objects, children })?;
+            self.meet(&FromProcess::Ready { token, ends, objects, children, receives })?;
         } else if !alone {
             ends.extend(ends_of(&snapshot::children().zombies));
-            late = Some((ends, objects));
+            late = Some((ends, objects, receives));
         }
         self.report(Phase::Quiescing);
 
@@ -586,10 +586,12 @@ impl Taking<'_> {
             let (mut ends, sharable) =
                 (core::mem::take(&mut snapshot.ends), core::mem::take(&mut snapshot.sharable));
             ends.extend(ended);
+            let received = core::mem::take(&mut snapshot.received);
             let uncopied =
                 uncopied.into_iter().map(|pty| (pty, snapshot::descriptors::slave_end(pty))).collect();
-            self.meet(&FromProcess::Captured { token, ends, sharable, objects: copied, uncopied })?;
+            self.meet(&FromProcess::Captured { token, ends, sharable, objects: copied, uncopied, received })?;
         }
+        snapshot.held.clear();
         let hold = hold || self.was_stopped;
         if hold {
             self.report(Phase::Held);

@@ -207,6 +207,7 @@ mod descriptors {
         high_numbers: "high_fds";
         as_many_as_the_limit_allows: "few_descriptors";
         socket_pairs: "socket_pairs";
+        on_their_way_through_sockets: "rights_in_flight";
         contexts_of_kernel_aio: "aio";
         direct_reads: "direct_reads";
         direct_reads_by_kernel_aio: "direct_reads" ["aio"];
@@ -230,6 +231,7 @@ mod connections {
         sockets_with_addresses_between_processes: "named_sockets" ["two"];
         datagrams_that_would_not_come_now: "udp_unread";
         tcp_between_processes: "tcp" ["4", "two"];
+        descriptors_on_their_way_to_another_process: "rights_to_a_worker";
         tcp_that_was_refused: "tcp_refused";
         tcp_between_processes_over_ipv6: "tcp" ["6", "two"];
     }

@@ -58,6 +58,12 @@ pub struct Subject {
     ends: Option<Vec<End>>,
     objects: Vec<u64>,
     elsewhere: Vec<u64>,
+    /// Descriptors are on their way to it.
+    receives: bool,
+    /// What others have told of, and it has not: it may find that among those.
+    foreign: Vec<u64>,
+    /// The queues of sockets that were, and whether it has copied them.
+    received: Vec<(u64, bool)>,
     present: Vec<u64>,
     uncopied: Vec<(u64, u64)>,
     sharable: Vec<Sharable>,
@@ -262,19 +268,19 @@ impl<'a> Round<'a> {
                 subject.phase = Some(phase);
                 subject.until = Instant::now() + allowance(self.computation, phase, subject.real_pid);
             }
-            FromProcess::Ready { ends, objects, children, .. } => {
-                (subject.ends, subject.objects) = (Some(ends), objects);
+            FromProcess::Ready { ends, objects, children, receives, .. } => {
+                (subject.ends, subject.objects, subject.receives) = (Some(ends), objects, receives);
                 self.reach(id, Step::Ready, !children.is_empty())?;
             }
             FromProcess::Stopped { children, late, .. } => {
-                if let Some((ends, objects)) = late {
-                    (subject.ends, subject.objects) = (Some(ends), objects);
+                if let Some((ends, objects, receives)) = late {
+                    (subject.ends, subject.objects, subject.receives) = (Some(ends), objects, receives);
                 }
                 self.reach(id, Step::Stopped, !children.is_empty())?;
             }
-            FromProcess::Captured { ends, sharable, objects, uncopied, .. } => {
+            FromProcess::Captured { ends, sharable, objects, uncopied, received, .. } => {
                 (subject.ends, subject.sharable, subject.objects) = (Some(ends), sharable, objects);
-                subject.uncopied = uncopied;
+                (subject.uncopied, subject.received) = (uncopied, received);
                 self.reach(id, Step::Captured, false)?;
             }
             FromProcess::Refused { refusals, .. } if refusals.is_empty() => {
@@ -363,7 +369,9 @@ impl<'a> Round<'a> {
         let (message, phase) = match step {
             Step::Ready => (ToProcess::Stop { token }, Phase::Quiescing),
             Step::Stopped => {
-                let (elsewhere, present) = (subject.elsewhere.clone(), subject.present.clone());
+                let (mut elsewhere, present) = (subject.elsewhere.clone(), subject.present.clone());
+                elsewhere.extend(&subject.foreign);
+                elsewhere.sort_unstable();
                 (ToProcess::Capture { token, elsewhere, present }, Phase::Snapshotting)
             }
             Step::Captured => (ToProcess::Resume { token }, Phase::Storing),
@@ -385,6 +393,10 @@ impl<'a> Round<'a> {
     /// While they run: connections come and go between one's look and another's. What seems to lead outside twice does; what
     /// still changes is looked at again when all stand still.
     fn foresee_ends(&mut self) -> Result<(), Failure> {
+        if self.receives() {
+            // What is on its way is looked at when all stand still.
+            return Ok(());
+        }
         let ends = self.subjects.values().flat_map(|subject| subject.ends.iter().flatten());
         let found: Suspects = together::alone(ends, self.question.outside)
             .map(|(end, refusal)| ((end.has, end.wants), refusal))
@@ -417,12 +429,23 @@ impl<'a> Round<'a> {
     fn share_out(&mut self) {
         let elsewhere = together::elsewhere(self.subjects.values().map(|subject| &subject.objects[..]));
         let here = self.present_ends();
+        let all: BTreeSet<u64> =
+            self.subjects.values().flat_map(|subject| subject.objects.iter().copied()).collect();
         for (subject, elsewhere) in self.subjects.values_mut().zip(elsewhere) {
+            if subject.receives {
+                let own: BTreeSet<u64> = subject.objects.iter().copied().collect();
+                subject.foreign = all.difference(&own).copied().collect();
+            }
             subject.elsewhere = elsewhere;
             let wanted = subject.ends.iter().flatten().map(|end| end.wants);
             subject.present = wanted.filter(|end| here.contains(end)).collect();
             subject.present.sort_unstable();
         }
+    }
+
+    /// Whether descriptors are on their way between processes.
+    fn receives(&self) -> bool {
+        self.subjects.values().any(|subject| subject.receives)
     }
 
     /// The ends that all have told of.
@@ -446,10 +469,23 @@ impl<'a> Round<'a> {
                 }
             }
         }
+        let again = |subject: &Subject, reason| {
+            Err(Failure::Again(refusal(&subject.name, reason, "take another checkpoint")))
+        };
         for subject in self.subjects.values() {
             if subject.elsewhere.iter().any(|key| !copied.contains(key)) {
-                let reason = "shares memory that another process has just let go of";
-                return Err(Failure::Again(refusal(&subject.name, reason, "take another checkpoint")));
+                return again(subject, "shares memory that another process has just let go of");
+            }
+            if subject.received.iter().any(|(key, _)| !copied.contains(key)) {
+                return again(subject, "is sent a socket that another process has just let go of");
+            }
+        }
+        // Two that look at one queue at once disturb each other.
+        for (id, subject) in &self.subjects {
+            let others = || self.subjects.iter().filter(|(other, _)| *other != id);
+            let is_anothers = |key| others().any(|(_, other)| other.objects.contains(key));
+            if subject.received.iter().any(|(key, copied)| *copied && is_anothers(key)) {
+                return again(subject, "is sent a socket that another process has got meanwhile");
             }
         }
         Ok(())
@@ -534,6 +570,9 @@ fn subject(member: &Member) -> Subject {
         ends: None,
         objects: Vec::new(),
         elsewhere: Vec::new(),
+        receives: false,
+        foreign: Vec::new(),
+        received: Vec::new(),
         present: Vec::new(),
         uncopied: Vec::new(),
         sharable: Vec::new(),

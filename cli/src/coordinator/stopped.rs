@@ -27,7 +27,7 @@ const CALL_VALUE: i32 = 0x57_A517;
 const CALL_STOPPED_VALUE: i32 = 0x57_A518;
 
 /// The name (comm) of the library's own thread, which must run.
-const CHECKPOINT_THREAD: &str = "stasis-ckpt";
+pub const CHECKPOINT_THREAD: &str = "stasis-ckpt";
 
 /// How long a process may take to act upon a SIGSTOP; on a busy machine it must first be scheduled.
 const STOP_DEADLINE: Duration = Duration::from_secs(1);

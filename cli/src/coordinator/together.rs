@@ -10,8 +10,12 @@ use std::{
 
 use stasis_protocol::{
     coordinator::{End, Outside, Refusal, Sharable},
+    image::IN_FLIGHT,
     store::SharedDescriptor,
 };
+
+use super::stopped::CHECKPOINT_THREAD;
+use crate::process;
 
 /// The ends whose other ends nobody has and that may not stay outside by this rule, and why.
 pub fn alone<'a>(
@@ -116,15 +120,26 @@ pub fn shared(holders: &[Holder<'_>]) -> Vec<Vec<SharedDescriptor>> {
 /// kcmp(2), KCMP_FILE.
 fn compare(holders: &[Holder<'_>], one: (usize, i32), other: (usize, i32)) -> io::Result<Ordering> {
     const KCMP_FILE: i32 = 0;
-    let pid = |(index, _): (usize, i32)| holders[index].real_pid as libc::pid_t;
+    let at = |(index, fd): (usize, i32)| -> io::Result<(u32, i32)> {
+        let pid = holders[index].real_pid;
+        if fd < IN_FLIGHT { Ok((pid, fd)) } else { Ok((checkpoint_thread(pid)?, fd - IN_FLIGHT)) }
+    };
+    let (one, other) = (at(one)?, at(other)?);
     // SAFETY: five integers.
-    let order = unsafe { libc::syscall(libc::SYS_kcmp, pid(one), pid(other), KCMP_FILE, one.1, other.1) };
+    let order = unsafe { libc::syscall(libc::SYS_kcmp, one.0, other.0, KCMP_FILE, one.1, other.1) };
     match order {
         0 => Ok(Ordering::Equal),
         1 => Ok(Ordering::Less),
         2 => Ok(Ordering::Greater),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// The checkpoint thread of a process, which has a table of descriptors of its own; told by its name.
+fn checkpoint_thread(pid: u32) -> io::Result<u32> {
+    let threads = process::threads(pid)?;
+    let thread = threads.iter().find(|thread| thread.name == CHECKPOINT_THREAD);
+    thread.map(|thread| thread.tid).ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 #[cfg(test)]

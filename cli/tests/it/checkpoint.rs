@@ -125,7 +125,13 @@ fn processes_meet_before_each_step_and_the_first_to_join_is_the_first_of_the_rec
     let checkpoint = coordinator.start_json(&["checkpoint"]);
     let (token, _) = process.expect_checkpoint();
     let none = Vec::new;
-    process.send(&FromProcess::Ready { token, ends: none(), objects: Vec::new(), children: Vec::new() });
+    process.send(&FromProcess::Ready {
+        token,
+        ends: none(),
+        objects: Vec::new(),
+        children: Vec::new(),
+        receives: false,
+    });
     assert_eq!(process.receive(), Some(ToProcess::Stop { token }));
     process.send(&FromProcess::Stopped { token, children: Vec::new(), late: None });
     assert_eq!(
@@ -138,6 +144,7 @@ fn processes_meet_before_each_step_and_the_first_to_join_is_the_first_of_the_rec
         sharable: Vec::new(),
         objects: Vec::new(),
         uncopied: Vec::new(),
+        received: Vec::new(),
     };
     process.send(&captured);
     assert_eq!(process.receive(), Some(ToProcess::Resume { token }));
@@ -162,7 +169,13 @@ fn an_end_whose_other_end_nobody_has_is_refused_before_anything_is_stopped() {
     for _ in 0..2 {
         let (token, _) = process.expect_checkpoint();
         let ends = ends.clone();
-        process.send(&FromProcess::Ready { token, ends, objects: Vec::new(), children: Vec::new() });
+        process.send(&FromProcess::Ready {
+            token,
+            ends,
+            objects: Vec::new(),
+            children: Vec::new(),
+            receives: false,
+        });
         assert_eq!(process.receive(), Some(ToProcess::Abandoned { token }));
     }
     let (code, report) = finish(checkpoint);

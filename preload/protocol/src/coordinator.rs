@@ -106,6 +106,7 @@ pub enum Outside {
 /// A descriptor that may share its open file description with those of other processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sharable {
+    /// From [`crate::image::IN_FLIGHT`] on: on its way to the process, and in the checkpoint thread's table.
     pub fd: i32,
     /// Descriptors with different keys share nothing.
     pub key: u64,
@@ -126,6 +127,8 @@ pub enum FromProcess {
         objects: Vec<u64>,
         /// The pids of its children that have not ended.
         children: Vec<u32>,
+        /// Descriptors are on their way to it: ends that nobody seems to have may be among those.
+        receives: bool,
     },
     /// All threads stand still; it waits for [`ToProcess::Capture`].
     Stopped {
@@ -133,7 +136,7 @@ pub enum FromProcess {
         /// The pids of its children that have not ended.
         children: Vec<u32>,
         /// What a process that has not been ready would have told ([`FromProcess::Ready`]).
-        late: Option<(Vec<End>, Vec<u64>)>,
+        late: Option<(Vec<End>, Vec<u64>, bool)>,
     },
     /// All is copied; it waits for [`ToProcess::Resume`].
     Captured {
@@ -145,6 +148,8 @@ pub enum FromProcess {
         /// Pseudo-terminals that it has not copied, because it had not told of them or nobody seemed to have their other
         /// sides: its own ends.
         uncopied: Vec<(u64, u64)>,
+        /// The queues of sockets on their way to it, and whether it has copied them.
+        received: Vec<(u64, bool)>,
     },
     /// The answer to [`ToProcess::Part`].
     Parting,

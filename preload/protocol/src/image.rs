@@ -9,7 +9,11 @@ use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 
 /// The version of this record, checked before anything else of it is read.
-pub const IMAGE_VERSION: u32 = 13;
+pub const IMAGE_VERSION: u32 = 14;
+
+/// Descriptors that are on their way to a process are numbered from here on, by their places in the checkpoint thread's table. No
+/// process gets so far by itself: its table would take 8 GiB (fs.nr_open is a thousandth of it).
+pub const IN_FLIGHT: i32 = 1 << 30;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessImage {
@@ -31,6 +35,8 @@ pub struct ProcessImage {
     pub undo: Vec<SemaphoreUndo>,
     pub descriptions: Vec<Description>,
     pub descriptors: Vec<Descriptor>,
+    /// Those that come with messages which it has not read (SCM_RIGHTS, unix(7)), by numbers from [`IN_FLIGHT`] on.
+    pub in_flight: Vec<Descriptor>,
     pub threads: Vec<Thread>,
     /// Children that have ended and were not waited for.
     pub zombies: Vec<Zombie>,
@@ -392,6 +398,8 @@ pub enum DescriptionKind {
         received: Vec<Vec<u8>>,
         /// Who sent each of them, where a unix socket asks for that (SO_PASSCRED); else empty.
         senders: Vec<Option<Sender>>,
+        /// The descriptions ([`ProcessImage::descriptions`]) that come with each of them; empty where none comes with any.
+        rights: Vec<Vec<u32>>,
         /// How much of its send buffer what the other end has not read takes, in the kernel's own count (SIOCOUTQ).
         charged: u32,
         shutdown_read: bool,
@@ -486,6 +494,8 @@ pub struct Datagram {
     /// As of `SocketPair`.
     pub sender: Option<Sender>,
     pub bytes: Vec<u8>,
+    /// The descriptions that come with it.
+    pub rights: Vec<u32>,
 }
 
 /// What the kernel tells one end of a unix connection of who made the other (SO_PEERCRED, SO_PEERGROUPS).

@@ -47,12 +47,16 @@ pub struct Snapshot {
     pub reads_directly: bool,
     pub ends: Vec<End>,
     pub sharable: Vec<Sharable>,
+    /// Keeps descriptors that are on their way to the process where [`Sharable`] says.
+    pub held: descriptors::Rights,
     /// Dropped when the checkpoint has been stored.
     pub rooms: Vec<descriptors::Room>,
     /// The keys of what several processes may have, and one copies.
     pub keys: Vec<u64>,
     /// Of them, those that nobody copies as far as is known.
     pub uncopied: Vec<u64>,
+    /// Of sockets on their way to this process: their keys, and whether it is the one that copies.
+    pub received: Vec<(u64, bool)>,
 }
 
 /// What a look at the running process has shown.
@@ -64,6 +68,8 @@ pub struct Checked {
     pub objects: Vec<u64>,
     /// Whether a file is open to be read directly (open(2), O_DIRECT).
     pub reads_directly: bool,
+    /// Whether descriptors are on their way to it.
+    pub receives: bool,
 }
 
 /// Descriptors that a checkpoint needs at once, beside what it can do without.
@@ -90,9 +96,9 @@ pub fn check() -> Result<Checked, Vec<Refusal>> {
     refuse_without_room()?;
     process::check(&mut refusals);
     let mut objects = Objects::default();
-    let (ends, mut keys, reads_directly) =
+    let (ends, mut keys, reads_directly, receives) =
         match descriptors::capture(&mut objects, descriptors::Moment::Running, Share::default()) {
-            Ok(captured) => (captured.ends, captured.queues, captured.reads_directly),
+            Ok(captured) => (captured.ends, captured.queues, captured.reads_directly, captured.receives),
             Err(more) => {
                 refusals.extend(more);
                 Default::default()
@@ -111,7 +117,8 @@ pub fn check() -> Result<Checked, Vec<Refusal>> {
     if !refusals.is_empty() {
         return Err(refusals);
     }
-    Ok(Checked { program: Program::look(&mappings), mappings, ends, objects: keys, reads_directly })
+    let program = Program::look(&mappings);
+    Ok(Checked { program, mappings, ends, objects: keys, reads_directly, receives })
 }
 
 /// Takes the record of a process whose threads are all stopped. `stopped`: it stood stopped by a signal before; `hold`: it is to be
@@ -168,6 +175,7 @@ pub fn take(
         undo: crate::system_v::own_undo(),
         descriptions: captured.descriptions,
         descriptors: captured.descriptors,
+        in_flight: captured.in_flight,
         threads: threads::capture(quiet, &seen),
         zombies,
         credentials: process.credentials,
@@ -192,8 +200,10 @@ pub fn take(
         reads_directly: captured.reads_directly,
         ends: captured.ends,
         sharable: captured.sharable,
+        held: captured.held,
         keys,
         uncopied: captured.uncopied,
+        received: captured.received,
         rooms: captured.rooms,
     })
 }

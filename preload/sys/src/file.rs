@@ -200,17 +200,16 @@ pub fn pipe(flags: i32) -> Result<(Fd, Fd)> {
     Ok((ends[0], ends[1]))
 }
 
-/// kcmp(2), KCMP_FILE: how the open file descriptions of two descriptors of the thread `tid` are ordered; equal
+/// kcmp(2), KCMP_FILE: how the open file descriptions of two descriptors, each of the table of a thread, are ordered; equal
 /// means the same.
 ///
 /// # Errors
 /// ENOSYS on a kernel without CONFIG_KCMP; EBADF when one is not open.
-pub fn compare_descriptions(tid: i32, one: Fd, other: Fd) -> Result<core::cmp::Ordering> {
+pub fn compare_descriptions(one: (i32, Fd), other: (i32, Fd)) -> Result<core::cmp::Ordering> {
     const KCMP_FILE: usize = 0;
+    let numbers = [one.0 as usize, other.0 as usize, KCMP_FILE, one.1 as usize, other.1 as usize, 0];
     // SAFETY: no memory is touched.
-    match unsafe {
-        call(libc::SYS_kcmp, [tid as usize, tid as usize, KCMP_FILE, one as usize, other as usize, 0])
-    }? {
+    match unsafe { call(libc::SYS_kcmp, numbers) }? {
         0 => Ok(core::cmp::Ordering::Equal),
         1 => Ok(core::cmp::Ordering::Less),
         _ => Ok(core::cmp::Ordering::Greater),

@@ -227,11 +227,21 @@ pub struct Beside {
     pub credentials: Option<[u32; 3]>,
 }
 
-/// As [`peek`], and what is beside. Descriptors among that are closed.
-pub fn peek_beside(socket: Fd, buffer: &mut [u8], flags: i32) -> Result<(usize, Beside)> {
+/// As [`peek`], and what is beside. `right` is given each descriptor among that, which is its to close.
+///
+/// # Errors
+/// recvmsg(2)'s; EMFILE where there is no room for all descriptors (`right` has been given the others).
+pub fn peek_beside(
+    socket: Fd,
+    buffer: &mut [u8],
+    flags: i32,
+    mut right: impl FnMut(Fd),
+) -> Result<(usize, Beside)> {
     const SCM_PIDFD: i32 = 4;
+    /// SCM_MAX_FD descriptors (unix(7)), credentials, a pidfd and a security label.
+    const CONTROL: usize = 256;
     let mut beside = Beside { address: [0; 128], address_len: 0, credentials: None };
-    let mut control = [0u64; 64];
+    let mut control = [0u64; CONTROL];
     let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: msghdr is plain data.
     let mut message: libc::msghdr = unsafe { core::mem::zeroed() };
@@ -255,16 +265,47 @@ pub fn peek_beside(socket: Fd, buffer: &mut [u8], flags: i32) -> Result<(usize, 
             (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) => {
                 beside.credentials = Some([value(0), value(1), value(2)])
             }
-            (libc::SOL_SOCKET, libc::SCM_RIGHTS | SCM_PIDFD) => {
+            (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
                 for at in 0..count.min(values.len() * 2) {
-                    let _ = crate::file::close(value(at) as Fd);
+                    right(value(at) as Fd);
                 }
+            }
+            (libc::SOL_SOCKET, SCM_PIDFD) => {
+                let _ = crate::file::close(value(0) as Fd);
             }
             _ => {}
         }
         words = words.get((*header_len as usize).div_ceil(8).max(2)..).unwrap_or_default();
     }
+    if message.msg_flags & libc::MSG_CTRUNC != 0 {
+        return Err(Errno(libc::EMFILE));
+    }
     Ok((len, beside))
+}
+
+/// Of bytes that a unix stream socket has not read, which were sent in pieces and fill `buffer` (again): where the last piece
+/// begins. Pieces are received whole or not at all where memory cannot be written to, here that of the last byte
+/// (net/unix/af_unix.c, `unix_stream_read_generic`).
+///
+/// # Errors
+/// recvmsg(2)'s.
+pub fn last_sent_at(socket: Fd, buffer: &mut [u8]) -> Result<usize> {
+    static READ_ONLY: u8 = 0;
+    let Some((_, valid)) = buffer.split_last_mut() else { return Ok(0) };
+    let mut parts = [
+        libc::iovec { iov_base: valid.as_mut_ptr().cast(), iov_len: valid.len() },
+        libc::iovec { iov_base: (&raw const READ_ONLY).cast_mut().cast(), iov_len: 1 },
+    ];
+    // SAFETY: msghdr is plain data.
+    let mut message: libc::msghdr = unsafe { core::mem::zeroed() };
+    message.msg_iov = parts.as_mut_ptr();
+    message.msg_iovlen = parts.len();
+    let flags = (libc::MSG_PEEK | libc::MSG_DONTWAIT) as usize;
+    // SAFETY: the message's parts outlive the call; the kernel refuses to write to what is mapped read-only.
+    match unsafe { call(libc::SYS_recvmsg, [socket as usize, &raw mut message as usize, flags, 0, 0, 0]) } {
+        Err(Errno(libc::EFAULT)) => Ok(0),
+        begin => begin,
+    }
 }
 
 /// SO_RCVTIMEO or SO_SNDTIMEO of a socket, as seconds and microseconds; `None` where there is none

@@ -12,7 +12,7 @@ use stasis_protocol::{
     image::{Description, DescriptionKind, Fifo, FileIdentity, ObjectKind, ProcessImage, SocketFile},
 };
 
-use super::{Policy, kernel::owned, put_back, refuse, socket_files, sockets, tcp};
+use super::{Policy, joint, kernel::owned, put_back, refuse, socket_files, sockets, tcp};
 use crate::args::{ChangedFile, MissingFile};
 
 pub const PUT_IT_BACK: &str = "put it back, or restart with --on-missing-file=skip or =null";
@@ -242,8 +242,9 @@ fn address(
 fn consistent(image: &ProcessImage) -> Vec<Refusal> {
     let mut seen = BTreeSet::new();
     let mut refusals = Vec::new();
+    let is_known = |description: u32| (description as usize) < image.descriptions.len();
     for descriptor in &image.descriptors {
-        let known = (descriptor.description as usize) < image.descriptions.len();
+        let known = is_known(descriptor.description);
         if descriptor.fd < 0 || !known || !seen.insert(descriptor.fd) {
             refusals.push(crate::restart::refusal(
                 format!("pid {}, fd {}", image.ids.pid, descriptor.fd),
@@ -251,6 +252,15 @@ fn consistent(image: &ProcessImage) -> Vec<Refusal> {
                 "run `stasis verify`",
             ));
         }
+    }
+    let mut rights =
+        image.descriptions.iter().flat_map(|description| joint::rights(&description.kind)).flatten();
+    if let Some(unknown) = rights.find(|&&right| !is_known(right)) {
+        refusals.push(crate::restart::refusal(
+            format!("pid {}, description {unknown}", image.ids.pid),
+            "the image contradicts itself about what is on its way through a socket",
+            "run `stasis verify`",
+        ));
     }
     refusals
 }

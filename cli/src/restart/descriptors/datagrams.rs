@@ -1,6 +1,9 @@
 //! Datagrams of unix sockets that were not read are sent again, each from the address that it came from.
 
-use std::{io, os::fd::OwnedFd};
+use std::{
+    io,
+    os::fd::{OwnedFd, RawFd},
+};
 
 use stasis_protocol::image::{Datagram, SocketOption};
 
@@ -30,11 +33,15 @@ pub fn find<'a, 'b>(made: &'b [Made<'a>], address: &[u8]) -> Option<&'b Made<'a>
 }
 
 /// Sends a socket what it had not read. `made`: sockets that have an address already. Returns the senders that are not of this
-/// machine any more: what they sent is lost, as datagrams may be.
+/// machine any more: what they sent is lost, as datagrams may be. `right`: a descriptor of a description.
 ///
 /// # Errors
 /// sendto(2)'s.
-pub fn send(to: &Made<'_>, made: &[Made<'_>]) -> io::Result<Vec<Vec<u8>>> {
+pub fn send(
+    to: &Made<'_>,
+    made: &[Made<'_>],
+    right: impl Fn(u32) -> Option<RawFd>,
+) -> io::Result<Vec<Vec<u8>>> {
     let mut lost = Vec::new();
     if to.received.is_empty() {
         return Ok(lost);
@@ -45,9 +52,10 @@ pub fn send(to: &Made<'_>, made: &[Made<'_>]) -> io::Result<Vec<Vec<u8>>> {
     let target = reached_at(to.reach, to.local);
     let mut stand_in: Option<(&[u8], OwnedFd, Option<BoundForAMoment>)> = None;
     for datagram in to.received {
+        let rights: Vec<RawFd> = datagram.rights.iter().filter_map(|&at| right(at)).collect();
         if let Some(sender) = find(made, &datagram.from) {
             let back = reached_at(sender.reach, sender.local);
-            send_again(to, sender.socket, datagram, &target, &back)?;
+            send_again(to, sender.socket, (datagram, &rights), &target, &back)?;
             continue;
         }
         if stand_in.as_ref().is_none_or(|(from, ..)| *from != datagram.from) {
@@ -63,7 +71,7 @@ pub fn send(to: &Made<'_>, made: &[Made<'_>]) -> io::Result<Vec<Vec<u8>>> {
             stand_in = bound.ok().map(|bound| (&datagram.from[..], sender, bound));
         }
         match &stand_in {
-            Some((from, sender, _)) => send_again(to, sender, datagram, &target, from)?,
+            Some((from, sender, _)) => send_again(to, sender, (datagram, &rights), &target, from)?,
             None => lost.push(datagram.from.clone()),
         }
     }
@@ -82,7 +90,7 @@ pub fn size(size: usize) -> SocketOption {
 fn send_again(
     to: &Made<'_>,
     sender: &OwnedFd,
-    datagram: &Datagram,
+    (datagram, rights): (&Datagram, &[RawFd]),
     target: &[u8],
     back: &[u8],
 ) -> io::Result<()> {
@@ -95,7 +103,7 @@ fn send_again(
     let asking = [asks(to.socket, None)?, asks(sender, None)?];
     asks(to.socket, Some(false))?;
     asks(sender, Some(false))?;
-    let send = || send_message(sender, &datagram.bytes, datagram.sender, target);
+    let send = || send_message(sender, &datagram.bytes, datagram.sender, target, rights);
     let sent = match send() {
         // How many may wait in it (net.unix.max_dgram_qlen) does not bind whom it is connected to.
         Err(error) if error.kind() == io::ErrorKind::WouldBlock && is_same(to.peer, &datagram.from) => {

@@ -5,7 +5,7 @@
 use std::{
     cell::OnceCell,
     collections::{BTreeMap, BTreeSet},
-    os::fd::{OwnedFd, RawFd},
+    os::fd::{AsRawFd, OwnedFd, RawFd},
     path::Path,
     thread,
     time::Duration,
@@ -131,6 +131,7 @@ impl Relations {
         }
         relations.share_terminals(images);
         relations.share_addressed(images);
+        relations.share_in_flight(images);
         relations.find_ends(images);
         relations
     }
@@ -224,6 +225,37 @@ impl Relations {
         }
     }
 
+    /// What is sent again is made where it is sent, and so are the sockets that it goes through; of a connection, both ends are
+    /// made together.
+    fn share_in_flight(&mut self, images: &[&ProcessImage]) {
+        for (process, image) in images.iter().enumerate() {
+            for (index, description) in image.descriptions.iter().enumerate() {
+                let rights: Vec<u32> = rights(&description.kind).flatten().copied().collect();
+                if rights.is_empty() {
+                    continue;
+                }
+                let known = rights
+                    .into_iter()
+                    .map(|right| right as usize)
+                    .filter(|right| *right < image.descriptions.len());
+                for place in known.chain([index]).map(|index| (process, index)) {
+                    if !self.group_of.contains_key(&place) {
+                        self.share(vec![place], images);
+                    }
+                }
+            }
+        }
+        let made: BTreeSet<Connection> = connections(images)
+            .filter(|(place, ..)| self.group_of.contains_key(place))
+            .map(|(_, connection, _)| connection)
+            .collect();
+        for (place, connection, _) in connections(images) {
+            if made.contains(&connection) && !self.group_of.contains_key(&place) {
+                self.share(vec![place], images);
+            }
+        }
+    }
+
     /// The order in which groups are made: connections, while nobody listens yet; then what has an address; then what waits
     /// to be accepted, in its turn.
     fn order(&self, images: &[&ProcessImage]) -> Vec<usize> {
@@ -300,6 +332,16 @@ impl Relations {
     }
 }
 
+/// The descriptions that come with each message that a socket has not read.
+pub fn rights(kind: &DescriptionKind) -> impl Iterator<Item = &Vec<u32>> {
+    let (messages, datagrams) = match kind {
+        DescriptionKind::SocketPair { rights, .. } => (&rights[..], &[][..]),
+        DescriptionKind::Socket { received, .. } => (&[][..], &received[..]),
+        _ => (&[][..], &[][..]),
+    };
+    messages.iter().chain(datagrams.iter().map(|datagram| &datagram.rights))
+}
+
 fn connections<'a>(
     images: &'a [&'a ProcessImage],
 ) -> impl Iterator<Item = (Place, Connection, &'a Description)> {
@@ -313,7 +355,8 @@ fn connections<'a>(
 fn place(images: &[&ProcessImage], shared: &SharedDescriptor) -> Option<Place> {
     let process = images.iter().position(|image| image.ids.pid as u32 == shared.pid)?;
     let image = images[process];
-    let descriptor = image.descriptors.iter().find(|descriptor| descriptor.fd == shared.fd)?;
+    let mut descriptors = image.descriptors.iter().chain(&image.in_flight);
+    let descriptor = descriptors.find(|descriptor| descriptor.fd == shared.fd)?;
     let index = descriptor.description as usize;
     (index < image.descriptions.len()).then_some((process, index))
 }
@@ -382,6 +425,10 @@ impl<'a> Common<'a> {
             made[at] = maker.make(index, description)?;
             drop(there);
         }
+        let resent = Resent { common: self, made: &made };
+        for pair in std::mem::take(&mut maker.unfilled) {
+            pair.fill(self, &resent)?;
+        }
         self.fill_datagrams(&mut maker, &made)?;
         let Installed { warnings, .. } = maker.finish();
         for warning in warnings {
@@ -436,7 +483,7 @@ impl<'a> Common<'a> {
             else {
                 continue;
             };
-            let received = self.received(group);
+            let (_, received) = self.received(group);
             if received.is_empty() {
                 continue;
             }
@@ -451,7 +498,7 @@ impl<'a> Common<'a> {
     /// Gives unix datagram sockets what they had not read, and then connects all: a connected one takes nothing from others.
     fn fill_datagrams<'m>(&'m self, maker: &mut Maker<'m>, made: &[Option<OwnedFd>]) -> Result<(), Refusal> {
         let reaches = std::mem::take(&mut maker.reaches);
-        let sockets: Vec<(Place, Made<'_>)> = (self.relations.groups.iter().zip(made))
+        let sockets: Vec<(Place, usize, Made<'_>)> = (self.relations.groups.iter().zip(made))
             .filter_map(|(group, fd)| {
                 let &(process, index) = group.first()?;
                 let DescriptionKind::Socket { domain, socket_type: libc::SOCK_DGRAM, local, peer, .. } =
@@ -459,23 +506,26 @@ impl<'a> Common<'a> {
                 else {
                     return None;
                 };
-                let received =
+                let (from, received) =
                     if *domain == libc::AF_UNIX { self.received(group) } else { Default::default() };
                 let reach = reaches.get(&(process, index));
-                Some(((process, index), Made { local, socket: fd.as_ref()?, reach, peer, received }))
+                let made = Made { local, socket: fd.as_ref()?, reach, peer, received };
+                Some(((process, index), from, made))
             })
             .collect();
-        let all: Vec<Made<'_>> = sockets.iter().map(|(_, made)| *made).collect();
-        for ((process, index), receiver) in &sockets {
+        let all: Vec<Made<'_>> = sockets.iter().map(|(.., made)| *made).collect();
+        for ((process, index), from, receiver) in &sockets {
             let (image, index) = (self.images[*process], *index);
             let there = enter(image, &image.descriptions[index].kind);
-            let lost = there.and_then(|_there| datagrams::send(receiver, &all)).map_err(|error| {
+            let resent = Resent { common: self, made };
+            let send = || datagrams::send(receiver, &all, |right| resent.right((*from, right)));
+            let lost = there.and_then(|_there| send()).map_err(|error| {
                 let reason = format!("what it had not read cannot be sent to it: {error}");
                 super::refuse(image, index, reason, sockets::remedy(&error, "see `stasis doctor`"))
             })?;
             maker.installed.warnings.extend(lost.iter().map(|from| lost_from(image, index, from)));
         }
-        for ((process, index), socket) in &sockets {
+        for ((process, index), _, socket) in &sockets {
             (maker.process, maker.image) = (*process, self.images[*process]);
             let reach = datagrams::find(&all, socket.peer);
             let at = socket_files::reached_at(reach.and_then(|made| made.reach), socket.peer);
@@ -484,13 +534,13 @@ impl<'a> Common<'a> {
         Ok(())
     }
 
-    /// Each process that has a socket may have what it had not read in its image.
-    fn received(&self, group: &[Place]) -> &'a [Datagram] {
+    /// Each process that has a socket may have what it had not read in its image; which one has.
+    fn received(&self, group: &[Place]) -> (usize, &'a [Datagram]) {
         let mut all = group.iter().map(|&place| match &self.description(place).kind {
-            DescriptionKind::Socket { received, .. } => &received[..],
-            _ => &[],
+            DescriptionKind::Socket { received, .. } => (place.0, &received[..]),
+            _ => (place.0, &[][..]),
         });
-        all.find(|received| !received.is_empty()).unwrap_or_default()
+        all.find(|(_, received)| !received.is_empty()).unwrap_or_default()
     }
 
     /// A description that was made once: what takes its place, and whether it was made for this place.
@@ -502,6 +552,20 @@ impl<'a> Common<'a> {
 
     pub fn description(&self, (process, index): Place) -> &'a Description {
         &self.images[process].descriptions[index]
+    }
+}
+
+/// What was made once, by those whose messages it comes with.
+pub struct Resent<'a, 'm> {
+    common: &'m Common<'a>,
+    made: &'m [Option<OwnedFd>],
+}
+
+impl Resent<'_, '_> {
+    /// A descriptor of a description; `None` where the policy is to go without.
+    pub fn right(&self, (process, description): (usize, u32)) -> Option<RawFd> {
+        let group = self.common.relations.group_of.get(&(process, description as usize))?;
+        self.made.get(*group)?.as_ref().map(AsRawFd::as_raw_fd)
     }
 }
 

@@ -160,6 +160,8 @@ struct Maker<'a> {
     filled: BTreeMap<Place, OwnedFd>,
     /// What leads to unix sockets that have a path, or had.
     reaches: BTreeMap<Place, OwnedFd>,
+    /// Connections through which descriptors are sent again, when all are made.
+    unfilled: Vec<sockets::Unfilled>,
     installed: Installed,
 }
 
@@ -301,6 +303,7 @@ impl<'a> Maker<'a> {
             pairs: BTreeMap::new(),
             filled: BTreeMap::new(),
             reaches: BTreeMap::new(),
+            unfilled: Vec::new(),
             installed: Installed::default(),
         }
     }

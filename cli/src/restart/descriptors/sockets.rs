@@ -2,17 +2,17 @@
 
 use std::{
     io,
-    os::fd::{FromRawFd, OwnedFd},
+    os::fd::{FromRawFd, OwnedFd, RawFd},
 };
 
 use stasis_protocol::{
     coordinator::Refusal,
-    image::{DescriptionKind, Peer, Sender, SocketFile, SocketOption},
+    image::{DescriptionKind, Peer, SocketFile, SocketOption},
 };
 
 use super::{
     Maker, failed,
-    joint::{Common, Place},
+    joint::{Common, Place, Resent, rights},
     kernel::{done, owned},
     name,
     peers::calling_as,
@@ -259,7 +259,7 @@ pub fn open_pair(maker: &mut Maker<'_>, index: usize) -> Result<OwnedFd, Refusal
     let (one, two) = match *domain {
         libc::AF_UNIX => {
             let reset = outside || *reset && other.is_none();
-            make_pair(maker.common, this, other, reset, outside).map(|(one, two)| (one, Some(two)))
+            make_pair(maker, this, other, reset, outside).map(|(one, two)| (one, Some(two)))
         }
         _ => {
             let missing = if *reset || !*other_closed { tcp::Missing::Reset } else { tcp::Missing::Closed };
@@ -304,10 +304,29 @@ fn make_waiting(maker: &Maker<'_>, client: Place, listener: Place) -> io::Result
 }
 
 fn make_pair(
-    common: &Common<'_>,
+    maker: &mut Maker<'_>,
     one: Place,
     other: Option<Place>,
     reset: bool,
+    outside: bool,
+) -> io::Result<(OwnedFd, OwnedFd)> {
+    let common = maker.common;
+    let ends = connect_pair(common, one, other, outside)?;
+    let unfilled = Unfilled { one, other, ends, reset, outside };
+    if !unfilled.receives(common) {
+        unfilled.complete(common, |_| None)?;
+        return Ok(unfilled.ends);
+    }
+    let ends = (unfilled.ends.0.try_clone()?, unfilled.ends.1.try_clone()?);
+    maker.unfilled.push(unfilled);
+    Ok(ends)
+}
+
+/// The ends of a connection, with their names.
+fn connect_pair(
+    common: &Common<'_>,
+    one: Place,
+    other: Option<Place>,
     outside: bool,
 ) -> io::Result<(OwnedFd, OwnedFd)> {
     let kinds = (&common.description(one).kind, other.map(|other| &common.description(other).kind));
@@ -315,51 +334,98 @@ fn make_pair(
         return Err(io::ErrorKind::InvalidData.into());
     };
     let (this, that) = (End::of(Some(kinds.0)), End::of(kinds.1));
-    let ends = match connected(*socket_type, &this, &that, listens(common, local)) {
+    match connected(*socket_type, &this, &that, listens(common, local)) {
         // It is told that the connection was reset, in any case.
         Err(error) if outside && error.kind() == io::ErrorKind::PermissionDenied => {
-            connected(*socket_type, &End { peer_is: None, ..this }, &that, listens(common, local))?
+            connected(*socket_type, &End { peer_is: None, ..this }, &that, listens(common, local))
         }
-        ends => ends?,
-    };
-    for (sender, sent_by, received_by) in [(&ends.1, kinds.1, Some(one)), (&ends.0, Some(kinds.0), other)] {
-        let Some((messages, senders)) = received_by.and_then(|end| received(common, end)) else { continue };
-        // For whoever was outside nobody speaks.
-        let senders = if outside { &[] } else { senders };
-        let (charged, options) = match sent_by {
-            Some(DescriptionKind::SocketPair { charged, options, .. }) => (*charged as usize, &options[..]),
-            _ => (0, &[][..]),
-        };
-        Unread { socket_type: *socket_type, messages, senders, charged, options }.send(sender)?;
+        ends => ends,
     }
-    for (end, kind) in [(&ends.0, Some(kinds.0)), (&ends.1, kinds.1)] {
-        let Some(DescriptionKind::SocketPair { shutdown_read, shutdown_write, options, .. }) = kind else {
-            continue;
-        };
-        set_options(end, options)?;
-        for (how, wanted) in [(libc::SHUT_RD, shutdown_read), (libc::SHUT_WR, shutdown_write)] {
-            // A closed end takes care of that by itself, and for datagrams it was none.
-            if *wanted && other.is_some() {
-                // SAFETY: no memory is touched.
-                done(unsafe { libc::shutdown(raw(end), how) })?;
-            }
-        }
-    }
-    if reset {
-        cut(&ends, *socket_type)?;
-    }
-    Ok(ends)
 }
 
-/// Messages, and their senders where those are known.
-type Messages<'a> = (&'a [Vec<u8>], &'a [Option<Sender>]);
+/// A unix connection whose ends are yet to get what they had not read, and their options.
+pub struct Unfilled {
+    one: Place,
+    /// `None`: it was closed.
+    other: Option<Place>,
+    ends: (OwnedFd, OwnedFd),
+    reset: bool,
+    outside: bool,
+}
 
-/// What an end has not read: each process that had it may have it in its image.
-fn received<'a>(common: &Common<'a>, end: Place) -> Option<Messages<'a>> {
-    common.relations.places(end).into_iter().find_map(|place| match &common.description(place).kind {
-        DescriptionKind::SocketPair { received, senders, .. } if !received.is_empty() => {
-            Some((&received[..], &senders[..]))
+impl Unfilled {
+    /// Whether descriptors come with what was not read.
+    fn receives(&self, common: &Common<'_>) -> bool {
+        let ends = [Some(self.one), self.other].into_iter().flatten();
+        let mut received = ends.filter_map(|end| received(common, end));
+        received.any(|(_, kept)| rights(kept).any(|rights| !rights.is_empty()))
+    }
+
+    /// `right`: a descriptor of a description of a process.
+    ///
+    /// # Errors
+    /// send(2)'s, setsockopt(2)'s.
+    fn complete(&self, common: &Common<'_>, right: impl Fn((usize, u32)) -> Option<RawFd>) -> io::Result<()> {
+        let Self { ref ends, one, other, .. } = *self;
+        let kinds = (&common.description(one).kind, other.map(|other| &common.description(other).kind));
+        for (sender, sent_by, received_by) in [(&ends.1, kinds.1, Some(one)), (&ends.0, Some(kinds.0), other)]
+        {
+            let Some((process, kept)) = received_by.and_then(|end| received(common, end)) else { continue };
+            let DescriptionKind::SocketPair { socket_type, received: messages, senders, .. } = kept else {
+                continue;
+            };
+            // For whoever was outside nobody speaks.
+            let senders = if self.outside { &[] } else { &senders[..] };
+            let (charged, options) = match sent_by {
+                Some(DescriptionKind::SocketPair { charged, options, .. }) => {
+                    (*charged as usize, &options[..])
+                }
+                _ => (0, &[][..]),
+            };
+            let resent = |rights: &Vec<u32>| rights.iter().filter_map(|&at| right((process, at))).collect();
+            let rights = &rights(kept).map(resent).collect::<Vec<_>>()[..];
+            Unread { socket_type: *socket_type, messages, senders, rights, charged, options }.send(sender)?;
         }
+        for (end, kind) in [(&ends.0, Some(kinds.0)), (&ends.1, kinds.1)] {
+            let Some(DescriptionKind::SocketPair { shutdown_read, shutdown_write, options, .. }) = kind
+            else {
+                continue;
+            };
+            set_options(end, options)?;
+            for (how, wanted) in [(libc::SHUT_RD, shutdown_read), (libc::SHUT_WR, shutdown_write)] {
+                // A closed end takes care of that by itself, and for datagrams it was none.
+                if *wanted && other.is_some() {
+                    // SAFETY: no memory is touched.
+                    done(unsafe { libc::shutdown(raw(end), how) })?;
+                }
+            }
+        }
+        if self.reset
+            && let DescriptionKind::SocketPair { socket_type, .. } = kinds.0
+        {
+            cut(ends, *socket_type)?;
+        }
+        Ok(())
+    }
+
+    /// Completes it when all that comes with its messages has been made.
+    ///
+    /// # Errors
+    /// A refusal that names one end.
+    pub fn fill(self, common: &Common<'_>, resent: &Resent<'_, '_>) -> Result<(), Refusal> {
+        let (process, index) = self.one;
+        self.complete(common, |right| resent.right(right)).map_err(|error| {
+            let reason =
+                format!("what it had not read, and descriptors with it, cannot be sent to it: {error}");
+            refuse(common.images[process], index, reason, remedy(&error, "see `stasis doctor`"))
+        })
+    }
+}
+
+/// What an end has not read: each process that had it may have it in its image; which one has.
+fn received<'a>(common: &Common<'a>, end: Place) -> Option<(usize, &'a DescriptionKind)> {
+    common.relations.places(end).into_iter().find_map(|place| match &common.description(place).kind {
+        kind @ DescriptionKind::SocketPair { received, .. } if !received.is_empty() => Some((place.0, kind)),
         _ => None,
     })
 }

@@ -100,6 +100,7 @@ fn image(open: Vec<(Description, Vec<RawFd>)>) -> ProcessImage {
         undo: vec![],
         descriptions,
         descriptors,
+        in_flight: vec![],
         threads: vec![],
         zombies: vec![],
         credentials: Credentials {
@@ -309,6 +310,7 @@ fn a_socket_pair_has_what_was_not_read() {
         socket_type: libc::SOCK_SEQPACKET,
         received: received.iter().map(|message| message.to_vec()).collect(),
         senders: vec![],
+        rights: vec![],
         charged: 0,
         shutdown_read,
         shutdown_write,
@@ -556,6 +558,7 @@ fn the_ends_of_a_pair_meet_from_different_processes() {
                 socket_type: libc::SOCK_STREAM,
                 received: received.iter().map(|message| message.to_vec()).collect(),
                 senders: vec![],
+                rights: vec![],
                 charged: 0,
                 shutdown_read: false,
                 shutdown_write: false,

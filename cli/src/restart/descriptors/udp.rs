@@ -41,9 +41,9 @@ pub fn filled(domain: i32, local: &[u8], received: &[Datagram]) -> io::Result<(O
         };
         // As far as can be to the host that it was sent to, which the program may ask for (IP_PKTINFO). A broadcast it was not.
         let to_local =
-            is_one_host(local).then(|| send_message(&sender, bytes, None, &with_host(&port, local)));
+            is_one_host(local).then(|| send_message(&sender, bytes, None, &with_host(&port, local), &[]));
         if !matches!(to_local, Some(Ok(_))) {
-            send_message(&sender, bytes, None, &with_host(&port, from))?;
+            send_message(&sender, bytes, None, &with_host(&port, from), &[])?;
         }
         last = Some((from.clone(), sender));
     }

@@ -8,7 +8,7 @@
 use std::{
     collections::HashMap,
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsRawFd, OwnedFd, RawFd},
 };
 
 use stasis_protocol::image::{Sender, SocketOption};
@@ -27,6 +27,8 @@ pub struct Unread<'a> {
     pub messages: &'a [Vec<u8>],
     /// Who sent each of them, where that was asked for.
     pub senders: &'a [Option<Sender>],
+    /// The descriptors that come with each of them.
+    pub rights: &'a [Vec<RawFd>],
     /// What the sender was charged for it; 0 where that does not matter any more.
     pub charged: usize,
     /// The sender's options, of which it has none yet.
@@ -56,7 +58,10 @@ impl Unread<'_> {
         let all: usize = self.messages.iter().map(Vec::len).sum();
         for (number, message) in self.messages.iter().enumerate() {
             let of = self.senders.get(number).copied().flatten();
-            let pieces = if self.socket_type == libc::SOCK_STREAM && self.charged != 0 {
+            let mut rights = self.rights.get(number).map_or(&[][..], Vec::as_slice);
+            // What descriptors come with was sent at once, and is not to be received without them.
+            let is_divided = rights.is_empty() && self.socket_type == libc::SOCK_STREAM;
+            let pieces = if is_divided && self.charged != 0 {
                 let share = self.charged as u128 * message.len() as u128 / all.max(1) as u128;
                 pieces(message.len(), share as usize, before, send_buffer(sender)?)?
             } else {
@@ -65,7 +70,7 @@ impl Unread<'_> {
             let mut rest = &message[..];
             for length in lengths(message.len(), pieces) {
                 let (piece, behind) = rest.split_at(length);
-                send_all(sender, piece, of)?;
+                send_all(sender, piece, of, std::mem::take(&mut rights))?;
                 rest = behind;
             }
         }
@@ -124,7 +129,7 @@ impl Scale {
         }
         self.bytes.resize(self.bytes.len().max(len), 0);
         let bytes = &mut self.bytes[..len];
-        send_all(&self.ends.0, bytes, None)?;
+        send_all(&self.ends.0, bytes, None, &[])?;
         let charged = charged(&self.ends.0)?;
         let mut left = len;
         while left > 0 {
@@ -147,9 +152,9 @@ fn charged(sender: &OwnedFd) -> io::Result<usize> {
 }
 
 /// Sends one message, or one piece of a stream, without waiting.
-fn send_all(sender: &OwnedFd, mut rest: &[u8], of: Option<Sender>) -> io::Result<()> {
+fn send_all(sender: &OwnedFd, mut rest: &[u8], of: Option<Sender>, mut rights: &[RawFd]) -> io::Result<()> {
     loop {
-        let count = send_message(sender, rest, of, &[])?;
+        let count = send_message(sender, rest, of, &[], std::mem::take(&mut rights))?;
         rest = &rest[count..];
         if rest.is_empty() {
             return Ok(());
@@ -161,16 +166,16 @@ fn send_all(sender: &OwnedFd, mut rest: &[u8], of: Option<Sender>) -> io::Result
 ///
 /// # Errors
 /// sendmsg(2)'s, and PermissionDenied where this process may not be that user.
-pub fn send_message(socket: &OwnedFd, bytes: &[u8], of: Option<Sender>, target: &[u8]) -> io::Result<usize> {
-    /// struct cmsghdr, struct ucred and what pads both to the length of CMSG_SPACE.
-    #[repr(C)]
-    struct Credentials {
-        header: libc::cmsghdr,
-        credentials: libc::ucred,
-        padding: u32,
-    }
-    // SAFETY: msghdr and Credentials are plain data.
-    let (mut message, mut beside): (libc::msghdr, Credentials) = unsafe { std::mem::zeroed() };
+pub fn send_message(
+    socket: &OwnedFd,
+    bytes: &[u8],
+    of: Option<Sender>,
+    target: &[u8],
+    rights: &[RawFd],
+) -> io::Result<usize> {
+    // SAFETY: msghdr is plain data.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    let mut beside: Vec<u64> = Vec::new();
     let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     message.msg_iov = &raw mut part;
     message.msg_iovlen = 1;
@@ -179,14 +184,15 @@ pub fn send_message(socket: &OwnedFd, bytes: &[u8], of: Option<Sender>, target: 
         message.msg_namelen = target.len() as u32;
     }
     if let Some(Sender { uid, gid }) = of {
-        beside.header.cmsg_len = size_of::<libc::cmsghdr>() + size_of::<libc::ucred>();
-        beside.header.cmsg_level = libc::SOL_SOCKET;
-        beside.header.cmsg_type = libc::SCM_CREDENTIALS;
-        // The pid must be a process', and may be another's for the privileged only (unix(7)).
-        beside.credentials = libc::ucred { pid: std::process::id() as i32, uid, gid };
-        message.msg_control = (&raw mut beside).cast();
-        message.msg_controllen = size_of_val(&beside);
+        // struct ucred. The pid must be a process', and may be another's for the privileged only (unix(7)).
+        add(&mut beside, libc::SCM_CREDENTIALS, &[std::process::id(), uid, gid]);
     }
+    if !rights.is_empty() {
+        let numbers: Vec<u32> = rights.iter().map(|&fd| fd as u32).collect();
+        add(&mut beside, libc::SCM_RIGHTS, &numbers);
+    }
+    message.msg_control = beside.as_mut_ptr().cast();
+    message.msg_controllen = beside.len() * 8;
     // SAFETY: reads the message's parts, which outlive the call.
     let count =
         unsafe { libc::sendmsg(raw(socket), &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
@@ -197,6 +203,14 @@ pub fn send_message(socket: &OwnedFd, bytes: &[u8], of: Option<Sender>, target: 
             _ => error,
         }
     })
+}
+
+/// Adds a struct cmsghdr, with its values, and what pads both to the length of CMSG_SPACE (cmsg(3)).
+fn add(beside: &mut Vec<u64>, kind: i32, values: &[u32]) {
+    beside.push((size_of::<libc::cmsghdr>() + size_of_val(values)) as u64);
+    beside.push(libc::SOL_SOCKET as u64 | (kind as u64) << 32);
+    let two = |pair: &[u32]| u64::from(pair[0]) | u64::from(pair.get(1).copied().unwrap_or(0)) << 32;
+    beside.extend(values.chunks(2).map(two));
 }
 
 const SEND_BUFFER: (i32, i32) = (libc::SOL_SOCKET, libc::SO_SNDBUF);
@@ -239,7 +253,7 @@ mod tests {
         let mut all = Vec::new();
         for (number, size) in sizes.enumerate() {
             let piece: Vec<u8> = (0..size).map(|at| (number * 31 + at) as u8).collect();
-            if send_all(&ends.0, &piece, None).is_err() {
+            if send_all(&ends.0, &piece, None, &[]).is_err() {
                 break;
             }
             all.extend(piece);
@@ -260,9 +274,15 @@ mod tests {
         assert_eq!(before >= size, full, "the test's own pair: {before} of {size}");
         let messages = [bytes];
         let socket_type = libc::SOCK_STREAM;
-        Unread { socket_type, messages: &messages, senders: &[], charged: before, options: &[] }
-            .send(&ends.0)
-            .unwrap();
+        let unread = Unread {
+            socket_type,
+            messages: &messages,
+            senders: &[],
+            rights: &[],
+            charged: before,
+            options: &[],
+        };
+        unread.send(&ends.0).unwrap();
         let after = charged(&ends.0).unwrap();
         assert_eq!(send_buffer(&ends.0).unwrap(), size);
         assert!(after.abs_diff(before) <= before / 32, "{before} were charged, {after} are");

@@ -83,7 +83,7 @@ fn counted(table: &Table<'_>, open: &Open) -> Result<(Vec<u8>, u64), Refusal> {
         if left_ns == 0 && (zeros < ZEROS || sync::monotonic_ns() - begun < DUE) {
             continue;
         }
-        let path = path!("/proc/self/task/{}/fdinfo/{}", table.tid, open.fd);
+        let path = path!("/proc/self/task/{}/fdinfo/{}", open.at().0, open.at().1);
         let Ok(info) = procfs::read(path.as_c_str()) else { return unreadable(open) };
         looks += 1;
         if left_ns == 0 {

@@ -59,7 +59,9 @@ fn holder(table: &Table<'_>, epoll: &Open, fd: i32, inode: u64, nth: u32) -> Opt
             Err(error) => error.0 == libc::ENOSYS && nth == 0 && known.fd == fd,
         }
     };
-    let others = (0..table.opens.len()).filter(|&index| table.opens[index].stat.st_ino == inode);
+    let may_be =
+        |index: &usize| table.opens[*index].stat.st_ino == inode && !table.opens[*index].is_in_flight();
+    let others = (0..table.opens.len()).filter(may_be);
     at.into_iter().chain(others).find(|&index| is_target(index))
 }
 

@@ -112,13 +112,14 @@ fn object(table: &Table<'_>, open: &Open, objects: &mut Objects) -> Result<(u32,
     let readable = match reads {
         false => {
             // A description that can be read, of the same file: through /proc, the permissions of the file decide.
-            let path = path!("/proc/self/task/{}/fd/{}", table.tid, open.fd);
+            let path = path!("/proc/self/task/{}/fd/{}", open.at().0, open.at().1);
             file::open(path.as_c_str(), libc::O_RDONLY | libc::O_CLOEXEC, 0)
                 .map_err(|error| open.failed("it was deleted and cannot be read", error))?
         }
         true => duplicate.keep(),
     };
-    let opening = Opening::Of { tid: table.tid, fd: open.fd, reads };
+    let (tid, fd) = open.at();
+    let opening = Opening::Of { tid, fd, reads };
     let id = objects
         .open(&open.link, open.stat.st_ino, readable, opening, || (kind, size, open.stat.st_mode & 0o7777));
     Ok((id, memfd.is_some()))

@@ -13,8 +13,8 @@ use crate::{procfs, wrappers::notify};
 const LENGTH: i64 = 80;
 
 /// Whether a regular file is a queue.
-pub fn is_one(table: &Table<'_>, open: &Open) -> bool {
-    let path = || path!("/proc/self/task/{}/fd/{}", table.tid, open.fd);
+pub fn is_one(open: &Open) -> bool {
+    let path = || path!("/proc/self/task/{}/fd/{}", open.at().0, open.at().1);
     open.stat.st_size == LENGTH && queue::is_one(path().as_c_str()).unwrap_or(false)
 }
 
@@ -29,7 +29,7 @@ pub fn capture(table: &Table<'_>, open: &Open) -> Result<DescriptionKind, Refusa
     let attributes = queue::attributes(duplicate.0)
         .map_err(|error| open.failed("its attributes cannot be asked", error))?;
     // The permissions of the queue decide, not those of the description.
-    let path = path!("/proc/self/task/{}/fd/{}", table.tid, open.fd);
+    let path = path!("/proc/self/task/{}/fd/{}", open.at().0, open.at().1);
     let flags = libc::O_RDWR | libc::O_NONBLOCK | libc::O_CLOEXEC;
     let opened = file::open(path.as_c_str(), flags, 0).map(Duplicate);
     let opened = opened.map_err(|error| open.failed("its messages cannot be looked at", error))?;

@@ -4,8 +4,8 @@
 //! The checkpoint thread has a descriptor table of its own. Closing a duplicate there releases no
 //! POSIX lock of the program: those belong to the table that took them (fcntl(2); `fl_owner` in
 //! fs/locks.c). Nothing is read from a queue that could not be read again: pipes are copied by tee(2),
-//! sockets by MSG_PEEK, POSIX messages are put back at once, and what can only be consumed (inotify events, descriptors on
-//! their way through a socket) is refused; but what waits in a pseudo-terminal is taken and put back.
+//! sockets by MSG_PEEK, POSIX messages are put back at once, and what can only be consumed (inotify events) is refused;
+//! but what waits in a pseudo-terminal is taken and put back.
 
 mod address;
 mod anonymous;
@@ -14,6 +14,7 @@ mod ends;
 mod epoll;
 mod files;
 mod groups;
+mod in_flight;
 mod inet_diag;
 mod inotify;
 mod message_queues;
@@ -37,7 +38,7 @@ use core::cell::RefCell;
 
 use stasis_protocol::{
     coordinator::{End, Refusal, Sharable},
-    image::{Description, DescriptionKind, Descriptor, FileIdentity},
+    image::{Description, DescriptionKind, Descriptor, FileIdentity, IN_FLIGHT},
 };
 use stasis_sys::{
     Errno, Result as SysResult,
@@ -45,7 +46,8 @@ use stasis_sys::{
     process,
 };
 
-pub use self::{pidfds::of as end_of, tcp::Room};
+use self::in_flight::InFlight;
+pub use self::{in_flight::Rights, pidfds::of as end_of, tcp::Room};
 use super::{Objects, subject};
 use crate::procfs;
 
@@ -71,7 +73,10 @@ pub enum Moment {
 
 /// One descriptor of the program, as /proc shows it.
 pub(super) struct Open {
+    /// From [`IN_FLIGHT`] on: on its way to the program.
     fd: i32,
+    /// The thread in whose table it is: the program's, or the checkpoint thread.
+    tid: i32,
     link: String,
     /// /proc/PID/fdinfo/FD.
     info: Vec<u8>,
@@ -100,10 +105,24 @@ impl Open {
     fn access(&self) -> i32 {
         self.flags as i32 & libc::O_ACCMODE
     }
+
+    fn is_in_flight(&self) -> bool {
+        self.fd >= IN_FLIGHT
+    }
+
+    /// Where it is: a thread, and the number in its table.
+    fn at(&self) -> (i32, Fd) {
+        (self.tid, if self.is_in_flight() { self.fd - IN_FLIGHT } else { self.fd })
+    }
 }
 
 fn refusal(fd: i32, link: &str, reason: String, remedy: &str) -> Refusal {
-    Refusal { what: format!("pid {}, fd {fd} ({link})", process::getpid()), reason, remedy: remedy.into() }
+    let pid = process::getpid();
+    let what = match fd {
+        IN_FLIGHT.. => format!("pid {pid}, a descriptor on its way to it ({link})"),
+        _ => format!("pid {pid}, fd {fd} ({link})"),
+    };
+    Refusal { what, reason, remedy: remedy.into() }
 }
 
 const CLOSE_IT: &str = "let the program close it before the checkpoint";
@@ -117,6 +136,7 @@ struct Table<'a> {
     /// Receive buffers that were made larger.
     rooms: RefCell<Vec<Room>>,
     share: Share<'a>,
+    in_flight: &'a InFlight,
 }
 
 /// Which part of what several processes have this one copies. All lists are in ascending order.
@@ -130,8 +150,15 @@ pub struct Share<'a> {
     pub present: &'a [u64],
 }
 
+impl Share<'_> {
+    /// Whether what waits in a socket is this process' to copy.
+    fn copies_queue(&self, open: &Open) -> bool {
+        self.elsewhere.binary_search(&queue_key(open)).is_err()
+    }
+}
+
 /// A duplicate in the checkpoint thread's own table.
-struct Duplicate(Fd);
+pub struct Duplicate(Fd);
 
 impl Drop for Duplicate {
     fn drop(&mut self) {
@@ -150,9 +177,7 @@ impl Duplicate {
 
 impl Table<'_> {
     fn duplicate(&self, open: &Open) -> Result<Duplicate, Refusal> {
-        process::pidfd_getfd(self.pidfd, open.fd)
-            .map(Duplicate)
-            .map_err(|error| open.failed("it cannot be duplicated", error))
+        duplicate(self.pidfd, open)
     }
 
     fn stopped(&self) -> bool {
@@ -162,7 +187,7 @@ impl Table<'_> {
     /// Whether this process is to copy what waits in a socket. Two that do it at once would disturb each other: the offset
     /// to peek at (SO_PEEK_OFF) is the socket's.
     fn copies_queue(&self, open: &Open) -> bool {
-        self.stopped() && self.share.elsewhere.binary_search(&queue_key(open)).is_err()
+        self.stopped() && self.share.copies_queue(open)
     }
 
     /// The same for a pseudo-terminal. What nobody has told of is left alone: two might do it at once.
@@ -173,10 +198,26 @@ impl Table<'_> {
     }
 }
 
+/// Makes a duplicate for the checkpoint thread; `pidfd`: see [`open_pidfd`].
+fn duplicate(pidfd: Fd, open: &Open) -> Result<Duplicate, Refusal> {
+    let made = if open.is_in_flight() {
+        file::fcntl(open.at().1, libc::F_DUPFD_CLOEXEC, 0).map(|fd| fd as Fd)
+    } else {
+        process::pidfd_getfd(pidfd, open.fd)
+    };
+    made.map(Duplicate).map_err(|error| open.failed("it cannot be duplicated", error))
+}
+
 /// What was found of the program's descriptors.
 pub struct Captured {
     pub descriptions: Vec<Description>,
     pub descriptors: Vec<Descriptor>,
+    /// Those that are on their way to it.
+    pub in_flight: Vec<Descriptor>,
+    /// Which are held open until this is dropped.
+    pub held: Rights,
+    /// Whether there are descriptors on their way, which nobody has looked at while the program runs.
+    pub receives: bool,
     /// Whether a file is open to be read directly (open(2), O_DIRECT).
     pub reads_directly: bool,
     /// Ends of connections whose other ends other processes have.
@@ -189,6 +230,8 @@ pub struct Captured {
     pub queues: Vec<u64>,
     /// Of them, those that nobody copies as far as is known.
     pub uncopied: Vec<u64>,
+    /// Of sockets on their way to this process: their keys, and whether it is the one that copies.
+    pub received: Vec<(u64, bool)>,
 }
 
 /// How the slave side of a pseudo-terminal is named among ends of connections.
@@ -208,8 +251,7 @@ fn queue_key(open: &Open) -> u64 {
 /// A refusal for each descriptor that cannot be saved.
 pub fn capture(objects: &mut Objects, moment: Moment, share: Share<'_>) -> Result<Captured, Vec<Refusal>> {
     let tid = subject();
-    let (opens, mut refusals) = look_at_all(tid, moment);
-    let representatives = sharing::representatives(tid, &opens);
+    let (mut opens, mut refusals) = look_at_all(tid, moment);
     let pidfd = match open_pidfd(tid) {
         Ok(pidfd) => Duplicate(pidfd),
         Err(error) => {
@@ -217,7 +259,24 @@ pub fn capture(objects: &mut Objects, moment: Moment, share: Share<'_>) -> Resul
             return Err(refusals);
         }
     };
-    let table = Table { tid, pidfd: pidfd.0, moment, opens: &opens, share, rooms: RefCell::default() };
+    let (own, mut in_flight) = (opens.len(), InFlight::default());
+    if moment == Moment::Stopped {
+        match InFlight::look(&opens, share, |open| duplicate(pidfd.0, open)) {
+            Ok(found) => in_flight = found,
+            Err(refusal) => refusals.push(refusal),
+        }
+        match in_flight.opens() {
+            Ok(more) => opens.extend(more),
+            Err(refusal) => {
+                refusals.push(refusal);
+                return Err(refusals);
+            }
+        }
+    }
+    let receives = opens.iter().any(in_flight::is_receiver);
+    let representatives = sharing::representatives(&opens);
+    let rooms = RefCell::default();
+    let table = Table { tid, pidfd: pidfd.0, moment, opens: &opens, share, rooms, in_flight: &in_flight };
     if table.stopped() {
         tcp::push_all(&table);
     }
@@ -227,7 +286,13 @@ pub fn capture(objects: &mut Objects, moment: Moment, share: Share<'_>) -> Resul
     for (index, open) in opens.iter().enumerate() {
         let representative = representatives[index];
         let number = if representative == index {
-            match describe(&table, open, objects) {
+            let described = describe(&table, open, objects).and_then(|description| {
+                if open.is_in_flight() {
+                    in_flight::check(open, &description)?;
+                }
+                Ok(description)
+            });
+            match described {
                 Ok(description) => descriptions.push(description),
                 Err(_) if moment == Moment::Running && is_gone(tid, open) => descriptions.push(nothing()),
                 Err(refusal) => {
@@ -243,13 +308,14 @@ pub fn capture(objects: &mut Objects, moment: Moment, share: Share<'_>) -> Resul
         descriptors.push(Descriptor {
             fd: open.fd,
             description: number,
-            close_on_exec: terminals::closes_on_exec(&table, open),
+            close_on_exec: !open.is_in_flight() && terminals::closes_on_exec(&table, open),
         });
     }
     if !refusals.is_empty() {
         return Err(refusals);
     }
     epoll::number(&mut descriptions, &numbers);
+    in_flight::number(&mut descriptions, &numbers);
     pipes::keep_first_content(&mut descriptions);
     let ends = ends::find(&opens, &descriptions, &descriptors);
     let alone = opens.iter().zip(&representatives).enumerate();
@@ -257,8 +323,10 @@ pub fn capture(objects: &mut Objects, moment: Moment, share: Share<'_>) -> Resul
         .filter(|(index, (_, representative))| index == *representative)
         .map(|(_, (open, _))| Sharable { fd: open.fd, key: sharing::key(open) })
         .collect();
-    let sockets = opens.iter().filter(|open| open.stat.st_mode & libc::S_IFMT == libc::S_IFSOCK);
-    let mut queues: Vec<u64> = sockets.map(queue_key).collect();
+    let sockets = || opens.iter().filter(|open| open.stat.st_mode & libc::S_IFMT == libc::S_IFSOCK);
+    let mut queues: Vec<u64> = sockets().map(queue_key).collect();
+    let received = sockets().filter(|open| open.is_in_flight());
+    let received = received.map(|open| (queue_key(open), share.copies_queue(open))).collect();
     let mut uncopied = Vec::new();
     for description in &descriptions {
         match &description.kind {
@@ -279,7 +347,21 @@ pub fn capture(objects: &mut Objects, moment: Moment, share: Share<'_>) -> Resul
         open.flags as i32 & libc::O_DIRECT != 0 && open.stat.st_mode & libc::S_IFMT != libc::S_IFIFO
     };
     let reads_directly = opens.iter().any(is_direct);
-    Ok(Captured { descriptions, descriptors, reads_directly, ends, sharable, queues, uncopied, rooms })
+    let in_flight_descriptors = descriptors.split_off(own);
+    Ok(Captured {
+        descriptions,
+        descriptors,
+        in_flight: in_flight_descriptors,
+        held: in_flight.into_held(),
+        receives,
+        reads_directly,
+        ends,
+        sharable,
+        queues,
+        uncopied,
+        received,
+        rooms,
+    })
 }
 
 /// Lets the end of this process reset its TCP connections instead of ending them: whoever is at the other end learns at
@@ -287,14 +369,18 @@ pub fn capture(objects: &mut Objects, moment: Moment, share: Share<'_>) -> Resul
 pub fn reset_at_end() {
     let tid = subject();
     let Ok(pidfd) = open_pidfd(tid).map(Duplicate) else { return };
-    let (opens, _) = look_at_all(tid, Moment::Stopped);
+    let (mut opens, _) = look_at_all(tid, Moment::Stopped);
+    let share = Share::default();
+    let in_flight = InFlight::look(&opens, share, |open| duplicate(pidfd.0, open)).unwrap_or_default();
+    opens.extend(in_flight.opens().unwrap_or_default());
     tcp::reset_at_end(&Table {
         tid,
         pidfd: pidfd.0,
         moment: Moment::Stopped,
         opens: &opens,
-        share: Share::default(),
+        share,
         rooms: RefCell::default(),
+        in_flight: &in_flight,
     });
 }
 
@@ -358,6 +444,7 @@ fn look_at_all(tid: i32, moment: Moment) -> (Vec<Open>, Vec<Refusal>) {
 
 /// What /proc shows of a thread's descriptors.
 struct Directories {
+    tid: i32,
     links: procfs::Directory,
     infos: procfs::Directory,
 }
@@ -365,6 +452,7 @@ struct Directories {
 impl Directories {
     fn open(tid: i32) -> SysResult<Self> {
         Ok(Self {
+            tid,
             links: procfs::Directory::open(path!("/proc/self/task/{tid}/fd").as_c_str())?,
             infos: procfs::Directory::open(path!("/proc/self/task/{tid}/fdinfo").as_c_str())?,
         })
@@ -383,6 +471,7 @@ impl Directories {
         let cloexec = libc::O_CLOEXEC as u64;
         Ok(Open {
             fd,
+            tid: self.tid,
             link: link.into(),
             stat: self.links.stat(name.as_c_str())?,
             flags: (all & !cloexec) as u32,
@@ -439,7 +528,7 @@ fn kind(table: &Table<'_>, open: &Open, objects: &mut Objects) -> Result<Descrip
         return pidfds::capture(open);
     }
     match open.stat.st_mode & libc::S_IFMT {
-        libc::S_IFREG if message_queues::is_one(table, open) => message_queues::capture(table, open),
+        libc::S_IFREG if message_queues::is_one(open) => message_queues::capture(table, open),
         libc::S_IFREG => files::regular(table, open, objects),
         libc::S_IFDIR => files::directory(open),
         libc::S_IFCHR => terminals::character_device(table, open),

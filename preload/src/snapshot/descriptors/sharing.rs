@@ -20,14 +20,14 @@ pub fn key(open: &Open) -> u64 {
 /// offset. It orders descriptions, so each is looked up among its equals by bisection; 10,000 eventfds
 /// (one inode for all) take 130,000 calls, not 50 million. On a kernel without it (ENOSYS) every descriptor is
 /// taken to be alone.
-pub fn representatives(tid: i32, opens: &[Open]) -> Vec<usize> {
+pub fn representatives(opens: &[Open]) -> Vec<usize> {
     let mut groups: BTreeMap<(u64, u64, u32, u64), Vec<usize>> = BTreeMap::new();
     let mut first = Vec::with_capacity(opens.len());
     for (index, open) in opens.iter().enumerate() {
         let key = (open.stat.st_dev, open.stat.st_ino, open.flags, open.offset);
         let group = groups.entry(key).or_default();
         let found = group.binary_search_by(|&known| {
-            file::compare_descriptions(tid, opens[known].fd, open.fd).unwrap_or(Ordering::Less)
+            file::compare_descriptions(opens[known].at(), open.at()).unwrap_or(Ordering::Less)
         });
         match found {
             Ok(at) => first.push(group[at]),

@@ -9,11 +9,14 @@ use stasis_protocol::{
 use stasis_sys::{file, socket, sync};
 
 use super::{
-    CLOSE_IT, Duplicate, Open, Table, bytes, datagrams, ends, inherited,
+    CLOSE_IT, Duplicate, Open, Table, bytes, datagrams, ends,
+    in_flight::{self, Messages},
+    inherited,
     options::{self, options},
-    peers, plain, sock_diag, socket_files, tcp, unread,
+    peers, plain, sock_diag, socket_files, tcp,
+    unread::{self, Unread},
 };
-use crate::{procfs, state};
+use crate::state;
 
 /// What every socket can be asked.
 pub struct Asked {
@@ -62,8 +65,9 @@ pub const URGENT: &str = "urgent data waits in it (MSG_OOB)";
 fn unix(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<DescriptionKind, Refusal> {
     let found = sock_diag::unix(open.stat.st_ino)
         .map_err(|error| open.failed("sock_diag does not tell its other end", error))?;
-    if open.field("scm_fds:").and_then(procfs::decimal).is_some_and(|count| count > 0) {
-        return open.refuse("descriptors are on their way through it (SCM_RIGHTS)", WAIT);
+    if open.is_in_flight() && in_flight::is_receiver(open) {
+        return open
+            .refuse("it is on its way to the program, and other descriptors to it (SCM_RIGHTS)", WAIT);
     }
     let local = name(asked, false);
     if found.state == sock_diag::LISTEN {
@@ -78,7 +82,7 @@ fn unix(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<DescriptionKind
         return Ok(fresh(asked, local, file, Vec::new(), backlog, found.waiting, Vec::new()));
     }
     if asked.kind == libc::SOCK_DGRAM && !is_pair(open, asked, &found, &local) {
-        let received = if table.copies_queue(open) { datagrams::received(open, asked)? } else { Vec::new() };
+        let received = datagrams(table, open, asked)?;
         let file = socket_files::of(table, asked, &found, &local);
         return Ok(fresh(asked, local, file, name(asked, true), None, Vec::new(), received));
     }
@@ -100,8 +104,7 @@ fn unix(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<DescriptionKind
             "take the checkpoint when it has",
         );
     }
-    let (received, senders) =
-        if table.copies_queue(open) { unread::received(open, asked)? } else { (Vec::new(), Vec::new()) };
+    let (received, senders, rights) = messages(table, open, asked)?;
     Ok(DescriptionKind::SocketPair {
         pair: if peer == 0 { open.stat.st_ino } else { peer.min(open.stat.st_ino) },
         other_closed: peer == 0 && !waits,
@@ -113,12 +116,36 @@ fn unix(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<DescriptionKind
         socket_type: asked.kind,
         received,
         senders,
+        rights,
         charged,
         shutdown_read: found.shutdown & 1 != 0,
         shutdown_write: found.shutdown & 2 != 0,
         peer_is: peers::other_end(asked),
         options: options(asked),
     })
+}
+
+/// What a connected unix socket has not read, as far as it is this process' to copy.
+fn messages(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<Messages, Refusal> {
+    if !table.copies_queue(open) {
+        return Ok(Messages::default());
+    }
+    if let Some(messages) = table.in_flight.messages(open) {
+        return Ok(messages);
+    }
+    let Unread { messages, senders, .. } = unread::received(open, asked.kind, asked.socket.0)?;
+    Ok((messages, senders, Vec::new()))
+}
+
+/// The same for datagrams.
+fn datagrams(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<Vec<Datagram>, Refusal> {
+    if !table.copies_queue(open) {
+        return Ok(Vec::new());
+    }
+    match table.in_flight.datagrams(open) {
+        Some(datagrams) => Ok(datagrams),
+        None => Ok(datagrams::received(open, asked.socket.0)?.0),
+    }
 }
 
 /// Whether a datagram socket is one of two that nobody else can send to: both without a name and connected to
@@ -152,7 +179,7 @@ fn udp(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<DescriptionKind,
         let reason = "bytes wait in it for the rest of their datagram (UDP_CORK, MSG_MORE)";
         return open.refuse(reason, "take the checkpoint when the program has sent it");
     }
-    let received = if table.copies_queue(open) { datagrams::received(open, asked)? } else { Vec::new() };
+    let received = datagrams(table, open, asked)?;
     Ok(fresh(asked, bound(name(asked, false)), None, name(asked, true), None, Vec::new(), received))
 }
 

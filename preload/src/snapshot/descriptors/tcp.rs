@@ -122,6 +122,7 @@ fn ended(table: &Table<'_>, open: &Open, asked: &Asked, local: Vec<u8>) -> Resul
         socket_type: asked.kind,
         received: if table.copies_queue(open) { received(open, asked)? } else { Vec::new() },
         senders: Vec::new(),
+        rights: Vec::new(),
         charged: 0,
         shutdown_read: false,
         shutdown_write: true,
@@ -167,6 +168,7 @@ fn connection(table: &Table<'_>, open: &Open, asked: &Asked, state: u8) -> Resul
         socket_type: asked.kind,
         received: if table.copies_queue(open) { received(open, asked)? } else { Vec::new() },
         senders: Vec::new(),
+        rights: Vec::new(),
         charged: 0,
         // The end of the stream, which comes by itself, looks the same.
         shutdown_read: down && !has_ended,

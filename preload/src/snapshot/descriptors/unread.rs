@@ -10,14 +10,25 @@ use stasis_sys::{
     sync,
 };
 
-use super::{
-    Open, refusal,
-    sockets::{Asked, WAIT},
-    tcp,
-};
+use super::{Duplicate, Open, in_flight::Rights, refusal, sockets::WAIT, tcp};
 
-/// Messages, and whom they are of: nothing where nobody asks.
-pub type Unread = (Vec<Vec<u8>>, Vec<Option<Sender>>);
+/// What a socket has not read. All three go together.
+#[derive(Default)]
+pub struct Unread {
+    pub messages: Vec<Vec<u8>>,
+    /// Whom they are of; nobody where the socket does not ask.
+    pub senders: Vec<Option<Sender>>,
+    /// The descriptors that come with each (SCM_RIGHTS).
+    pub rights: Vec<Rights>,
+}
+
+impl Unread {
+    fn push(&mut self, message: Vec<u8>, sender: Option<Sender>, rights: Rights) {
+        self.messages.push(message);
+        self.senders.push(sender);
+        self.rights.push(rights);
+    }
+}
 
 /// Who sent a message; `None` where the kernel has not noted it, since nobody asked at that time.
 pub fn sender(beside: &Beside) -> Option<Sender> {
@@ -30,14 +41,13 @@ const NOBODY: u32 = 65534;
 
 /// What a unix socket has not read yet, by peeking from offset to offset (socket(7), SO_PEEK_OFF). The program's own
 /// offset is put back.
-pub fn received(open: &Open, asked: &Asked) -> Result<Unread, Refusal> {
-    let socket = asked.socket.0;
+pub fn received(open: &Open, kind: i32, socket: Fd) -> Result<Unread, Refusal> {
     let unreadable = |error: Errno| refusal(open.fd, &open.link, format!("{UNREADABLE}: {error}"), WAIT);
     let ready = sync::poll(socket, libc::POLLIN, 0).map_err(unreadable)?;
     let unread = tcp::unread(socket);
     // All but streams tell an error that waits before what was sent, and tell it once: a look would take it away.
-    if ready & libc::POLLERR != 0 && asked.kind != libc::SOCK_STREAM {
-        let waits = if asked.kind == libc::SOCK_DGRAM { ready & libc::POLLIN != 0 } else { unread > 0 };
+    if ready & libc::POLLERR != 0 && kind != libc::SOCK_STREAM {
+        let waits = if kind == libc::SOCK_DGRAM { ready & libc::POLLIN != 0 } else { unread > 0 };
         return if waits {
             open.refuse("messages wait in it behind an error", WAIT)
         } else {
@@ -47,8 +57,8 @@ pub fn received(open: &Open, asked: &Asked) -> Result<Unread, Refusal> {
     let set = |value| socket::set_number_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, value);
     let own = socket::number_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF).unwrap_or(-1);
     set(0).map_err(unreadable)?;
-    let all = match asked.kind {
-        libc::SOCK_STREAM => peek_stream(socket, unread),
+    let all = match kind {
+        libc::SOCK_STREAM => peek_stream(socket, unread, set),
         kind => peek_messages(socket, (kind == libc::SOCK_SEQPACKET).then_some(unread), set),
     };
     set(own).map_err(unreadable)?;
@@ -62,22 +72,39 @@ const UNREADABLE: &str = "what it has received cannot be read";
 pub const LARGEST: usize = 4 << 20;
 
 /// As many bytes as there are: behind them is an error that waits for the program (ECONNRESET), and a look would take it.
-/// Where the socket asks whom they are of, what several have sent comes in pieces.
-fn peek_stream(socket: Fd, unread: usize) -> Result<Unread, Errno> {
-    let (mut all, mut senders): Unread = Default::default();
+/// Where the socket asks whom they are of, what several have sent comes in pieces; and a piece ends with the bytes that
+/// descriptors come with (net/unix/af_unix.c, `unix_stream_read_generic`).
+fn peek_stream(
+    socket: Fd,
+    unread: usize,
+    set_offset: impl Fn(i32) -> Result<(), Errno>,
+) -> Result<Unread, Errno> {
+    let mut all = Unread::default();
     let mut buffer = vec![0; unread];
-    let mut done = 0;
+    let (mut done, mut ended) = (0, false);
     while done < unread {
-        match socket::peek_beside(socket, &mut buffer[done..], 0) {
+        let mut rights = Rights::new();
+        match socket::peek_beside(socket, &mut buffer[done..], 0, |fd| rights.push(Duplicate(fd))) {
             Ok((0, _)) | Err(Errno(libc::EAGAIN)) => return Err(Errno(libc::EIO)),
             Ok((len, beside)) => {
-                let (piece, sender) = (&buffer[done..done + len], sender(&beside));
-                match all.last_mut() {
-                    Some(last) if senders.last() == Some(&sender) => last.extend_from_slice(piece),
-                    _ => {
-                        all.push(Vec::from(piece));
-                        senders.push(sender);
+                let sender = sender(&beside);
+                let mut without = len;
+                if !rights.is_empty() {
+                    set_offset(done as i32)?;
+                    without = socket::last_sent_at(socket, &mut buffer[done..done + len])?;
+                    set_offset((done + len) as i32)?;
+                }
+                let (before, behind) = buffer[done..done + len].split_at(without);
+                match all.messages.last_mut() {
+                    _ if before.is_empty() => {}
+                    Some(last) if !ended && all.senders.last() == Some(&sender) => {
+                        last.extend_from_slice(before);
                     }
+                    _ => all.push(before.into(), sender, Rights::new()),
+                }
+                ended = !behind.is_empty();
+                if ended {
+                    all.push(behind.into(), sender, rights);
                 }
                 done += len;
             }
@@ -85,7 +112,7 @@ fn peek_stream(socket: Fd, unread: usize) -> Result<Unread, Errno> {
             Err(error) => return Err(error),
         }
     }
-    Ok((all, senders))
+    Ok(all)
 }
 
 /// `unread`: how many bytes there are, where that is known (SOCK_SEQPACKET).
@@ -94,18 +121,19 @@ fn peek_messages(
     unread: Option<usize>,
     set_offset: impl Fn(i32) -> Result<(), Errno>,
 ) -> Result<Unread, Errno> {
-    let (mut all, mut senders): Unread = Default::default();
+    let mut all = Unread::default();
     let mut done = 0;
     let mut size = 64 << 10;
     loop {
         let mut buffer = vec![0; size];
-        match socket::peek_beside(socket, &mut buffer, libc::MSG_TRUNC) {
+        let mut rights = Rights::new();
+        match socket::peek_beside(socket, &mut buffer, libc::MSG_TRUNC, |fd| rights.push(Duplicate(fd))) {
             // At the end of a connection zero comes for ever; before all bytes have come it is a message without content.
             Ok((0, _))
                 if unread.is_some_and(|unread| done >= unread)
                     && sync::poll(socket, libc::POLLRDHUP, 0)? & (libc::POLLRDHUP | libc::POLLHUP) != 0 =>
             {
-                return Ok((all, senders));
+                return Ok(all);
             }
             Ok((len, _)) if len > LARGEST => return Err(Errno(libc::EMSGSIZE)),
             // The offset has moved on by what was read. Not from the start: messages without content are shown once.
@@ -116,10 +144,9 @@ fn peek_messages(
             Ok((len, beside)) => {
                 buffer.truncate(len);
                 done += len;
-                all.push(buffer);
-                senders.push(sender(&beside));
+                all.push(buffer, sender(&beside), rights);
             }
-            Err(Errno(libc::EAGAIN)) => return Ok((all, senders)),
+            Err(Errno(libc::EAGAIN)) => return Ok(all),
             Err(Errno(libc::EINTR)) => {}
             Err(error) => return Err(error),
         }
