@@ -57,8 +57,8 @@ enum Gear {
 
 /// As many pages are copied faster than a round is begun.
 const FEW: u64 = 32;
-/// So many are copied faster than threads are stopped once more.
-const UNWATCHED: u64 = 1024;
+/// So many (1 MiB) are copied faster than threads are stopped once more.
+const UNWATCHED: u64 = 256;
 /// So many (4 MiB) take a millisecond: not worth memory.
 const SOME: u64 = 1024;
 /// So many (24 MiB) take 4 ms: not worth slowing the program down.
