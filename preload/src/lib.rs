@@ -60,6 +60,7 @@ mod stop;
 mod system_v;
 mod threads;
 mod tracker;
+mod unread_events;
 mod vdso;
 mod watches;
 mod wrappers;

@@ -19,9 +19,13 @@ use crate::{
     aio, arch, arena, births, checkpoint, credentials, lazy,
     link::{self, coordinator::Coordinator},
     memory_policy, procfs, signal_limit,
-    snapshot::kernel_state::{self, KernelState, PosixTimer},
+    snapshot::{
+        self,
+        kernel_state::{self, KernelState, PosixTimer},
+    },
     state, stop, system_v,
     threads::{self, Slot},
+    unread_events,
 };
 
 struct Info(UnsafeCell<RestartInfo>);
@@ -132,6 +136,7 @@ pub extern "C" fn checkpoint_thread() -> ! {
     let stops = info.stopped != 0;
     let put_back = || {
         put_back(&kernel_state);
+        hold_queues();
         // Beside the timers, which go on from here with what they had left.
         state::set_skipped((sync::monotonic_ns() as i64).saturating_sub(kernel_state.monotonic_ns as i64));
     };
@@ -162,6 +167,16 @@ pub extern "C" fn checkpoint_thread() -> ! {
     credentials::listen();
     state::release();
     checkpoint::serve(coordinator)
+}
+
+/// Opens queues again of which events are kept.
+fn hold_queues() {
+    if unread_events::WAITING.load(Ordering::Relaxed) == 0 {
+        return;
+    }
+    let Ok(pidfd) = snapshot::open_pidfd(process::getpid()) else { return };
+    unread_events::open_again(|fd| process::pidfd_getfd(pidfd, fd));
+    let _ = file::close(pidfd);
 }
 
 /// Waits until `count` threads have arrived, and those that only had to end have ended.

@@ -18,7 +18,7 @@ use stasis_sys::{
 
 use crate::{
     arch, arena, births, checkpoint, confined, contagion, credentials, dormant, fork, interrupted, lazy,
-    link, memory_policy, snapshot, stacks, state, stop, system_v, threads, watches, wrappers,
+    link, memory_policy, snapshot, stacks, state, stop, system_v, threads, unread_events, watches, wrappers,
 };
 
 #[used]
@@ -132,6 +132,7 @@ pub unsafe fn begin_in_child() {
     checkpoint::forget_inherited();
     system_v::forget_own_undo();
     wrappers::notify::forget();
+    unread_events::forget();
     confined::forget();
     lazy::forget();
     state::forget_inherited();

@@ -169,8 +169,8 @@ pub extern "C" fn handle(signal: i32, info: *mut Siginfo, context: *mut libc::uc
     interrupted::resume(&mut frame, &interruption, restarted);
 }
 
-/// Whether the thread is to leave the vDSO before it is stopped, not where it stood stopped by a signal, or to let one go on that
-/// it has made; not for ever.
+/// Whether the thread is to leave the vDSO before it is stopped, not where it stood stopped by a signal; to let one go on that it has
+/// made; or to come to the system call of a read(2), whose events may be taken from it. Not for ever.
 fn runs_on(slot: &Slot, frame: &mut Frame<'_>) -> bool {
     let pc = frame.pc();
     let is_inside = vdso::holds(pc);
@@ -178,8 +178,9 @@ fn runs_on(slot: &Slot, frame: &mut Frame<'_>) -> bool {
     /// It is never there for long; one that does nothing but make threads is met there time and again.
     const OFTEN: u32 = 1000;
     let leaves_vdso = is_inside && state::is_stopping_outside() && !vdso::is_urgent();
-    let creates = wrappers::threads::creates(pc) && slot.ran_on.load(Ordering::Relaxed) < OFTEN;
-    if !leaves_vdso && !creates {
+    let reads = wrappers::read::begins(pc) && !frame.at_system_call() && !frame.behind_system_call();
+    let goes_on = slot.ran_on.load(Ordering::Relaxed) < OFTEN && (wrappers::threads::creates(pc) || reads);
+    if !leaves_vdso && !goes_on {
         return false;
     }
     slot.ran_on.fetch_add(1, Ordering::Relaxed);

@@ -55,6 +55,11 @@ impl Drop for Held {
     }
 }
 
+/// Whether anything was ever watched.
+pub fn has_any() -> bool {
+    TABLE.load(Ordering::Relaxed) != 0
+}
+
 /// In the child of a fork(2): who was at it is not here. The table is whole at any moment.
 pub fn begin_in_child() {
     LOCK.store(0, Ordering::Release);

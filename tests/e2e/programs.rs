@@ -191,6 +191,8 @@ mod descriptors {
         epoll_by_numbers_that_were_closed: "epoll_numbers";
         signalfd: "signalfd";
         inotify: "inotify" ["read"];
+        inotify_with_events: "inotify";
+        events_of_inotify_one_by_one: "inotify_unread";
         inotify_over_time: "inotify_over_time";
         pidfds: "pidfd";
         proc_files_of_the_process_itself: "proc_files";
@@ -293,8 +295,8 @@ mod refused {
     }
 
     #[test]
-    fn events_of_inotify_that_were_not_read() {
-        Workload { program: "inotify", arguments: &[] }.is_refused(&["inotify", "fd "]);
+    fn events_of_inotify_that_two_processes_may_read() {
+        Workload { program: "inotify", arguments: &["child"] }.is_refused(&["inotify", "fd "]);
     }
 
     #[track_caller]

@@ -1,6 +1,7 @@
 // inotify: watch descriptors and masks; events that are queued and unread; new events afterwards.
 #include "verify.h"
 #include <sys/inotify.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 
 static int watch;
@@ -39,8 +40,14 @@ int main(int argc, char **argv) {
     REQUIRE(one > gone && two > one && expect(gone, IN_IGNORED, NULL));
     touch("one/queued-1");
     touch("two/queued-2");
-    // Events that wait cannot be saved: with this argument they are read first.
+    // Those that wait are kept for the process, or with this argument read first. Where another process has the queue, too, they cannot be.
     bool is_read = argc > 1 && strcmp(argv[1], "read") == 0;
+    if (argc > 1 && strcmp(argv[1], "child") == 0 && fork() == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        close(watch);
+        for (;;)
+            pause();
+    }
     if (is_read)
         REQUIRE(expect(one, IN_CREATE, "queued-1") && expect(two, IN_CREATE, "queued-2"));
 

@@ -367,8 +367,8 @@ pub enum DescriptionKind {
     },
     Inotify {
         watches: Vec<InotifyWatch>,
-        /// Events queued and not read, as read(2) would give them.
-        queued: Vec<u8>,
+        /// Events wait to be read, which the library keeps: one stands for them in the queue.
+        events_wait: bool,
     },
     Object {
         /// The id of the object.

@@ -29,6 +29,7 @@ use crate::{
     arch::{self, Frame, Stub},
     state,
     threads::Slot,
+    unread_events,
     wrappers::table::{self, Entry, Outcome, Time},
 };
 
@@ -83,6 +84,11 @@ pub fn resume(frame: &mut Frame<'_>, interruption: &Interruption, restarted: boo
         frame.finish(EINTR);
         interrupted(frame, None, stopped);
     } else if frame.at_system_call()
+        && result == libc::SYS_read
+        && let Some(given) = kept_events(&frame.arguments())
+    {
+        frame.finish(given);
+    } else if frame.at_system_call()
         && let Some(entry) = table::of(result)
     {
         // A handler of the program without SA_RESTART that is due now has the call end (signal(7)).
@@ -101,6 +107,15 @@ pub fn resume(frame: &mut Frame<'_>, interruption: &Interruption, restarted: boo
             frame.call_again(result);
         }
     }
+}
+
+/// What waited for read(2) in an inotify, and came while the thread slept there: the kernel would not find it.
+fn kept_events(&[fd, buffer, size, ..]: &[u64; 6]) -> Option<i64> {
+    if unread_events::WAITING.load(Ordering::Relaxed) == 0 {
+        return None;
+    }
+    // SAFETY: the buffer of the thread's call.
+    unsafe { unread_events::read(fd as i32, buffer as *mut u8, size as usize) }.map(|given| given as i64)
 }
 
 /// Takes what is over off the time-out that is looked at between messages. The record of the call, which may be new.

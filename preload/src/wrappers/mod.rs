@@ -3,7 +3,7 @@
 //! Only where the kernel cannot tell the stop handler what it must know: when a call with a time-out
 //! began ([`timed`], [`sleep`], [`sockets`], [`generic`]), and where a set of signals would hide the
 //! stop signal ([`masks`]). And where the library's own thread must do what glibc does in its threads
-//! ([`identity`]). And where it is not told what a program uses ([`system_v`], [`notify`], [`confine`], [`timers`], [`advice`]). And where a program is replaced ([`exec`]) or ends ([`exit`]). [`table`] has the reasons, call by call. The hot functions (malloc, open,
+//! ([`identity`]). And where it is not told what a program uses ([`system_v`], [`notify`], [`confine`], [`timers`], [`advice`]). And where what waits for it is kept by the library ([`mod@read`]). And where a program is replaced ([`exec`]) or ends ([`exit`]). [`table`] has the reasons, call by call. The hot functions (malloc, open,
 //! stat, getpid, clock_gettime...) are not among them.
 //!
 //! A wrapper is a jump to [`arch::wrapped_call`] with two functions: one makes the system call's
@@ -25,8 +25,9 @@ mod masks;
 pub mod next;
 pub mod notify;
 mod raw;
+pub mod read;
 mod sleep;
-mod sockets;
+pub mod sockets;
 mod system_v;
 pub mod table;
 pub mod threads;
@@ -175,4 +176,6 @@ pub unsafe fn init() {
     unsafe { clone::init() };
     // SAFETY: as above.
     unsafe { threads::init() };
+    // SAFETY: as above.
+    unsafe { read::init() };
 }

@@ -2,7 +2,7 @@
 //! and nobody but its caller knows when it began.
 //!
 //! Each of these functions is one jump through a slot, to libc's own, until the program sets such an
-//! option for the first time. From then on the slots lead to functions here that note when they begin.
+//! option for the first time (read(2)'s: or until events are kept for it, [`mod@read`]). From then on the slots lead to functions here that note when they begin.
 //! A socket that came with the option over exec(2) or SCM_RIGHTS is not noticed: its calls then have their
 //! whole time again after a checkpoint.
 
@@ -16,7 +16,7 @@ use core::{
 use libc::{c_int, c_void, socklen_t};
 use stasis_sys::process;
 
-use super::{fill_cancellable, finish, given, next, now, returned, table::Time, wrap};
+use super::{fill_cancellable, finish, given, next, now, read, returned, table::Time, wrap};
 use crate::{
     arch,
     confined::{self, REUSEPORT},
@@ -181,6 +181,24 @@ pub unsafe fn init() {
     }
 }
 
+/// Where read(2) leads behind [`read::kept`].
+static BEHIND_READ: AtomicUsize = AtomicUsize::new(0);
+
+/// From now on read(2) leads to what looks for kept events.
+pub fn read_kept() {
+    let (kept, now) = (read::kept as *const () as usize, READ.load(Ordering::Relaxed));
+    if now != kept {
+        let plain = make::<{ libc::SYS_read }, 3, false> as *const () as usize;
+        BEHIND_READ.store(if now == 0 { plain } else { now }, Ordering::Relaxed);
+        READ.store(kept, Ordering::Release);
+    }
+}
+
+/// The function behind that.
+pub fn behind_read() -> usize {
+    BEHIND_READ.load(Ordering::Relaxed)
+}
+
 /// From now on the beginning of every call is noted.
 fn note_beginnings() {
     if TIMEOUTS.swap(true, Ordering::AcqRel) {
@@ -189,9 +207,10 @@ fn note_beginnings() {
     let libc = LIBC.load(Ordering::Relaxed);
     for (index, slot) in SLOTS.iter().enumerate() {
         let slot = slot();
-        let target = slot.target.load(Ordering::Relaxed);
-        if target == 0 || libc >> index & 1 != 0 {
-            slot.target.store(slot.noted, Ordering::Release);
+        let leads_to_kept = slot.target.load(Ordering::Relaxed) == read::kept as *const () as usize;
+        let target = if leads_to_kept { &BEHIND_READ } else { slot.target };
+        if target.load(Ordering::Relaxed) == 0 || libc >> index & 1 != 0 {
+            target.store(slot.noted, Ordering::Release);
         }
     }
 }

@@ -200,6 +200,16 @@ pub fn pipe(flags: i32) -> Result<(Fd, Fd)> {
     Ok((ends[0], ends[1]))
 }
 
+/// inotify_add_watch(2): the watch.
+///
+/// # Errors
+/// The call's.
+pub fn watch(queue: Fd, path: &CStr, mask: u32) -> Result<i32> {
+    let arguments = [queue as usize, path.as_ptr() as usize, mask as usize, 0, 0, 0];
+    // SAFETY: reads a string.
+    unsafe { call(libc::SYS_inotify_add_watch, arguments) }.map(|watch| watch as i32)
+}
+
 /// kcmp(2), KCMP_FILE: how the open file descriptions of two descriptors, each of the table of a thread, are ordered; equal
 /// means the same.
 ///

@@ -263,6 +263,20 @@ pub fn make_inotify(
     Ok(fd)
 }
 
+/// Puts an event into a queue that stands for those that the library keeps (preload/src/unread_events.rs): of a watch that is
+/// removed, of what nobody else watches.
+///
+/// # Errors
+/// inotify_add_watch(2)'s.
+pub fn stand_in(queue: &OwnedFd) -> io::Result<()> {
+    let mask = libc::IN_ATTRIB | libc::IN_MASK_CREATE;
+    // SAFETY: reads a string.
+    let watch =
+        done(unsafe { libc::inotify_add_watch(queue.as_raw_fd(), c"/proc/self/comm".as_ptr(), mask) })?;
+    // SAFETY: no memory is touched.
+    done(unsafe { libc::inotify_rm_watch(queue.as_raw_fd(), watch) }).map(drop)
+}
+
 fn add(fd: &OwnedFd, watch: &InotifyWatch) -> io::Result<i32> {
     let path = CString::new(watch.path.as_str()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     let is_link = std::fs::symlink_metadata(&watch.path).is_ok_and(|found| found.is_symlink());

@@ -355,16 +355,15 @@ impl<'a> Maker<'a> {
                 .map_err(|error| failed(self.image, index, "it cannot be made again", &error))?,
             DescriptionKind::Process { id, thread } => pidfds::make(*id, *thread)
                 .map_err(|error| failed(self.image, index, "it cannot be made again", &error))?,
-            DescriptionKind::Inotify { watches, queued } => {
-                if !queued.is_empty() {
-                    return Err(refuse(
-                        self.image,
-                        index,
-                        "it holds events that were not read, and events cannot be put back",
-                        "restart from another checkpoint",
-                    ));
+            DescriptionKind::Inotify { watches, events_wait } => {
+                let missing = self.common.policy.missing;
+                let queue = anonymous::make_inotify(self.image, index, watches, missing)?;
+                if *events_wait {
+                    anonymous::stand_in(&queue).map_err(|error| {
+                        failed(self.image, index, "the events that wait in it cannot be put back", &error)
+                    })?;
                 }
-                anonymous::make_inotify(self.image, index, watches, self.common.policy.missing)?
+                queue
             }
             DescriptionKind::MessageQueue { .. } => match self.common.open_queue(self.image, index)? {
                 Some(fd) => fd,

@@ -1,34 +1,21 @@
-//! inotify: the kernel tells inodes, the program's own calls told the paths.
+//! inotify: the kernel tells inodes, the program's own calls told the paths. Events that wait are taken and kept for the program
+//! ([`unread_events`]).
 
 use alloc::{format, vec::Vec};
 
+use super::{Open, Table, refusal};
+use crate::{
+    procfs,
+    unread_events::{self, Unkept},
+    watches,
+};
 use stasis_protocol::{
     coordinator::Refusal,
     image::{DescriptionKind, InotifyWatch},
 };
-use stasis_sys::file;
 
-use super::{Open, Table, refusal};
-use crate::{procfs, watches};
-
-const FIONREAD: u64 = 0x541b;
-
-/// Events that wait to be read are refused: reading is the only way to see them, and there is none to put them
-/// back.
 pub fn capture(table: &Table<'_>, open: &Open) -> Result<DescriptionKind, Refusal> {
-    let duplicate = table.duplicate(open)?;
-    let mut queued = 0i32;
-    // SAFETY: FIONREAD writes an int.
-    unsafe { file::ioctl(duplicate.0, FIONREAD, &mut queued) }
-        .map_err(|error| open.failed("its queue cannot be asked", error))?;
-    if queued > 0 {
-        return Err(refusal(
-            open.fd,
-            &open.link,
-            format!("{queued} bytes of events wait in it, which cannot be copied without consuming them"),
-            "take the checkpoint when the program has read them",
-        ));
-    }
+    let events_wait = table.stopped() && keep_events(table, open)?;
     let mut watches = Vec::new();
     for line in procfs::lines(&open.info) {
         let Some(watch) = Line::parse(line) else { continue };
@@ -46,7 +33,32 @@ pub fn capture(table: &Table<'_>, open: &Open) -> Result<DescriptionKind, Refusa
     }
     // fdinfo shows the newest first.
     watches.sort_unstable_by_key(|watch: &InotifyWatch| watch.wd);
-    Ok(DescriptionKind::Inotify { watches, queued: Vec::new() })
+    Ok(DescriptionKind::Inotify { watches, events_wait })
+}
+
+/// Whether events wait to be read, which are kept where the process is the only one: several may read one queue.
+fn keep_events(table: &Table<'_>, open: &Open) -> Result<bool, Refusal> {
+    const READ: &str = "take the checkpoint when the program has read them";
+    let duplicate = table.duplicate(open)?;
+    if table.share.told.is_some() {
+        let waiting = unread_events::queued(duplicate.0)
+            .map_err(|error| open.failed("its queue cannot be asked", error))?;
+        return if waiting == 0 {
+            Ok(false)
+        } else {
+            open.refuse("events wait in it to be read, and other processes may have it, too", READ)
+        };
+    }
+    match unread_events::keep(open.at(), duplicate.0) {
+        Ok(waits) => Ok(waits),
+        Err(Unkept::Busy) => open.refuse("events of it are being read", READ),
+        Err(Unkept::TooMany) => {
+            open.refuse("events wait in it to be read, and in more others than can be kept", READ)
+        }
+        Err(Unkept::Failed(error)) => {
+            open.refuse(&format!("events wait in it to be read, and cannot be kept: {error}"), READ)
+        }
+    }
 }
 
 /// `inotify wd:HEX ino:HEX sdev:HEX mask:HEX ...` (proc(5)).

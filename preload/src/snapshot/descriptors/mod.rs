@@ -4,8 +4,8 @@
 //! The checkpoint thread has a descriptor table of its own. Closing a duplicate there releases no
 //! POSIX lock of the program: those belong to the table that took them (fcntl(2); `fl_owner` in
 //! fs/locks.c). Nothing is read from a queue that could not be read again: pipes are copied by tee(2),
-//! sockets by MSG_PEEK, POSIX messages are put back at once, and what can only be consumed (inotify events) is refused;
-//! but what waits in a pseudo-terminal is taken and put back.
+//! sockets by MSG_PEEK, POSIX messages are put back at once. Events of inotify are taken and kept for the program; what waits
+//! in a pseudo-terminal is taken and put back.
 
 mod address;
 mod anonymous;
@@ -49,7 +49,7 @@ use stasis_sys::{
 use self::in_flight::InFlight;
 pub use self::{in_flight::Rights, pidfds::of as end_of, tcp::Room};
 use super::{Objects, subject};
-use crate::procfs;
+use crate::{procfs, unread_events};
 
 /// What tells a file again.
 pub fn identity(path: String, stat: &libc::stat) -> FileIdentity {
@@ -313,6 +313,9 @@ pub fn capture(objects: &mut Objects, moment: Moment, share: Share<'_>) -> Resul
     }
     if !refusals.is_empty() {
         return Err(refusals);
+    }
+    if table.stopped() && share.told.is_none() {
+        unread_events::forget_closed();
     }
     epoll::number(&mut descriptions, &numbers);
     in_flight::number(&mut descriptions, &numbers);
