@@ -1,5 +1,6 @@
 // A supervisor (PR_SET_CHILD_SUBREAPER) and the daemons that it has adopted, which forked twice and have sessions of their own:
-// one in the group of its session, one in a group of its own, one that has ended.
+// one in the group of its session, one in a group of its own, one that has ended. With an argument it leads a session itself, and the
+// leaders of theirs have ended and were not waited for.
 #include "verify.h"
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -32,7 +33,16 @@ static void be_daemon(int which, pid_t supervisor) {
     _exit(atomic_load(&failures) ? 1 : 10 + which);
 }
 
-int main(void) {
+int main(int count, char **arguments) {
+    (void)arguments;
+    bool leads = count > 1;
+    pid_t leader = leads ? fork() : 0;
+    if (leader) {
+        int status = -1;
+        REQUIRE(leader > 0 && waitpid(leader, &status, 0) == leader);
+        return status != 0;
+    }
+    REQUIRE(!leads || setsid() > 0);
     shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     pid_t supervisor = getpid();
     REQUIRE(shared != MAP_FAILED && prctl(PR_SET_CHILD_SUBREAPER, 1) == 0);
@@ -45,7 +55,8 @@ int main(void) {
                 be_daemon(which, supervisor);
             _exit(0);
         }
-        REQUIRE(waitpid(starter, NULL, 0) == starter);
+        siginfo_t ended;
+        REQUIRE(waitid(P_PID, starter, &ended, WEXITED | (leads ? WNOWAIT : 0)) == 0);
         while (!*(volatile pid_t *)&shared->pids[which])
             sleep_ms(1);
     }
@@ -71,6 +82,8 @@ int main(void) {
         CHECK(waitpid(shared->pids[which], &status, 0) == shared->pids[which] && WIFEXITED(status) &&
                   WEXITSTATUS(status) == 10 + which,
               "daemon %d: status %#x", which, status);
+        pid_t session = shared->sessions[which];
+        CHECK(!leads || (waitpid(session, &status, 0) == session && status == 0), "the leader of %d", which);
     }
     CHECK(waitpid(-1, NULL, 0) == -1 && errno == ECHILD, "it has a child that it did not have");
     return verdict();

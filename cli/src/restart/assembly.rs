@@ -178,12 +178,13 @@ impl Assembly<'_> {
         Ok(())
     }
 
-    /// The same of its parent, once the ghost has ended that may have made it.
+    /// The same of its parent, once the ghost or zombie has ended that may have made it.
     fn verify_parent(&self, node: &Node) -> anyhow::Result<()> {
-        let is_ghost = |parent: Pid| {
-            self.tree.nodes.iter().any(|other| other.kind == Kind::Ghost && other.id == parent.as_raw())
+        let ends = |parent: Pid| {
+            let mut ending = self.tree.nodes.iter().filter(|other| !matches!(other.kind, Kind::Process(_)));
+            ending.any(|other| other.id == parent.as_raw())
         };
-        while is_ghost(getppid()) {
+        while ends(getppid()) {
             std::thread::sleep(std::time::Duration::from_micros(200));
         }
         let parent = node.parent.map(|parent| self.tree.nodes[parent].id);
@@ -204,7 +205,10 @@ impl Assembly<'_> {
     /// Waits for the ends of ghosts and zombies, and takes the signals that tell of them. Zombies remain.
     fn collect(&self, at: usize) {
         self.await_ghosts(&self.tree.nodes[at]);
-        for zombie in self.tree.nodes.iter().filter(|other| other.parent == Some(at)) {
+        let zombies = self.tree.nodes.iter().filter(|other| other.parent == Some(at));
+        // First those whose children are adopted when they have ended.
+        let (makers, others): (Vec<_>, Vec<_>) = zombies.partition(|zombie| !zombie.after.is_empty());
+        for zombie in makers.into_iter().chain(others) {
             if matches!(zombie.kind, Kind::Zombie(_)) {
                 let flags = libc::WEXITED | libc::WNOWAIT;
                 // SAFETY: no information is asked for.

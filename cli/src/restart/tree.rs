@@ -291,14 +291,15 @@ impl Tree {
         for &at in sorted.iter().rev() {
             let node = &self.nodes[at];
             births[at] = if node.leads_session {
-                // An orphan that it has adopted, where it was born into another session itself.
+                // An orphan that it has adopted: of a session that one of its descendants leads, or of one whose
+                // leader has ended, where it was born into another session itself.
                 let adopted = |session: Option<i32>| {
-                    let is_ghost = session
-                        .and_then(|session| numbers.get(&session))
-                        .is_some_and(|&leader| self.nodes[leader].kind == Kind::Ghost);
+                    let leader = session.and_then(|session| numbers.get(&session).copied());
+                    let is_ghost = leader.is_some_and(|leader| self.nodes[leader].kind == Kind::Ghost);
                     let is_elsewhere =
                         node.parent.is_some_and(|parent| self.nodes[parent].session != session);
-                    is_ghost && is_elsewhere && node.adopts(members)
+                    let descends = leader.is_some_and(|leader| self.descends(leader, at));
+                    descends || is_ghost && is_elsewhere && node.adopts(members)
                 };
                 let inherited = |child: &usize| match births[*child] {
                     Birth::In(session) if session != node.session && !adopted(session) => {
@@ -312,6 +313,12 @@ impl Tree {
             };
         }
         births
+    }
+
+    /// Whether a process is below another. A damaged image may have a circle of parents.
+    fn descends(&self, at: usize, from: usize) -> bool {
+        let parent = |&at: &usize| self.nodes[at].parent;
+        std::iter::successors(parent(&at), parent).take(self.nodes.len()).any(|above| above == from)
     }
 
     /// Makes ghosts of sessions the children of the subreapers that adopted whom they make.

@@ -191,6 +191,23 @@ fn a_supervisor_with_a_session_of_its_own_is_made_by_its_parent() {
 }
 
 #[test]
+fn a_supervisor_that_leads_a_session_is_given_those_of_sessions_below_it() {
+    let dead = [zombie(101, 101, 101), zombie(102, 101, 101)];
+    let mut members = members(&[
+        (ids(100, SHELL, 100, 100), &dead),
+        (ids(103, 100, 103, 103), &[]),
+        (ids(104, 100, 103, 103), &[]),
+    ]);
+    members[0].subreaper = true;
+    let tree = Tree::new(&members, false, &BTreeSet::new()).unwrap();
+    assert_eq!((tree.named(&tree.top), tree.named(&tree.node(100).after)), (vec![100], vec![103, 101]));
+    assert_eq!(
+        (tree.named(&tree.node(101).after), tree.named(&tree.node(103).strays)),
+        (vec![102], vec![104])
+    );
+}
+
+#[test]
 fn ids_of_another_namespace_are_outside() {
     let tree = tree(&[(ids(100, 0, 0, 0), &[]), (ids(101, 100, 0, 0), &[])]);
     assert_eq!((tree.node(101).session, tree.node(101).group), (None, None));
