@@ -284,6 +284,9 @@ fn settle(token: u64, committed: bool) {
 /// When the coordinator cannot be told: it is gone, and the program runs.
 fn take(coordinator: &Coordinator, order: &Order<'_>, passed: Option<Fd>) -> core::result::Result<(), Errno> {
     let &Order { token, was_stopped, .. } = order;
+    if was_stopped {
+        take_continue();
+    }
     stasis_sys::allow_all_memory();
     credentials::follow();
     credentials::use_store();
@@ -394,10 +397,7 @@ extern "C" fn given_up() -> ! {
     let told = coordinator.send(&FromProcess::Refused { token, refusals });
     state::set_storing(false);
     if was_stopped {
-        if !state::is_stopping() {
-            take_continue();
-        }
-        if process::sigpending() & CONTINUE == 0 {
+        if !is_continued() {
             let _ = process::kill(process::getpid(), libc::SIGSTOP);
         }
         state::release();
@@ -448,13 +448,7 @@ impl Taking<'_> {
     /// Stops the process again that stood stopped when the checkpoint began. The whole process stops here, the
     /// checkpoint thread too, until somebody continues it: whatever is to be said must have been said.
     fn stop_again(&mut self) {
-        if core::mem::take(&mut self.was_stopped) {
-            if self.quiet.is_none() {
-                take_continue();
-            } else if process::sigpending() & CONTINUE != 0 {
-                // Somebody has continued it meanwhile; SIGSTOP would undo that (signal(7)).
-                return;
-            }
+        if core::mem::take(&mut self.was_stopped) && !is_continued() {
             let _ = process::kill(process::getpid(), libc::SIGSTOP);
         }
     }
@@ -551,9 +545,6 @@ impl Taking<'_> {
         let stop = if self.was_stopped { Stop::Continued } else { Stop::OutsideVdso };
         self.quiet = Some(quiesce::quiesce(stop).map_err(|refusal| vec![refusal])?);
         let Some(quiet) = &self.quiet else { return Ok(()) };
-        if self.was_stopped {
-            take_continue();
-        }
         let Children { alive, mut zombies } = snapshot::children();
         // One may have been made since this was looked at.
         let alone = alone && alive.is_empty();
@@ -567,7 +558,8 @@ impl Taking<'_> {
         let Given { elsewhere, present } = given;
         let share = Share { elsewhere: &elsewhere, told: (!alone).then_some(&told[..]), present: &present };
         let ended = ends_of(&zombies);
-        let mut snapshot = snapshot::take(quiet, program, self.was_stopped, hold, zombies, share)?;
+        let stopped = self.was_stopped && !is_continued();
+        let mut snapshot = snapshot::take(quiet, program, stopped, hold, zombies, share)?;
         // Made while it was copied.
         if aio::may_write(&snapshot.mappings) && !requests || snapshot.reads_directly && !reads_directly {
             dump.distrust();
@@ -644,9 +636,15 @@ fn refuse_outside(ends: &[End]) -> core::result::Result<(), Vec<Refusal>> {
 /// SIGCONT in a set of signals.
 const CONTINUE: u64 = 1 << (libc::SIGCONT - 1);
 
-/// Takes the SIGCONT by which the coordinator continued a process that stood stopped: no handler is to see it.
+/// Takes the SIGCONT by which the coordinator continued a process that stood stopped: no handler is to see it. At once, since one
+/// that somebody else sends while it is pending leaves no trace.
 fn take_continue() {
     let _ = process::take_pending(CONTINUE);
+}
+
+/// Whether somebody has continued the process meanwhile, whose threads wait: SIGSTOP would undo that (signal(7)).
+fn is_continued() -> bool {
+    process::sigpending() & CONTINUE != 0
 }
 
 /// A refusal because of the store.

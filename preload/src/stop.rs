@@ -205,7 +205,7 @@ fn pass_on(signal: i32, info: *mut Siginfo, context: *mut libc::ucontext_t) {
 
 /// Keeps a thread of a process that is continued for a checkpoint from getting on before that begins. The SIGCONT
 /// that continued it is pending behind this signal (a thread's own come before its process', kernel/signal.c,
-/// `dequeue_signal`), and the checkpoint thread takes it when all threads stand here.
+/// `dequeue_signal`), and the checkpoint thread takes it when it is asked for the checkpoint.
 fn await_stop() {
     /// In nanoseconds; then whoever continued the process is not there any more.
     const PATIENCE: u64 = 10_000_000_000;

@@ -103,3 +103,16 @@ fn one_that_has_given_up_root_is_checkpointed_as_it_stands() {
     continue_process(running.pid());
     running.expect_ok();
 }
+
+/// Stopped at any moment of a checkpoint, and of one that follows it at once, it is taken as it stands or as it runs, and goes on
+/// when it is continued.
+#[test]
+fn it_may_be_stopped_and_continued_while_checkpoints_are_taken() {
+    let lab = Lab::new();
+    let running = Workload { program: "stopped_now_and_then", arguments: &[] }.launch(&lab);
+    running.wait_ready();
+    for _ in 0..60 {
+        lab.checkpoint(&[]);
+    }
+    running.expect_ok();
+}

@@ -141,6 +141,7 @@ async fn round(
         Err(failure) => {
             tell(computation, &ToProcess::Abandoned { token });
             discard(store, token).await;
+            await_stops(&round).await;
             return Err(failure);
         }
     };
@@ -160,13 +161,25 @@ async fn round(
                 computation.await_parting(END_DEADLINE).await;
                 tell(computation, &ToProcess::End);
                 await_ends(&round).await;
+            } else {
+                await_stops(&round).await;
             }
             Ok(Taken { record, outside })
         }
         Err(refusal) => {
             tell(computation, &ToProcess::Abandoned { token });
+            await_stops(&round).await;
             Err(one(refusal).into())
         }
+    }
+}
+
+/// Waits for those that stood stopped to stop again: the next checkpoint would take one that is about to for one that runs.
+async fn await_stops(round: &Round<'_>) {
+    /// One that somebody has continued meanwhile does not.
+    const PATIENCE: Duration = Duration::from_millis(100);
+    for subject in round.subjects().filter(|subject| subject.was_stopped) {
+        let _ = timeout(PATIENCE, stopped::await_stop(subject.real_pid)).await;
     }
 }
 

@@ -12,6 +12,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::OwnedFd,
     rc::Rc,
+    time::Duration,
 };
 
 use stasis_protocol::{
@@ -49,6 +50,8 @@ pub struct Subject {
     pub command: String,
     pub name: String,
     pub pidfd: Rc<Pidfd>,
+    /// It stood stopped by a signal, and is to stop again.
+    pub was_stopped: bool,
     /// Its place among the others.
     rank: u64,
     step: Step,
@@ -109,6 +112,9 @@ pub struct Question {
     /// Processes without the library that the checkpoint is taken without.
     pub without: Vec<u32>,
 }
+
+/// How long nothing is heard before processes are looked at: nobody tells of one that is stopped.
+const LOOK: Duration = Duration::from_millis(25);
 
 /// Ends of connections by their names and those of the other ends.
 pub type Suspects = BTreeMap<(u64, u64), Refusal>;
@@ -191,7 +197,7 @@ impl<'a> Round<'a> {
             } else {
                 member.send_beside(&message, lent)
             };
-            (Some(subject(member)), sent)
+            (Some(subject(member, was_stopped)), sent)
         });
         // One that is not there any more has ended, or comes back under another program.
         let Some(mut subject) = subject else { return Ok(()) };
@@ -219,18 +225,36 @@ impl<'a> Round<'a> {
             }
             let working = self.subjects.values().filter(|subject| self.is_working(subject));
             let until = working.map(|subject| subject.until).chain(self.newborn.until()).min();
-            let next = match until {
-                Some(until) => timeout_at(until, self.events.recv()).await,
-                None => Ok(self.events.recv().await),
-            };
+            let look = Instant::now() + LOOK;
+            let next = timeout_at(until.map_or(look, |until| until.min(look)), self.events.recv()).await;
             match next {
                 Ok(Some((id, event))) => self.take_note(id, event)?,
                 Ok(None) => {
                     return Err(one(refusal("the checkpoint", "was given up", "take another one")).into());
                 }
-                Err(_) => return Err(self.overdue().into()),
+                Err(_) => {
+                    if let Some(subject) = self.came_to_a_stop() {
+                        let reason = "was stopped by a signal while it was checkpointed";
+                        return Err(Failure::Again(refusal(
+                            &subject.name,
+                            reason,
+                            "take another checkpoint",
+                        )));
+                    }
+                    let overdue = self.overdue();
+                    if !overdue.is_empty() {
+                        return Err(overdue.into());
+                    }
+                }
             }
         }
+    }
+
+    /// A process that will not get on before somebody continues it. Another round does, as it does with those that stood
+    /// stopped before.
+    fn came_to_a_stop(&self) -> Option<&Subject> {
+        let mut working = self.subjects.values().filter(|subject| self.is_working(subject));
+        working.find(|subject| process::is_stopped(subject.real_pid))
     }
 
     /// Whether a process has something to do, rather than to wait for others.
@@ -556,13 +580,14 @@ impl<'a> Round<'a> {
     }
 }
 
-fn subject(member: &Member) -> Subject {
+fn subject(member: &Member, was_stopped: bool) -> Subject {
     Subject {
         pid: member.pid,
         real_pid: member.real_pid,
         command: member.command.clone(),
         name: member.name(),
         pidfd: Rc::clone(&member.pidfd),
+        was_stopped,
         rank: member.rank,
         step: Step::Asked,
         phase: None,

@@ -44,8 +44,8 @@ pub async fn settle(real_pid: u32) {
     }
 }
 
-/// Waits until a restarted process that stood stopped has stopped itself: nobody may go on before, who might continue it
-/// too early.
+/// Waits until a process that stood stopped, and is restarted or was continued for a checkpoint, has stopped itself: nobody may go
+/// on before, who might continue it too early.
 pub async fn await_stop(real_pid: u32) {
     let until = Instant::now() + STOP_DEADLINE;
     while !process::is_stopped(real_pid) && process::state(real_pid).is_some() && Instant::now() < until {
