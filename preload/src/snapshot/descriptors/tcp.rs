@@ -81,7 +81,7 @@ pub fn capture(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<Descript
     }
     match state {
         LISTEN => {
-            let waiting = if waiting > 0 { not_accepted(open, &local, waiting)? } else { Vec::new() };
+            let waiting = if waiting > 0 { not_accepted(table, open, &local, waiting)? } else { Vec::new() };
             let keys = waiting.iter().map(|end| key(&end.local, &end.peer)).collect();
             Ok(fresh(asked, local, None, Vec::new(), Some(backlog as i32), keys, Vec::new()))
         }
@@ -192,7 +192,14 @@ pub fn side(local: &[u8], peer: &[u8]) -> bool {
 }
 
 /// The connections that wait to be accepted, the first to be accepted first.
-fn not_accepted(open: &Open, local: &[u8], count: u32) -> Result<Vec<inet_diag::End>, Refusal> {
+fn not_accepted(
+    table: &Table<'_>,
+    open: &Open,
+    local: &[u8],
+    count: u32,
+) -> Result<Vec<inet_diag::End>, Refusal> {
+    /// Where one has waited for so long, the program is not about to accept it.
+    const LONG_MS: u32 = 20;
     let accept = "take the checkpoint when the program has accepted them";
     let Some(at) = Address::parse(local) else { return open.refuse("its address is not known", accept) };
     // How long they have waited is counted from when each is told of: a tick between two would turn their order.
@@ -207,7 +214,8 @@ fn not_accepted(open: &Open, local: &[u8], count: u32) -> Result<Vec<inet_diag::
         }
     }
     found.retain(|end| at.is_any() || end.local.ip == at.ip);
-    if found.len() != count as usize {
+    // A program that runs accepts some while they are counted.
+    if table.stopped() && found.len() != count as usize {
         return open.refuse(
             &format!(
                 "{count} connections wait in it to be accepted, and the kernel tells of {}",
@@ -216,7 +224,8 @@ fn not_accepted(open: &Open, local: &[u8], count: u32) -> Result<Vec<inet_diag::
             accept,
         );
     }
-    if let Some(end) = found.iter().find(|end| end.unread > 0) {
+    let stands = |end: &&inet_diag::End| end.unread > 0 && (table.stopped() || end.idle_ms >= LONG_MS);
+    if let Some(end) = found.iter().find(stands) {
         return open.refuse(
             &format!(
                 "{} bytes wait in a connection that was not accepted yet, from port {}",
