@@ -14,7 +14,7 @@ use stasis_protocol::coordinator::Refusal;
 use crate::{
     arena,
     dump::Dump,
-    quiesce,
+    quiesce::{self, Quiet},
     slices::Slices,
     snapshot::{
         Objects,
@@ -136,14 +136,19 @@ impl Rounds {
     }
 }
 
-/// Stops the threads for as long as it takes to watch what they have mapped; how long they stood, in microseconds.
+/// Stops the threads for as long as it takes to watch what they have mapped; how long they stood for it, in microseconds.
 fn watch_all(dump: &mut Dump<'_>) -> Result<u64, Vec<Refusal>> {
-    let quiet = quiesce::quiesce(Stop::Anywhere).map_err(|refusal| vec![refusal])?;
+    // Where the program runs in slices of time, this may be between two.
+    let quiet = if dump.stands_still() {
+        None
+    } else {
+        Some(quiesce::quiesce(Stop::Anywhere).map_err(|refusal| vec![refusal])?)
+    };
     let mappings = present();
     if let Ok(mappings) = &mappings {
         dump.watch(mappings);
     }
-    let stood_us = quiet.release();
+    let stood_us = quiet.map_or(0, Quiet::release);
     mappings.map(|_| stood_us)
 }
 

@@ -77,7 +77,7 @@ pub fn quiesce(stop: Stop) -> Result<Quiet, Refusal> {
     vdso::begin(since);
     state::start_stopping(stop);
     let mut signalled: Vec<i32> = Vec::with_capacity(present.len());
-    let mut raised = None;
+    let (mut looked_at, mut raised) = (Vec::with_capacity(present.len()), None);
     let (mut last_seen, mut last_arrival) = (state::arrivals(), since);
     loop {
         let (seen, ran_on) = (state::arrivals(), state::running_on());
@@ -131,21 +131,19 @@ pub fn quiesce(stop: Stop) -> Result<Quiet, Refusal> {
             }
             continue;
         }
-        // A thread that was stopped may have made another just before: only a list that holds
-        // nobody new ends the search.
-        let before = present.len();
         if waiting.is_some() {
             let count = state::arrivals();
-            let more_come = count == seen || count.wrapping_sub(seen) < before as u32;
+            let more_come = count == seen || count.wrapping_sub(seen) < present.len() as u32;
             // Who runs on comes no more unless it is asked to.
             if more_come && state::running_on() == ran_on {
                 state::await_arrival(count, LOOK_AGAIN);
             }
         }
+        // A thread that was stopped may have made another just before, and a list that is read while a thread ends may lack
+        // others (fs/proc/base.c, `next_tid`): only one that holds those who were seen to stand, nobody else, ends the search.
+        core::mem::swap(&mut looked_at, &mut present);
         list(own, &mut present);
-        let newborn =
-            present.iter().any(|tid| signalled.binary_search(tid).is_err() && !exited.contains(tid));
-        if waiting.is_none() && !newborn {
+        if waiting.is_none() && present == looked_at {
             present.retain(|tid| !exited.contains(tid));
             return Ok(Quiet { tids: present, exited, since, complete: sync::monotonic_ns() });
         }

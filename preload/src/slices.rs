@@ -56,6 +56,10 @@ impl Slices {
         Ok(())
     }
 
+    pub const fn stands_still(&self) -> bool {
+        self.quiet.is_some()
+    }
+
     /// Sleeps until it is time to stop the program, if it runs; how long it still stands otherwise, in milliseconds.
     pub fn wait(&self) -> Option<i32> {
         let left = self.until.saturating_sub(sync::monotonic_ns());

@@ -207,6 +207,11 @@ impl<'a> Dump<'a> {
         self.slices = Some(slices);
     }
 
+    /// Whether the program runs in slices of time, and this is between two.
+    pub fn stands_still(&self) -> bool {
+        self.slices.as_ref().is_some_and(Slices::stands_still)
+    }
+
     /// Lets the program run all the time again; the slices of before.
     pub fn run_freely(&mut self) -> Option<Slices> {
         let mut slices = self.slices.take()?;
