@@ -59,6 +59,7 @@ fn start() -> i32 {
     let context = Context::new(&cli.common);
     if !cli.command.becomes_a_program() {
         ignore_sigpipe();
+        occupy_closed_descriptors();
     }
     match run(&context, &cli.command) {
         Ok(code) => code.into(),
@@ -95,4 +96,17 @@ fn run(context: &Context, command: &Command) -> anyhow::Result<ExitCode> {
 fn ignore_sigpipe() {
     // SAFETY: SIG_IGN runs no code of ours.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
+/// Keeps what is opened next from being taken for standard input, output or error where those are closed: bytes for standard
+/// output would go to the store's server. Reading and writing fail as they would.
+fn occupy_closed_descriptors() {
+    for (fd, mode) in [(0, libc::O_WRONLY), (1, libc::O_RDONLY), (2, libc::O_RDONLY)] {
+        // SAFETY: open(2) gives the lowest number that is free, and those below are open by now.
+        unsafe {
+            if libc::fcntl(fd, libc::F_GETFD) < 0 {
+                libc::open(c"/dev/null".as_ptr(), mode);
+            }
+        }
+    }
 }

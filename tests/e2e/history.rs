@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use stasis_tests::{Lab, Running, find_program, skip, slowness};
@@ -143,4 +144,27 @@ fn checkpoints_restart_from_another_store() {
     for reference in ["at-1", "latest"] {
         restarts(&other, reference, &stdout, &expected);
     }
+}
+
+#[test]
+fn an_export_and_an_import_without_standard_streams_say_so() {
+    let lab = Lab::new();
+    let Some(program) = program(&lab) else { return };
+    let running = lab.launch(&program);
+    running.wait_line("step 5");
+    lab.checkpoint_kill(running);
+    for (command, closed) in [("export latest", ">&-"), ("import", "<&-")] {
+        let stasis = lab.stasis();
+        let mut shell = Command::new("timeout");
+        shell.args(["60", "sh", "-c", &format!("exec \"$0\" {command} {closed}")]).arg(stasis.get_program());
+        shell.envs(stasis.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let output = shell.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(matches!(output.status.code(), Some(1 | 5)), "{command}: {output:?}");
+        assert!(
+            said.contains("Bad file descriptor") || said.contains("nothing was imported"),
+            "{command}: {said}"
+        );
+    }
+    lab.run(["verify"]).expect_success();
 }
