@@ -128,6 +128,7 @@ mod memory {
         remapped: "mremap";
         huge_pages: "huge_pages";
         policies: "memory_policy";
+        mapped_between_slices_of_time: "grows_in_slices";
     }
 }
 
