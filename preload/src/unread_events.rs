@@ -143,7 +143,7 @@ pub unsafe fn read(fd: Fd, buffer: *mut u8, size: usize) -> Option<isize> {
         kept.state.store(READY, Release);
     } else {
         // Somebody may have got it who does not come by here.
-        if queued(fd).is_ok_and(|bytes| bytes > 0) {
+        if file::unread(fd).is_ok_and(|bytes| bytes > 0) {
             let _ = file::read(fd, &mut [0; HEADER]);
         }
         kept.free();
@@ -165,22 +165,12 @@ impl From<Errno> for Unkept {
     }
 }
 
-const FIONREAD: u64 = 0x541b;
-
-/// How many bytes of events wait in a queue.
-pub fn queued(queue: Fd) -> Result<usize> {
-    let mut bytes = 0i32;
-    // SAFETY: FIONREAD writes an int.
-    unsafe { file::ioctl(queue, FIONREAD, &mut bytes) }?;
-    Ok(bytes.max(0) as usize)
-}
-
 /// Takes what waits in a queue and keeps it, while the program stands still; whether anything of it is to be given to the program.
 /// `at`: one of its descriptors; `queue`: the checkpoint thread's own.
 pub fn keep(at: (i32, Fd), queue: Fd) -> core::result::Result<bool, Unkept> {
     CHECKPOINT_THREAD.store(process::gettid(), Relaxed);
     let known = KEPT.iter().find(|kept| kept.is_of(at));
-    let waiting = queued(queue)?;
+    let waiting = file::unread(queue)?;
     if let Some(known) = known {
         known.seen.store(1, Relaxed);
         if known.state.load(Acquire) == BUSY {
@@ -196,7 +186,7 @@ pub fn keep(at: (i32, Fd), queue: Fd) -> core::result::Result<bool, Unkept> {
     let slot = slot.ok_or(Unkept::TooMany)?;
     let held = match known {
         Some(known) => known.held.load(Relaxed),
-        None => file::fcntl(queue, libc::F_DUPFD_CLOEXEC, 0)? as Fd,
+        None => file::duplicate(queue)?,
     };
     let taken = take(queue, known.map_or(&[][..], Kept::left), known.is_some(), waiting);
     let (address, len, end) = match taken {
@@ -242,7 +232,7 @@ fn take(queue: Fd, left: &[u8], has_stand_in: bool, waiting: usize) -> Result<(u
     })?;
     let mut is_to_go = has_stand_in;
     loop {
-        while queued(queue)? > 0 && len - end >= MORE / 2 {
+        while file::unread(queue)? > 0 && len - end >= MORE / 2 {
             let count = file::read(queue, &mut events[end..])?;
             if is_to_go && is_stand_in(&events[end..end + count]) {
                 events.copy_within(end + HEADER..end + count, end);
@@ -253,7 +243,7 @@ fn take(queue: Fd, left: &[u8], has_stand_in: bool, waiting: usize) -> Result<(u
         }
         unwatch(queue, stand_in)?;
         // The first of all, or it would be taken for another.
-        if queued(queue)? == HEADER || len - end < MORE / 2 {
+        if file::unread(queue)? == HEADER || len - end < MORE / 2 {
             return Ok((address, len, end));
         }
         stand_in = watch(queue)?;

@@ -10,22 +10,22 @@ use crate::requirement::skip;
 
 /// Whether userfaultfd has asynchronous write protection (Linux 6.7); says so where the test is skipped.
 pub fn has_wp_async() -> bool {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("/proc is mounted");
-    let has = version(&release) >= (6, 7);
-    if !has {
-        skip(&format!("Linux {} has no asynchronous write protection (6.7)", release.trim()));
-    }
-    has
+    is_since((6, 7), "has no asynchronous write protection")
 }
 
 /// Whether each pid namespace has a highest id of its own (Linux 6.14); says so where the test is skipped.
 pub fn has_id_limits_of_namespaces() -> bool {
+    is_since((6, 14), "has one highest id for all pid namespaces")
+}
+
+/// Whether the kernel is of this version or later; `lack`: what is said of one before.
+fn is_since(wanted: (u32, u32), lack: &str) -> bool {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("/proc is mounted");
-    let has = version(&release) >= (6, 14);
-    if !has {
-        skip(&format!("Linux {} has one highest id for all pid namespaces (6.14)", release.trim()));
+    let is = version(&release) >= wanted;
+    if !is {
+        skip(&format!("Linux {} {lack} ({}.{})", release.trim(), wanted.0, wanted.1));
     }
-    has
+    is
 }
 
 /// Whether pages that are written have a bit that tells (CONFIG_MEM_SOFT_DIRTY); says so where the test is skipped.

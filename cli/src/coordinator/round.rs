@@ -453,8 +453,10 @@ impl<'a> Round<'a> {
     fn share_out(&mut self) {
         let elsewhere = together::elsewhere(self.subjects.values().map(|subject| &subject.objects[..]));
         let here = self.present_ends();
-        let all: BTreeSet<u64> =
-            self.subjects.values().flat_map(|subject| subject.objects.iter().copied()).collect();
+        let all: BTreeSet<u64> = match self.receives() {
+            true => self.subjects.values().flat_map(|subject| subject.objects.iter().copied()).collect(),
+            false => BTreeSet::new(),
+        };
         for (subject, elsewhere) in self.subjects.values_mut().zip(elsewhere) {
             if subject.receives {
                 let own: BTreeSet<u64> = subject.objects.iter().copied().collect();

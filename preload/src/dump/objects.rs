@@ -77,9 +77,7 @@ fn open(kind: &ObjectKind, opening: Opening) -> Result<Fd, Errno> {
     const FLAGS: i32 = libc::O_RDONLY | libc::O_CLOEXEC;
     match (opening, kind) {
         // On its way to the program.
-        (Opening::Of { tid, fd, reads: true }, _) if tid == process::gettid() => {
-            file::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0).map(|fd| fd as Fd)
-        }
+        (Opening::Of { tid, fd, reads: true }, _) if tid == process::gettid() => file::duplicate(fd),
         (Opening::Of { tid, fd, reads: true }, _) => {
             let pidfd = snapshot::open_pidfd(tid)?;
             let duplicate = process::pidfd_getfd(pidfd, fd);

@@ -165,6 +165,19 @@ pub unsafe fn ioctl<T>(fd: Fd, request: u64, argument: &mut T) -> Result<usize> 
     unsafe { call(libc::SYS_ioctl, [fd as usize, request as usize, argument as *mut T as usize, 0, 0, 0]) }
 }
 
+/// Another descriptor of the same description, close-on-exec (fcntl(2), F_DUPFD_CLOEXEC).
+pub fn duplicate(fd: Fd) -> Result<Fd> {
+    fcntl(fd, libc::F_DUPFD_CLOEXEC, 0).map(|fd| fd as Fd)
+}
+
+/// How many bytes can be read from what is no file (FIONREAD; of sockets it has the name SIOCINQ as well).
+pub fn unread(fd: Fd) -> Result<usize> {
+    const FIONREAD: u64 = 0x541b;
+    let mut bytes = 0i32;
+    // SAFETY: FIONREAD writes an int.
+    unsafe { ioctl(fd, FIONREAD, &mut bytes) }.map(|_| bytes.max(0) as usize)
+}
+
 /// fcntl(2) with a structure as its argument.
 ///
 /// # Safety

@@ -17,7 +17,6 @@ const TCXONC: u64 = 0x540a;
 const TCFLSH: u64 = 0x540b;
 const TIOCGPGRP: u64 = 0x540f;
 const TIOCSPGRP: u64 = 0x5410;
-const FIONREAD: u64 = 0x541b;
 const TIOCPKT: u64 = 0x5420;
 const TIOCSPTLCK: u64 = 0x4004_5431;
 const TIOCGPTPEER: u64 = 0x5441;
@@ -283,7 +282,7 @@ impl Pair {
             const BUFFER: usize = 4095;
             raw.set(self.slave)?;
             self.type_in(rest)?;
-            wait(|| unread(self.slave).map(|count| count >= rest.len().min(BUFFER)))?;
+            wait(|| file::unread(self.slave).map(|count| count >= rest.len().min(BUFFER)))?;
         }
         self.write_again(output)?;
         match state.stopped {
@@ -321,7 +320,7 @@ impl Pair {
         // What the master's own queue has room for.
         let (first, behind) = output.split_at(output.len().min(4096));
         self.pack(first, SMALL, TRIES)?;
-        wait(|| unread(self.master).map(|count| count >= first.len().min(4095)))?;
+        wait(|| file::unread(self.master).map(|count| count >= first.len().min(4095)))?;
         // Four large buffers and a part of one are as much as may be made with one more behind them.
         let (mut left, sizes) = (behind, [[LARGE; 8].as_slice(), &[512; 2], &[LARGE; 2]]);
         for size in sizes.into_iter().flatten() {
@@ -449,12 +448,6 @@ pub fn set_packet(master: Fd, packet: bool) -> Result<()> {
 pub fn control(terminal: Fd, request: u64, argument: usize) -> Result<()> {
     // SAFETY: requests with a number touch no memory.
     unsafe { call(libc::SYS_ioctl, [terminal as usize, request as usize, argument, 0, 0, 0]) }.map(drop)
-}
-
-fn unread(terminal: Fd) -> Result<usize> {
-    let mut count = 0i32;
-    // SAFETY: FIONREAD writes an int.
-    unsafe { file::ioctl(terminal, FIONREAD, &mut count) }.map(|_| count.max(0) as usize)
 }
 
 /// Waits for what a worker of the kernel does in microseconds, and tells nobody of.

@@ -37,7 +37,7 @@ pub struct InFlight {
 
 /// Whether descriptors are on their way to a socket. /proc tells since Linux 5.7.
 pub fn is_receiver(open: &Open) -> bool {
-    open.field("scm_fds:").and_then(procfs::decimal).is_some_and(|count| count > 0)
+    open.is_socket() && open.field("scm_fds:").and_then(procfs::decimal).is_some_and(|count| count > 0)
 }
 
 impl InFlight {

@@ -4,6 +4,8 @@
 use alloc::{format, vec::Vec};
 
 use super::{Open, Table, refusal};
+use stasis_sys::file;
+
 use crate::{
     procfs,
     unread_events::{self, Unkept},
@@ -41,8 +43,8 @@ fn keep_events(table: &Table<'_>, open: &Open) -> Result<bool, Refusal> {
     const READ: &str = "take the checkpoint when the program has read them";
     let duplicate = table.duplicate(open)?;
     if table.share.told.is_some() {
-        let waiting = unread_events::queued(duplicate.0)
-            .map_err(|error| open.failed("its queue cannot be asked", error))?;
+        let waiting =
+            file::unread(duplicate.0).map_err(|error| open.failed("its queue cannot be asked", error))?;
         return if waiting == 0 {
             Ok(false)
         } else {

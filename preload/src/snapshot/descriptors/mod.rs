@@ -106,6 +106,10 @@ impl Open {
         self.flags as i32 & libc::O_ACCMODE
     }
 
+    fn is_socket(&self) -> bool {
+        self.stat.st_mode & libc::S_IFMT == libc::S_IFSOCK
+    }
+
     fn is_in_flight(&self) -> bool {
         self.fd >= IN_FLIGHT
     }
@@ -200,11 +204,8 @@ impl Table<'_> {
 
 /// Makes a duplicate for the checkpoint thread; `pidfd`: see [`open_pidfd`].
 fn duplicate(pidfd: Fd, open: &Open) -> Result<Duplicate, Refusal> {
-    let made = if open.is_in_flight() {
-        file::fcntl(open.at().1, libc::F_DUPFD_CLOEXEC, 0).map(|fd| fd as Fd)
-    } else {
-        process::pidfd_getfd(pidfd, open.fd)
-    };
+    let made =
+        if open.is_in_flight() { file::duplicate(open.at().1) } else { process::pidfd_getfd(pidfd, open.fd) };
     made.map(Duplicate).map_err(|error| open.failed("it cannot be duplicated", error))
 }
 
@@ -326,7 +327,7 @@ pub fn capture(objects: &mut Objects, moment: Moment, share: Share<'_>) -> Resul
         .filter(|(index, (_, representative))| index == *representative)
         .map(|(_, (open, _))| Sharable { fd: open.fd, key: sharing::key(open) })
         .collect();
-    let sockets = || opens.iter().filter(|open| open.stat.st_mode & libc::S_IFMT == libc::S_IFSOCK);
+    let sockets = || opens.iter().filter(|open| open.is_socket());
     let mut queues: Vec<u64> = sockets().map(queue_key).collect();
     let received = sockets().filter(|open| open.is_in_flight());
     let received = received.map(|open| (queue_key(open), share.copies_queue(open))).collect();

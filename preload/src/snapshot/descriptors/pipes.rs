@@ -7,13 +7,12 @@ use stasis_protocol::{
     coordinator::Refusal,
     image::{Description, DescriptionKind, Fifo},
 };
-use stasis_sys::{Result as SysResult, file, sync};
+use stasis_sys::{file, sync};
 
 use super::{Duplicate, Open, Table, refusal};
 
 const F_GETPIPE_SZ: i32 = 1032;
 const F_SETPIPE_SZ: i32 = 1031;
-const FIONREAD: u64 = 0x541b;
 const SPLICE_F_NONBLOCK: u32 = 2;
 
 pub fn capture(table: &Table<'_>, open: &Open) -> Result<DescriptionKind, Refusal> {
@@ -90,7 +89,7 @@ fn nobody_writes(open: &Open, duplicate: &Duplicate) -> Result<bool, Refusal> {
 /// What sits in the pipe, copied by tee(2) into a pipe of our own; and the lengths of its packets, if it holds
 /// packets (pipe2(2), O_DIRECT).
 fn content(open: &Open, pipe: &Duplicate, capacity: usize) -> Result<(Vec<u8>, Vec<u32>), Refusal> {
-    let len = waiting(pipe).map_err(|error| open.failed("its length cannot be asked", error))?;
+    let len = file::unread(pipe.0).map_err(|error| open.failed("its length cannot be asked", error))?;
     if len == 0 {
         return Ok((Vec::new(), Vec::new()));
     }
@@ -127,18 +126,10 @@ fn content(open: &Open, pipe: &Duplicate, capacity: usize) -> Result<(Vec<u8>, V
         (2..=PAGE_SIZE).contains(&len)
             && file::tee(pipe.0, into.0, len, SPLICE_F_NONBLOCK) == Ok(len)
             && file::read(out.0, &mut [0]) == Ok(1)
-            && waiting(&out) == Ok(0)
+            && file::unread(out.0) == Ok(0)
     };
     let packets = if reads.len() > 1 || is_packet() { reads } else { Vec::new() };
     Ok((content, packets))
-}
-
-/// How many bytes wait in a pipe.
-fn waiting(pipe: &Duplicate) -> SysResult<usize> {
-    let mut len = 0i32;
-    // SAFETY: FIONREAD writes an int.
-    unsafe { file::ioctl(pipe.0, FIONREAD, &mut len) }?;
-    Ok(len.max(0) as usize)
 }
 
 /// Leaves the content with the first description of each pipe that has it: a pipe may be open several times.

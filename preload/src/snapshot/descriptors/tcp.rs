@@ -39,7 +39,6 @@ const LAST_ACK: u8 = 9;
 const LISTEN: u8 = 10;
 const CLOSING: u8 = 11;
 
-const SIOCINQ: u64 = 0x541b;
 /// linux/sockios.h.
 const SIOCOUTQNSD: u64 = 0x894b;
 
@@ -429,12 +428,9 @@ fn most_unprivileged() -> i32 {
     most.saturating_mul(2).min(i32::MAX as u64) as i32
 }
 
-/// How many bytes can be read.
+/// How many bytes can be read; 0 where the kernel does not tell.
 pub fn unread(socket: Fd) -> usize {
-    let mut bytes = 0i32;
-    // SAFETY: SIOCINQ writes an int.
-    let told = unsafe { file::ioctl(socket, SIOCINQ, &mut bytes) };
-    told.map_or(0, |_| bytes.max(0) as usize)
+    file::unread(socket).unwrap_or(0)
 }
 
 /// So many bytes, which must be there: one more, and an error that waits for the program would be told to this.
@@ -490,8 +486,7 @@ pub fn reset_at_end(table: &Table<'_>) {
 
 fn for_each(table: &Table<'_>, act: impl Fn(Fd)) {
     // Standard descriptors may be shared with those who started the computation.
-    let sockets =
-        table.opens.iter().filter(|open| open.fd > 2 && open.stat.st_mode & libc::S_IFMT == libc::S_IFSOCK);
+    let sockets = table.opens.iter().filter(|open| open.fd > 2 && open.is_socket());
     for open in sockets {
         let Ok(socket) = table.duplicate(open) else { continue };
         let number = |name| socket::number_option(socket.0, libc::SOL_SOCKET, name).unwrap_or(-1);
