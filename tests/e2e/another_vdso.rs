@@ -1,9 +1,9 @@
 //! Restarts on a kernel with another vDSO. There is only one on a machine: `STASIS_DISABLE=same-vdso` makes a restart go the
 //! way of another kernel all the same (`cargo xtask vm` and a checkpoint of it are the real thing).
 
-use std::{fs, path::Path};
+use std::fs;
 
-use stasis_tests::{Lab, Running, compile, find_program, image, skip};
+use stasis_tests::{Lab, Running, compile, find_program, image, script, skip};
 
 /// The restart takes this kernel's vDSO for another than the image's.
 const ANOTHER: (&str, &str) = ("STASIS_DISABLE", "same-vdso");
@@ -103,12 +103,13 @@ fn clocks_go_on_with_another_vdso_and_memory_that_comes_late() {
 #[test]
 fn python_goes_on_with_one_vdso_after_another() {
     let Some(python) = find_program("python3") else { return skip("python3 is not installed") };
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/scripts/work.py");
+    let script = script::path("work.py");
     let lab = Lab::new();
     let (undisturbed, disturbed) = (lab.work().join("undisturbed"), lab.work().join("disturbed"));
     for directory in [&undisturbed, &disturbed] {
         fs::create_dir(directory).expect("a directory of the lab");
     }
+    script::let_finish(&undisturbed);
     let reference = lab.native([&python, &script]).directory(&undisturbed).start();
     let expected = reference.files().stdout.clone();
     assert!(reference.wait_exit().success());
@@ -119,6 +120,7 @@ fn python_goes_on_with_one_vdso_after_another() {
         checkpoint_and_end(&lab, running);
         running = restarted(&lab, way, true).0;
     }
+    script::let_finish(&disturbed);
     running.expect_code(0);
     let text = |path| fs::read_to_string(path).expect("what it printed");
     assert_eq!(text(stdout), text(expected));

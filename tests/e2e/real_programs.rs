@@ -5,12 +5,14 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io::Write,
-    path::{Path, PathBuf},
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
 
-use stasis_tests::{DEADLINE, Lab, Nobody, Running, compile, find_program, lab, requirement::is_root, skip};
+use stasis_tests::{
+    DEADLINE, Lab, Nobody, Running, compile, find_program, lab, requirement::is_root, script, skip,
+};
 
 /// How often each is killed.
 const KILLS: u32 = 3;
@@ -41,6 +43,7 @@ impl Work<'_> {
             fs::create_dir(directory).unwrap();
             (self.prepare)(directory);
         }
+        script::let_finish(&undisturbed);
 
         let reference = lab.native(&self.command).directory(&undisturbed).start();
         let reference_files = reference.files().clone();
@@ -53,6 +56,7 @@ impl Work<'_> {
             lab.checkpoint_kill(running);
             running = lab.restart(["latest"]);
         }
+        script::let_finish(&disturbed);
         running.expect_code(0);
 
         let stdout = |path| String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned();
@@ -68,10 +72,6 @@ fn log(directory: &Path) -> Vec<u8> {
 /// Of the twenty steps that the scripts take, those after which they are killed: 4, 9, 14.
 fn step(running: &Running, _: &Path, kill: u32) {
     running.wait_line(&format!("step {}", 5 * kill - 1));
-}
-
-fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/scripts").join(name)
 }
 
 /// A program with arguments; without the program the test is skipped by name.
@@ -99,19 +99,19 @@ fn write_text(path: &Path, megabytes: usize) {
 
 #[test]
 fn python_with_threads_a_big_dict_and_open_files() {
-    let Some(command) = command("python3", &[script("work.py").to_str().unwrap()]) else { return };
+    let Some(command) = command("python3", &[script::path("work.py").to_str().unwrap()]) else { return };
     Work { made: &log, ..Work::in_steps(command) }.survives_three_kills();
 }
 
 #[test]
 fn python_with_processes_queues_and_shared_memory() {
-    let Some(command) = command("python3", &[script("processes.py").to_str().unwrap()]) else { return };
+    let Some(command) = command("python3", &[script::path("processes.py").to_str().unwrap()]) else { return };
     Work::in_steps(command).survives_three_kills();
 }
 
 #[test]
 fn bash_with_pipelines_jobs_and_subshells() {
-    let Some(command) = command("bash", &[script("jobs.sh").to_str().unwrap()]) else { return };
+    let Some(command) = command("bash", &[script::path("jobs.sh").to_str().unwrap()]) else { return };
     Work { made: &log, ..Work::in_steps(command) }.survives_three_kills();
 }
 
@@ -140,19 +140,19 @@ fn make_with_four_compilers_at_once() {
 
 #[test]
 fn perl_with_hashes_and_open_files() {
-    let Some(command) = command("perl", &[script("work.pl").to_str().unwrap()]) else { return };
+    let Some(command) = command("perl", &[script::path("work.pl").to_str().unwrap()]) else { return };
     Work { made: &log, ..Work::in_steps(command) }.survives_three_kills();
 }
 
 #[test]
 fn node_with_timers_and_worker_threads() {
-    let Some(command) = command("node", &[script("work.js").to_str().unwrap()]) else { return };
+    let Some(command) = command("node", &[script::path("work.js").to_str().unwrap()]) else { return };
     Work::in_steps(command).survives_three_kills();
 }
 
 #[test]
 fn java_with_several_threads_and_the_g1_collector() {
-    let source = script("Work.java");
+    let source = script::path("Work.java");
     let Some(command) = command("java", &["-XX:+UseG1GC", "-Xmx512m", source.to_str().unwrap()]) else {
         return;
     };
@@ -166,7 +166,7 @@ fn java_with_several_threads_and_the_g1_collector() {
 #[test]
 fn sqlite_in_the_middle_of_a_transaction() {
     let Some(command) =
-        command("sqlite3", &["items.db", &format!(".read {}", script("transaction.sql").display())])
+        command("sqlite3", &["items.db", &format!(".read {}", script::path("transaction.sql").display())])
     else {
         return;
     };
@@ -229,7 +229,7 @@ fn gzip_in_a_shells_redirection() {
 
 #[test]
 fn bc_with_its_output_in_a_file() {
-    let Some(command) = command("bc", &["-q", script("digits.bc").to_str().unwrap()]) else { return };
+    let Some(command) = command("bc", &["-q", script::path("digits.bc").to_str().unwrap()]) else { return };
     Work {
         reach: &|running, _, kill| {
             let bytes = u64::from(kill) * 12_000;
@@ -255,7 +255,7 @@ fn redis_with_its_benchmark() {
     if ["redis-server", "redis-benchmark", "redis-cli"].iter().any(|name| find_program(name).is_none()) {
         return skip("redis-server is not installed");
     }
-    let Some(command) = command("bash", &[script("redis.sh").to_str().unwrap()]) else { return };
+    let Some(command) = command("bash", &[script::path("redis.sh").to_str().unwrap()]) else { return };
     Work::in_steps(command).survives_three_kills();
 }
 
@@ -274,7 +274,7 @@ fn postgresql_in_the_middle_of_transactions() {
         let work = nobody.lab.work();
         let log = || fs::read_to_string(work.join("log.txt")).unwrap_or_default();
         let bank = nobody.binaries.join("bank.sh");
-        fs::copy(script("bank.sh"), &bank).unwrap();
+        fs::copy(script::path("bank.sh"), &bank).unwrap();
         let (mut running, pipes) = nobody.start(&["launch", "--", "bash", bank.to_str().unwrap()]);
         let mut outputs = Vec::from(pipes);
         for kill in 1..=kills {
@@ -296,6 +296,7 @@ fn postgresql_in_the_middle_of_transactions() {
             outputs.extend(pipes);
             nobody.pids(&running);
         }
+        script::let_finish(&work);
         running.wait_exit();
         log()
     };

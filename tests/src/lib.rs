@@ -32,6 +32,7 @@ pub mod process;
 pub mod pseudoterminal;
 pub mod requirement;
 pub mod running;
+pub mod script;
 pub mod slow_disk;
 pub mod tracer;
 pub mod watch;

@@ -12,6 +12,8 @@ for step in $(seq 0 19); do
     $bin/psql -Atc 'select sum(abalance) - (select sum(bbalance) from pgbench_branches), sum(abalance) - (select sum(tbalance) from pgbench_tellers), sum(abalance) - (select sum(delta) from pgbench_history), (select count(*) from pgbench_history) from pgbench_accounts'
     echo "step $step"
 done
+# Not at its end before it was killed as often as it is to be.
+until [ -e finish ]; do sleep 0.01; done
 $bin/pg_amcheck --install-missing --all && echo sound
 kill -INT $server
 wait $server

@@ -12,3 +12,5 @@ while [ $step -lt 20 ]; do
     echo "step $step"
     step=$((step + 1))
 done
+# Not at its end before it was killed as often as it is to be.
+until [ -e finish ]; do sleep 0.01; done

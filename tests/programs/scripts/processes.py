@@ -1,6 +1,6 @@
 # Three processes square numbers that come through one queue and go through another; a total is kept in memory that all
 # share, under a lock.
-import multiprocessing, time
+import multiprocessing, os, time
 
 def square(numbers, squares, total):
     for n in iter(numbers.get, None):
@@ -22,8 +22,9 @@ if __name__ == "__main__":
         assert [n for n, _ in got] == [step * 100 + n for n in range(30)], got
         print(sum(square for _, square in got))
         print("step", step, flush=True)
-        # Not at its end before it was killed as often as it is to be.
-        time.sleep(0.2)
+    # Not at its end before it was killed as often as it is to be.
+    while not os.path.exists("finish"):
+        time.sleep(0.01)
     for worker in workers:
         numbers.put(None)
     for worker in workers:

@@ -9,6 +9,8 @@ for step in $(seq 0 19); do
     redis-cli -p $port get counter
     echo "step $step"
 done
+# Not at its end before it was killed as often as it is to be.
+until [ -e finish ]; do sleep 0.01; done
 redis-cli -p $port lrange steps 0 -1 | tr '\n' ' '
 redis-cli -p $port shutdown nosave
 wait $server
