@@ -26,7 +26,7 @@ use nix::{
     sys::wait::{WaitPidFlag, WaitStatus, waitpid},
     unistd::{ForkResult, Pid, execve, fork, setsid},
 };
-use stasis_protocol::coordinator::{ClientReply, ClientRequest};
+use stasis_protocol::coordinator::{ClientReply, ClientRequest, IntervalLasts};
 
 use crate::{
     address::Address,
@@ -52,7 +52,7 @@ pub fn run(context: &Context, args: &LaunchArgs) -> anyhow::Result<ExitCode> {
         same_store(&mut client, &store)?;
     }
     if let Some(interval) = args.interval {
-        client.count(&start::interval_request(interval))?;
+        client.count(&start::interval_request(interval, IntervalLasts::Computation))?;
     }
     start::tell(&address, args.new, context.quiet || context.json);
     if args.detach {

@@ -101,3 +101,53 @@ fn a_restart_under_another_coordinator() {
     elsewhere.checkpoint_kill(running);
     ends_as(lab.restart(["latest"]), &expected);
 }
+
+/// How often checkpoints are taken once the program has joined, in microseconds.
+#[track_caller]
+fn interval_of(lab: &Lab, running: &Running) -> Option<u64> {
+    lab.wait_joined(running);
+    lab.json(["status"])["interval_us"].as_u64()
+}
+
+#[test]
+fn an_interval_ends_with_its_computation() {
+    let lab = Lab::new();
+    let sleeper = || lab.prepare(["sleep", "1000"]);
+    let end = |running: Running| {
+        lab.run(["kill"]).expect_success();
+        running.wait_exit();
+    };
+    // Asked for by launch, and not by the next one at the same coordinator.
+    let running = sleeper().options(["--interval", "700"]).start();
+    assert_eq!(interval_of(&lab, &running), Some(700_000_000));
+    let beside = sleeper().start();
+    assert_eq!(interval_of(&lab, &beside), Some(700_000_000));
+    end(running);
+    beside.wait_exit();
+    let running = sleeper().start();
+    assert_eq!(interval_of(&lab, &running), None);
+    lab.checkpoint_kill(running);
+
+    // By restart, and not by the next one.
+    let running = lab.prepare_restart(["latest"]).options(["--interval", "800"]).start();
+    assert_eq!(interval_of(&lab, &running), Some(800_000_000));
+    end(running);
+    let running = lab.restart(["latest"]);
+    assert_eq!(interval_of(&lab, &running), None);
+    end(running);
+
+    // The coordinator's own comes back, and takes the place of what is there.
+    let mine = |seconds| lab.run(["coordinator", "--interval", seconds]).expect_success();
+    mine("900");
+    let running = sleeper().options(["--interval", "0"]).start();
+    assert_eq!(interval_of(&lab, &running), None);
+    end(running);
+    let running = sleeper().start();
+    assert_eq!(interval_of(&lab, &running), Some(900_000_000));
+    end(running);
+    let running = sleeper().options(["--interval", "700"]).start();
+    assert_eq!(interval_of(&lab, &running), Some(700_000_000));
+    mine("1000");
+    assert_eq!(interval_of(&lab, &running), Some(1_000_000_000));
+    end(running);
+}

@@ -18,7 +18,6 @@ use stasis_protocol::{
 };
 use tokio::{
     sync::{Mutex, Notify, mpsc, watch},
-    task::AbortHandle,
     time::{Instant, timeout},
 };
 
@@ -26,6 +25,7 @@ use super::{
     admission::{Admission, Applicant},
     births::Births,
     claim::Claim,
+    interval::Intervals,
     log,
     message::Outgoing,
     namespaces::Namespaces,
@@ -177,7 +177,7 @@ struct State {
     joined: u32,
     connections: usize,
     round: Option<Round>,
-    interval: Option<(Duration, AbortHandle)>,
+    intervals: Intervals,
     ticks_skipped: u64,
     taken: u64,
     failed: u64,
@@ -270,8 +270,10 @@ impl Computation {
         let continues =
             !state.awaited.is_empty() && (member.restarted_from.is_some() || state.announced_by.is_some());
         let was_born_here = self.births.as_ref().is_some_and(|births| births.settle(member.pid));
-        if state.members.is_empty() && before.is_none() && !continues && !was_born_here {
-            // All that was here has ended: this is another computation.
+        // All that was here has ended: this is another computation.
+        let begins = state.members.is_empty() && before.is_none() && !continues && !was_born_here;
+        state.intervals.joined(begins);
+        if begins {
             state.begin();
             state.joined = 0;
         }
@@ -483,6 +485,7 @@ impl Computation {
         state.admission.resume();
         state.departed.clear();
         state.joined = 0;
+        state.intervals.ended();
         Ok(())
     }
 
@@ -543,12 +546,9 @@ impl Computation {
         self.changed.subscribe()
     }
 
-    /// Replaces the task that takes checkpoints now and then.
-    pub fn set_interval(&self, interval: Option<(Duration, AbortHandle)>) {
-        let before = std::mem::replace(&mut self.state.borrow_mut().interval, interval);
-        if let Some((_, task)) = before {
-            task.abort();
-        }
+    /// Calls `look` with the intervals at which checkpoints are taken.
+    pub fn with_intervals<T>(&self, look: impl FnOnce(&mut Intervals) -> T) -> T {
+        look(&mut self.state.borrow_mut().intervals)
     }
 
     pub fn skip_tick(&self) {
@@ -565,7 +565,7 @@ impl Computation {
             coordinator_pid: std::process::id(),
             address: self.settings.address.to_string(),
             store: self.settings.store.to_string_lossy().into_owned(),
-            interval_us: state.interval.as_ref().map(|(interval, _)| interval.as_micros() as u64),
+            interval_us: state.intervals.current().map(|interval| interval.as_micros() as u64),
             checkpoints_taken: state.taken,
             checkpoints_failed: state.failed,
             ticks_skipped: state.ticks_skipped,

@@ -14,14 +14,14 @@ use tokio::{
     },
     sync::{mpsc, watch},
     task::{AbortHandle, spawn_blocking, spawn_local},
-    time::{Instant, MissedTickBehavior, interval_at, sleep, timeout, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use super::{
     admission::Applicant,
     checkpoint::{self, Order, Taken},
     computation::{ClientId, Computation, Member, OUTBOX},
-    dormant, log,
+    dormant, interval, log,
     message::{self, Outgoing},
     stopped,
 };
@@ -246,8 +246,9 @@ async fn carry_out(computation: &Rc<Computation>, client: ClientId, request: Cli
             Err(error) => failed("the status", &error),
         },
         ClientRequest::Kill => kill(computation).await,
-        ClientRequest::Interval { micros } => {
-            set_interval(computation, micros.filter(|&micros| micros > 0).map(Duration::from_micros));
+        ClientRequest::Interval { micros, lasts } => {
+            let every = micros.filter(|&micros| micros > 0).map(Duration::from_micros);
+            interval::set(computation, every, lasts);
             ClientReply::Done { count: 0 }
         }
         ClientRequest::AwaitProcesses { processes } => {
@@ -322,30 +323,6 @@ async fn kill(computation: &Computation) -> ClientReply {
         }
     }
     if refusals.is_empty() { ClientReply::Done { count } } else { ClientReply::Refused(refusals) }
-}
-
-/// Takes checkpoints every `interval` from now on.
-pub fn set_interval(computation: &Rc<Computation>, interval: Option<Duration>) {
-    let Some(interval) = interval else { return computation.set_interval(None) };
-    let ticking = Rc::downgrade(computation);
-    let task = spawn_local(async move {
-        let mut ticks = interval_at(Instant::now() + interval, interval);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        loop {
-            ticks.tick().await;
-            let Some(computation) = ticking.upgrade() else { return };
-            if computation.with_members(|members| members.is_empty()) {
-                continue;
-            }
-            match computation.turn.clone().try_lock_owned() {
-                Ok(turn) => {
-                    spawn_local(checkpoint::take(computation, Order::default(), turn));
-                }
-                Err(_) => computation.skip_tick(),
-            }
-        }
-    });
-    computation.set_interval(Some((interval, task.abort_handle())));
 }
 
 fn failed(what: &str, error: &dyn std::fmt::Display) -> ClientReply {

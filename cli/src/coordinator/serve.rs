@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use stasis_protocol::coordinator::IntervalLasts;
 use tokio::{
     net::UnixStream,
     signal::unix::{SignalKind, signal},
@@ -20,7 +21,7 @@ use tokio::{
 
 use super::{
     computation::{Computation, Settings},
-    connection, log,
+    connection, interval, log,
     socket::Socket,
     start::{READY, TAKEN},
 };
@@ -64,7 +65,11 @@ pub fn run(address: Address, store: PathBuf, args: &CoordinatorArgs) -> anyhow::
     log::line(format_args!("coordinator {} listens at {}", std::process::id(), computation.settings.address));
     let result = LocalSet::new().block_on(&runtime, async {
         if args.interval.is_some() {
-            connection::set_interval(&computation, args.interval);
+            interval::set(
+                &computation,
+                args.interval.filter(|every| !every.is_zero()),
+                IntervalLasts::Coordinator,
+            );
         }
         accept(&computation, socket, starter).await
     });

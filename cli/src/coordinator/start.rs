@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use nix::fcntl::{FcntlArg, fcntl};
-use stasis_protocol::coordinator::ClientRequest;
+use stasis_protocol::coordinator::{ClientRequest, IntervalLasts};
 
 use crate::{address::Address, args, client::Client, failure::Failure, output};
 
@@ -96,9 +96,9 @@ pub fn tell(address: &Address, new: bool, quiet: bool) {
 }
 
 /// [`ClientRequest::Interval`]; zero means none.
-pub fn interval_request(interval: Duration) -> ClientRequest {
+pub fn interval_request(interval: Duration, lasts: IntervalLasts) -> ClientRequest {
     let micros = u64::try_from(interval.as_micros()).unwrap_or(u64::MAX);
-    ClientRequest::Interval { micros: (micros > 0).then_some(micros) }
+    ClientRequest::Interval { micros: (micros > 0).then_some(micros), lasts }
 }
 
 fn log_path(address: &Address) -> std::path::PathBuf {

@@ -46,7 +46,7 @@ mod vdso;
 
 use std::path::PathBuf;
 
-use stasis_protocol::coordinator::{ClientRequest, Refusal};
+use stasis_protocol::coordinator::{ClientRequest, IntervalLasts, Refusal};
 
 use self::{computation::Computation, running::Child, staging::Staging, tree::Tree};
 use crate::{
@@ -139,7 +139,7 @@ impl Prepared {
         mut client: Client,
     ) -> anyhow::Result<Child> {
         if let Some(interval) = args.interval {
-            client.count(&start::interval_request(interval))?;
+            client.count(&start::interval_request(interval, IntervalLasts::Computation))?;
         }
         let request = spawn::Request {
             computation: &self.computation,

@@ -222,6 +222,15 @@ pub enum ToProcess {
     End,
 }
 
+/// When an interval is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IntervalLasts {
+    /// With the coordinator.
+    Coordinator,
+    /// With the computation that is here, or that the next process begins.
+    Computation,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ClientRequest {
     /// Take a checkpoint and answer when it is durable: [`ClientReply::Checkpoint`].
@@ -237,7 +246,7 @@ pub enum ClientRequest {
     /// End every process of the computation (SIGKILL). [`ClientReply::Done`] with how many.
     Kill,
     /// Take a checkpoint every so many microseconds; `None`: no more. [`ClientReply::Done`].
-    Interval { micros: Option<u64> },
+    Interval { micros: Option<u64>, lasts: IntervalLasts },
     /// Answered by [`ClientReply::Done`] as soon as `processes` processes have said hello since the
     /// computation began or was resumed, whether or not they are still there.
     AwaitProcesses { processes: u32 },
