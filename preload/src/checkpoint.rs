@@ -51,6 +51,8 @@ struct Base {
     manifest: Hash,
     /// How many objects it has.
     objects: u32,
+    /// When it looked at what is written (CLOCK_MONOTONIC), where it was taken of this process as it runs.
+    looked_ns: Option<u64>,
     /// The checkpoint exists. Until then, and for ever if it does not come to be, what has been written since the one
     /// before is owed to the store.
     committed: bool,
@@ -110,7 +112,7 @@ pub fn forget_inherited() {
 /// it; but the store compares it with what was at the same address before it looks any further.
 pub fn restored_from(manifest: Hash, objects: u32) {
     if manifest != [0; 32] {
-        kept().base = Some(Base { token: 0, manifest, objects, committed: true });
+        kept().base = Some(Base { token: 0, manifest, objects, looked_ns: None, committed: true });
     }
 }
 
@@ -519,7 +521,9 @@ impl Taking<'_> {
         // Where the program is to end, and where it stands anyway, nothing is won by copying before it stands still.
         if !hold && !self.was_stopped {
             let mut stood = Stood::default();
-            let copied = precopy(&mut dump, mappings, &mut stood, || self.report(Phase::Snapshotting));
+            let looked_ns = last.filter(|_| incremental).and_then(|base| base.looked_ns);
+            let copied =
+                precopy(&mut dump, mappings, looked_ns, &mut stood, || self.report(Phase::Snapshotting));
             self.stood = stood;
             copied?;
         } else {
@@ -564,6 +568,7 @@ impl Taking<'_> {
         if aio::may_write(&snapshot.mappings) && !requests || snapshot.reads_directly && !reads_directly {
             dump.distrust();
         }
+        let looked_ns = Some(stasis_sys::sync::monotonic_ns());
         let dumped = dump.finish(&mut snapshot, last.map_or(0, |base| base.objects), &elsewhere);
         let objects = snapshot.objects.len();
         let keys = core::mem::take(&mut snapshot.keys).into_iter();
@@ -601,7 +606,7 @@ impl Taking<'_> {
         let (manifest, stats) = store.end_dump(record).map_err(store_refusal)?;
         // The program has run meanwhile.
         snapshot.rooms.clear();
-        *base = Some(Base { token, manifest, objects, committed: false });
+        *base = Some(Base { token, manifest, objects, looked_ns, committed: false });
         let tracker = tracker.name().into();
         let message = FromProcess::Dumped {
             token,

@@ -10,6 +10,7 @@
 use alloc::{vec, vec::Vec};
 
 use stasis_protocol::coordinator::Refusal;
+use stasis_sys::sync::monotonic_ns;
 
 use crate::{
     arena,
@@ -57,6 +58,9 @@ enum Gear {
 
 /// As many pages are copied faster than a round is begun.
 const FEW: u64 = 32;
+/// So many (768 KiB) take a tenth of a millisecond. A round takes as long from the program: it stops huge pages, makes page faults of
+/// what is written on, and interrupts all its processors for each 2 MiB that were written to.
+const LITTLE: u64 = 192;
 /// So many (1 MiB) are copied faster than threads are stopped once more.
 const UNWATCHED: u64 = 256;
 /// So many (4 MiB) take a millisecond: not worth memory.
@@ -72,46 +76,64 @@ const MOST_SLICED: u64 = 2_000_000;
 
 /// Copies in rounds while threads run, for as long as that makes what is left less; `progress` is called before each.
 /// Nothing that takes time comes between the last round and the stop: the program writes on, perhaps in slices of time
-/// until then.
+/// until then. `looked_ns`: when the last checkpoint looked at what is written (CLOCK_MONOTONIC), where this one goes on from
+/// it.
 pub fn precopy(
     dump: &mut Dump<'_>,
     first: Vec<Found>,
+    looked_ns: Option<u64>,
     stood: &mut Stood,
     progress: impl Fn(),
 ) -> Result<(), Vec<Refusal>> {
     dump.look_for_guards(&first);
     arena::prefault();
-    let mut rounds = Rounds { before: u64::MAX, gear: Gear::Disk };
+    let mut rounds = Rounds { before: u64::MAX, looked_ns, gear: Gear::Disk };
     let (mut mappings, mut watched, mut last) = (first, false, 0);
     for round in 1..=MOST_ROUNDS {
         progress();
+        let begun_ns = monotonic_ns();
         last = dump.round(&mappings)?;
-        dump.make_room(0)?;
+        if !dump.is_up_to_date()? {
+            dump.make_room()?;
+        }
+        let left = rounds.left(last, begun_ns);
         if dump.unwatched() > UNWATCHED && !watched {
             // Once: the first checkpoint of a program, or one that has mapped much since the last.
             stood.add(watch_all(dump)?);
             watched = true;
-        } else if round == MOST_ROUNDS || !rounds.is_worth_another(last, dump) {
+        } else if round == MOST_ROUNDS || !rounds.is_worth_another(last, left, dump) {
             break;
         }
+        dump.make_room()?;
         mappings = present()?;
     }
     // What is left goes there if it is more than a half of the staging buffer.
     dump.allow_backlog();
-    dump.make_room(last + dump.unwatched())
+    dump.make_last_room(last + dump.unwatched())
 }
 
 struct Rounds {
     /// How many pages the last round took.
     before: u64,
+    /// When it began, or the last checkpoint looked.
+    looked_ns: Option<u64>,
     gear: Gear,
 }
 
 impl Rounds {
-    /// Whether to go on after a round that took so many pages, in this gear or the next.
-    fn is_worth_another(&mut self, pages: u64, dump: &mut Dump<'_>) -> bool {
+    /// How many pages are to be expected now after a round that began then and took so many: written as fast as those.
+    fn left(&mut self, pages: u64, begun_ns: u64) -> u64 {
+        let took = monotonic_ns().saturating_sub(begun_ns);
+        match self.looked_ns.replace(begun_ns).and_then(|before| begun_ns.checked_sub(before)) {
+            Some(since) if since > took => (u128::from(pages) * u128::from(took) / u128::from(since)) as u64,
+            _ => pages,
+        }
+    }
+
+    /// Whether to go on after a round that took so many pages, in this gear or the next; `left` are to be expected otherwise.
+    fn is_worth_another(&mut self, pages: u64, left: u64, dump: &mut Dump<'_>) -> bool {
         let before = core::mem::replace(&mut self.before, pages);
-        if pages <= FEW {
+        if pages <= FEW || left <= LITTLE {
             return false;
         }
         if pages < before / 3 {

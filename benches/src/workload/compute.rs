@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 
-use super::{WORDS_PER_PAGE, XorShift};
+use super::{XorShift, pages};
 use crate::shared_page::now;
 
 const TABLE: usize = 1 << 15;
@@ -12,8 +12,8 @@ const TABLE: usize = 1 << 15;
 pub fn run(steps: u64, mib: usize, every: u64) {
     let mut random = XorShift::new(1);
     let mut table = vec![0u64; TABLE];
-    let mut memory: Vec<u64> = (0..mib << 17).map(|_| random.step()).collect();
-    let pages = (memory.len() / WORDS_PER_PAGE) as u64;
+    let mut memory = pages(mib, &mut random);
+    let pages = memory.len() as u64;
     let mut until_next = if pages == 0 { u64::MAX } else { every };
     let begun = now();
     for _ in 0..steps {
@@ -23,8 +23,7 @@ pub fn run(steps: u64, mib: usize, every: u64) {
         until_next -= 1;
         if until_next == 0 {
             until_next = every;
-            let at = (number % pages) as usize * WORDS_PER_PAGE;
-            memory[at..at + WORDS_PER_PAGE].fill_with(|| random.step());
+            memory[(number % pages) as usize].0.fill_with(|| random.step());
         }
     }
     let took = now() - begun;

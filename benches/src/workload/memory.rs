@@ -2,7 +2,7 @@
 
 use std::{hint::black_box, path::Path, thread, time::Duration};
 
-use super::{WORDS_PER_PAGE, XorShift};
+use super::{Page, XorShift, pages};
 use crate::shared_page::SharedPage;
 
 /// Long enough to leave the processors to the checkpointer, short beside a pause of a millisecond. What the
@@ -12,9 +12,8 @@ const TICK: Duration = Duration::from_micros(100);
 /// Fills `mib` MiB and ticks until it is told to end.
 pub fn run(mib: usize, seed: u64, page: &Path) -> anyhow::Result<()> {
     let mut random = XorShift::new(seed);
-    let mut memory: Vec<u64> = Vec::with_capacity(mib << 17);
-    memory.extend((0..mib << 17).map(|_| random.step()));
-    let pages = memory.len() / WORDS_PER_PAGE;
+    let mut memory = pages(mib, &mut random);
+    let pages = memory.len();
     let shared = SharedPage::open(page)?;
     while !shared.is_to_stop() {
         shared.tick();
@@ -22,8 +21,7 @@ pub fn run(mib: usize, seed: u64, page: &Path) -> anyhow::Result<()> {
         if dirty > 0 {
             // Spread evenly: single pages, as programs dirty them.
             for index in 0..dirty.min(pages) {
-                let at = index * pages / dirty.min(pages) * WORDS_PER_PAGE;
-                memory[at..at + WORDS_PER_PAGE].fill_with(|| random.step());
+                memory[index * pages / dirty.min(pages)].0.fill_with(|| random.step());
             }
             shared.dirtied();
         }
@@ -39,13 +37,13 @@ pub fn run(mib: usize, seed: u64, page: &Path) -> anyhow::Result<()> {
 
 /// Reads a word of so many pages, always the same ones in the same order: the next one is known when a page is there, as where
 /// pointers are followed.
-fn read_at_random(memory: &[u64], pages: usize) -> u64 {
+fn read_at_random(memory: &[Page], pages: usize) -> u64 {
     let mut random = XorShift::new(7);
-    let all = (memory.len() / WORDS_PER_PAGE) as u64;
+    let all = memory.len() as u64;
     let mut sum = 0u64;
     for _ in 0..pages {
         let page = (random.step() % all) as usize;
-        sum = sum.wrapping_add(black_box(memory[page * WORDS_PER_PAGE]));
+        sum = sum.wrapping_add(black_box(memory[page].0[0]));
     }
     sum
 }

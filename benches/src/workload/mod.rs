@@ -70,7 +70,16 @@ pub fn run(workload: &Workload) -> anyhow::Result<()> {
     }
 }
 
-const WORDS_PER_PAGE: usize = 4096 / size_of::<u64>();
+/// A page of memory, where pages begin: what is filled in it dirties one page, not two.
+#[repr(align(4096))]
+struct Page([u64; 4096 / size_of::<u64>()]);
+
+/// So much incompressible memory.
+fn pages(mib: usize, random: &mut XorShift) -> Vec<Page> {
+    let mut pages = Vec::with_capacity(mib << 8);
+    pages.extend((0..mib << 8).map(|_| Page(std::array::from_fn(|_| random.step()))));
+    pages
+}
 
 /// Marsaglia's xorshift64: fast, and its output does not compress.
 pub struct XorShift(u64);

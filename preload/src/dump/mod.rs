@@ -33,7 +33,7 @@ use crate::{
         Snapshot,
         mappings::{Content, Found},
     },
-    tracker::{Ahead, DirtyTracker, Range, Shown},
+    tracker::{Ahead, DirtyTracker, Moment, Range, Shown},
     wrappers,
 };
 
@@ -75,13 +75,6 @@ pub struct Dump<'a> {
     hurries: bool,
     /// Where the program runs in slices of time only.
     slices: Option<Slices>,
-}
-
-/// Whether threads run.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Moment {
-    Running,
-    Stopped,
 }
 
 impl<'a> Dump<'a> {
@@ -177,13 +170,31 @@ impl<'a> Dump<'a> {
         }
     }
 
-    /// Hands over what has been copied, and waits for room for what is to be copied while threads stand still. The pages
-    /// of a round must be with the store before it is told what has gone away since. `pages`: so many may be left.
+    /// Hands over what has been copied, and waits for room for more. The pages of a round must be with the store before it is told
+    /// what has gone away since.
     ///
     /// # Errors
     /// The store's.
-    pub fn make_room(&mut self, pages: u64) -> Result<(), Vec<Refusal>> {
+    pub fn make_room(&mut self) -> Result<(), Vec<Refusal>> {
         self.room.hand_over()?;
+        self.room.find(self.room.has_backlog()).map(drop)
+    }
+
+    /// Whether the store has done what there was to do before the last round.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn is_up_to_date(&mut self) -> Result<bool, Vec<Refusal>> {
+        self.room.is_up_to_date()
+    }
+
+    /// Waits for room for what is to be copied while threads stand still, `pages` perhaps; what has been copied is handed over with
+    /// that.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn make_last_room(&mut self, pages: u64) -> Result<(), Vec<Refusal>> {
+        self.room.hold()?;
         self.room.find(self.room.has_backlog())?;
         self.room.prepare(pages as usize * PAGE_SIZE)
     }
@@ -354,7 +365,7 @@ impl<'a> Dump<'a> {
         let mut found = core::mem::take(&mut self.found);
         let mut looked = match self.ahead.next(range, &mut found) {
             Some(shown) => Ok(shown),
-            None => self.tracker.look(&mut self.pagemap, range, all, &mut found),
+            None => self.tracker.look(&mut self.pagemap, range, all, moment, &mut found),
         };
         if looked.is_err() && moment == Moment::Running {
             // New, gone, or changed meanwhile.
@@ -366,7 +377,7 @@ impl<'a> Dump<'a> {
             return Ok(0);
         }
         if looked.is_err() && self.tracker.watch(range).is_ok() {
-            looked = self.tracker.look(&mut self.pagemap, range, true, &mut found);
+            looked = self.tracker.look(&mut self.pagemap, range, true, moment, &mut found);
         }
         let registered = looked.is_ok();
         let shown = match looked {

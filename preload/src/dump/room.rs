@@ -35,6 +35,8 @@ pub struct Room<'a> {
     /// How much of it is filled, in bytes.
     filled: usize,
     rest: Rest,
+    /// What was copied before that, and is to be handed over before it.
+    held: Option<Rest>,
     /// Whether holes are to be told: the store has taken the base's pages, or a round's, for granted.
     pub tells_holes: bool,
     backlog: Option<Backlog>,
@@ -44,7 +46,8 @@ pub struct Room<'a> {
 
 impl<'a> Room<'a> {
     pub fn new(store: &'a mut Store, tells_holes: bool) -> Self {
-        Self { store, place: None, filled: 0, rest: Rest::default(), tells_holes, backlog: None, taken: 0 }
+        let (rest, held) = (Rest::default(), None);
+        Self { store, place: None, filled: 0, rest, held, tells_holes, backlog: None, taken: 0 }
     }
 
     /// From now on, what the store has no room for is kept.
@@ -183,6 +186,7 @@ impl<'a> Room<'a> {
                 }
             }
             rest.move_by(offset);
+            self.store.fill_half();
             backlog.give_back(chunk);
         }
         self.store.hand_over(rest).map_err(store_refusal)
@@ -219,21 +223,45 @@ impl<'a> Room<'a> {
         }
     }
 
-    /// Hands over what has been copied, or puts it behind what waits already.
-    pub fn hand_over(&mut self) -> Result<(), Vec<Refusal>> {
+    /// Whether nothing waits for the store, nor the store has anything to do but what is being filled.
+    pub fn is_up_to_date(&mut self) -> Result<bool, Vec<Refusal>> {
+        Ok(!self.is_behind() && self.held.is_none() && self.store.is_done().map_err(store_refusal)?)
+    }
+
+    /// Keeps what has been copied until what is copied next is handed over, where nothing goes before it: the store's work on it
+    /// would take the processor from who copies while threads stand still.
+    pub fn hold(&mut self) -> Result<(), Vec<Refusal>> {
+        if self.is_behind() || self.held.is_some() || matches!(self.place, Some(Place::Chunk(..))) {
+            return self.hand_over();
+        }
+        self.held = Some(self.take_rest().1);
+        Ok(())
+    }
+
+    /// What has been copied; where it is in a chunk of the backlog, that.
+    fn take_rest(&mut self) -> (Option<Chunk>, Rest) {
         let mut rest = core::mem::take(&mut self.rest);
         let place = self.place.take_if(|_| !rest.runs.is_empty());
         if place.is_some() {
             self.filled = 0;
         }
-        let chunk = match place {
-            Some(Place::Chunk(chunk, _)) => Some(chunk),
+        match place {
+            Some(Place::Chunk(chunk, _)) => (Some(chunk), rest),
             Some(Place::Half(offset, _)) => {
                 rest.move_by(offset);
-                None
+                self.store.fill_half();
+                (None, rest)
             }
-            None => None,
-        };
+            None => (None, rest),
+        }
+    }
+
+    /// Hands over what has been copied, or puts it behind what waits already.
+    pub fn hand_over(&mut self) -> Result<(), Vec<Refusal>> {
+        if let Some(held) = self.held.take() {
+            self.store.hand_over(held).map_err(store_refusal)?;
+        }
+        let (chunk, rest) = self.take_rest();
         match &mut self.backlog {
             Some(backlog) if chunk.is_some() || !backlog.is_empty() => backlog.push(chunk, rest),
             _ => return self.store.hand_over(rest).map_err(store_refusal),

@@ -21,7 +21,7 @@ pub struct Store {
     half: usize,
     /// How long the staging buffer was to be.
     wanted: usize,
-    /// How many `Pages` messages have not been answered yet: at most two, one a half.
+    /// How many halves are filled, and the `Pages` message of which has not been answered yet.
     outstanding: usize,
     next_half: usize,
     /// How much of each half has been populated, in bytes.
@@ -210,6 +210,14 @@ impl Store {
         Ok(self.outstanding < 2)
     }
 
+    /// Whether both halves are free.
+    pub fn is_done(&mut self) -> Result<bool, String> {
+        while self.outstanding > 0 && stasis_sys::sync::poll(self.socket, libc::POLLIN, 0) != Ok(0) {
+            self.await_released()?;
+        }
+        Ok(self.outstanding == 0)
+    }
+
     /// Begins a dump; whether the store has the base.
     pub fn begin_dump(&self, token: u64, base: Option<Hash>) -> Result<bool, String> {
         self.send(&Request::BeginDump { token, pid: process::getpid() as u32, base }, None)?;
@@ -222,7 +230,14 @@ impl Store {
         }
     }
 
-    /// Hands over holes, and what was put into the half that [`Self::free_half`] gave last.
+    /// The half that [`Self::free_half`] gave last is filled: the next one is to be found, whether or not this one has been handed
+    /// over.
+    pub fn fill_half(&mut self) {
+        self.outstanding += 1;
+        self.next_half ^= 1;
+    }
+
+    /// Hands over holes, and what was put into a half.
     pub fn hand_over(&mut self, rest: Rest) -> Result<(), String> {
         let mut holes = rest.forget;
         while !holes.is_empty() {
@@ -231,8 +246,6 @@ impl Store {
         }
         if !rest.runs.is_empty() {
             self.send(&Request::Pages { runs: rest.runs }, None)?;
-            self.outstanding += 1;
-            self.next_half ^= 1;
         }
         Ok(())
     }

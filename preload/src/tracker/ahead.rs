@@ -3,7 +3,7 @@
 
 use alloc::vec::Vec;
 
-use super::{DirtyTracker, Range, Shown};
+use super::{DirtyTracker, Moment, Range, Shown};
 use crate::pagemap::{Pagemap, Run};
 
 #[derive(Default)]
@@ -27,7 +27,7 @@ impl Ahead {
         let mut found = Vec::new();
         for range in ranges {
             // What cannot be looked at is taken whole.
-            if let Ok(shown) = tracker.look(pagemap, range, all, &mut found) {
+            if let Ok(shown) = tracker.look(pagemap, range, all, Moment::Stopped, &mut found) {
                 ahead.runs.extend_from_slice(&found);
                 ahead.ranges.push((range.start, shown, ahead.runs.len()));
             }

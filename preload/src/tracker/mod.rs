@@ -45,6 +45,13 @@ pub enum Shown {
     All,
 }
 
+/// Whether threads run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    Running,
+    Stopped,
+}
+
 /// Finds written pages. A tracker that was asked about a range knows what is written there from then on.
 pub trait DirtyTracker {
     /// The name, as in `stasis doctor` and in checkpoint records.
@@ -69,8 +76,14 @@ pub trait DirtyTracker {
     ///
     /// # Errors
     /// EPERM where not all of the range is watched, and the kernel's. Some of it may count as unchanged from now on.
-    fn look(&mut self, pagemap: &mut Pagemap, range: Range, all: bool, found: &mut Vec<Run>)
-    -> Result<Shown>;
+    fn look(
+        &mut self,
+        pagemap: &mut Pagemap,
+        range: Range,
+        all: bool,
+        moment: Moment,
+        found: &mut Vec<Run>,
+    ) -> Result<Shown>;
 
     /// Every range has been asked about, threads stand still, and nothing has been copied since: what is written from
     /// now on is new.
@@ -85,7 +98,14 @@ impl DirtyTracker for Hash {
         "hash"
     }
 
-    fn look(&mut self, pagemap: &mut Pagemap, range: Range, _: bool, found: &mut Vec<Run>) -> Result<Shown> {
+    fn look(
+        &mut self,
+        pagemap: &mut Pagemap,
+        range: Range,
+        _: bool,
+        _: Moment,
+        found: &mut Vec<Run>,
+    ) -> Result<Shown> {
         pagemap.populated(range.start, range.end, range.which, found)?;
         Ok(Shown::All)
     }
@@ -154,8 +174,10 @@ fn test(tracker: &mut dyn DirtyTracker, start: usize, len: usize) -> bool {
     let (first, end) = (start as u64, (start + len) as u64);
     let range = Range { start: first, end, which: Which::Populated, dense: true, readable: true };
     let mut found = Vec::new();
-    let mut good =
-        tracker.watch(range).is_ok() && tracker.look(&mut pagemap, range, true, &mut found).is_ok();
+    let mut look = |tracker: &mut dyn DirtyTracker, all, found: &mut Vec<Run>| {
+        tracker.look(&mut pagemap, range, all, Moment::Running, found)
+    };
+    let mut good = tracker.watch(range).is_ok() && look(tracker, true, &mut found).is_ok();
     tracker.looked_at_all();
     write(WRITTEN);
     for page in [DISCARDED, ZEROS] {
@@ -165,7 +187,7 @@ fn test(tracker: &mut dyn DirtyTracker, start: usize, len: usize) -> bool {
     // SAFETY: as above. The shared page of zeros comes there, and no store has set a bit.
     good &= unsafe { ((start + ZEROS * PAGE_SIZE) as *const u8).read_volatile() } == 0;
     let mut pages = [None; PAGES];
-    let shown = tracker.look(&mut pagemap, range, false, &mut found);
+    let shown = look(tracker, false, &mut found);
     pagemap.close();
     for run in &found {
         let page = |address: u64| (address as usize - start) / PAGE_SIZE;

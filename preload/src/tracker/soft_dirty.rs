@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use stasis_sys::{Result, file};
 
-use super::{DirtyTracker, Range, Shown};
+use super::{DirtyTracker, Moment, Range, Shown};
 use crate::pagemap::{Pagemap, Run};
 
 #[derive(Default)]
@@ -28,6 +28,7 @@ impl DirtyTracker for SoftDirty {
         pagemap: &mut Pagemap,
         range: Range,
         all: bool,
+        _: Moment,
         found: &mut Vec<Run>,
     ) -> Result<Shown> {
         if all || !self.cleared {
