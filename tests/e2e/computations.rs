@@ -194,3 +194,51 @@ fn a_restart_with_a_coordinator_of_its_own_leaves_the_original_alone() {
     lab.run(["kill", "--coord", coordinator]).expect_success();
     running.expect_ok();
 }
+
+/// What the processes of a computation have of anonymous memory, in KiB, each page that several share counted once in all.
+#[track_caller]
+fn anonymous_kib(lab: &Lab) -> u64 {
+    let status = lab.json(["status"]);
+    let processes = status["processes"].as_array().expect("a list of processes");
+    let proportional = |process: &serde_json::Value| {
+        let path = format!("/proc/{}/smaps_rollup", process["real_pid"]);
+        let rollup = fs::read_to_string(path).expect("a process that runs");
+        let line =
+            rollup.lines().find_map(|line| line.strip_prefix("Pss_Anon:")).expect("its anonymous memory");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
+    };
+    processes.iter().map(proportional).sum()
+}
+
+/// A server that forks its workers when it has read its data has one copy of them, and no checkpoint makes more.
+#[test]
+fn what_forked_processes_share_stays_shared() {
+    const FORKS: &str = "
+import os, time
+data = os.urandom(1 << 20) * 64
+ends = os.pipe()
+for child in range(4):
+    if os.fork() == 0: break
+else:
+    child = None
+if child is None:
+    for child in range(4): os.read(ends[0], 1)
+    print('ready', flush=True)
+else:
+    os.write(ends[1], b'x')
+time.sleep(1000)
+";
+    let lab = Lab::new();
+    let running = lab.launch(["python3", "-c", FORKS]);
+    running.wait_ready();
+    let before = anonymous_kib(&lab);
+    assert!((64 << 10..128 << 10).contains(&before), "{before} KiB");
+    for _ in 0..3 {
+        lab.checkpoint(&[]);
+    }
+    // What each has written meanwhile, and its library for itself; not 64 MiB for each.
+    let after = anonymous_kib(&lab);
+    assert!(after < before + (32 << 10), "{before} KiB, then {after}");
+    lab.run(["kill"]).expect_success();
+    running.wait_exit();
+}

@@ -8,14 +8,15 @@ use stasis_sys::{
     process::{self, PARTS, Part},
 };
 
-use super::{Dump, PAGE};
+use super::{
+    Dump, PAGE,
+    room::{AT_ONCE, Target},
+};
 use crate::pagemap::{Run, State};
 
 impl Dump<'_> {
     /// Copies while the program may unmap what is copied, and may want the processor.
     pub(super) fn copy_running(&mut self, found: &[Run]) -> Result<(), Vec<Refusal>> {
-        /// How much is copied before others get their turn, in bytes: some 60 µs.
-        const AT_ONCE: u64 = 256 << 10;
         let mut runs =
             found.iter().filter(|run| matches!(run.state, State::Present | State::Swapped)).copied();
         let mut parts: Vec<Part> = Vec::new();
@@ -23,8 +24,8 @@ impl Dump<'_> {
         while let Some(mut run) = next {
             parts.clear();
             self.turn()?;
-            let (offset, to, room) = self.room.find(self.hurries || self.slices.is_some())?;
-            let mut left = AT_ONCE.min(room as u64);
+            let (offset, target, room) = self.room.find_target(self.hurries || self.slices.is_some())?;
+            let mut left = AT_ONCE.min(room) as u64;
             next = loop {
                 let len = left.min(run.end - run.start);
                 parts.push(Part { start: run.start, len });
@@ -40,7 +41,7 @@ impl Dump<'_> {
                     break Some(run);
                 }
             };
-            self.gather(&mut parts, offset, to);
+            self.gather(&mut parts, offset, target);
             if !self.hurries && self.slices.is_none() {
                 process::give_way();
             }
@@ -48,18 +49,17 @@ impl Dump<'_> {
         Ok(())
     }
 
-    /// Copies parts to the room at `to`, and notes the pages that cannot be read.
-    fn gather(&mut self, parts: &mut [Part], mut offset: u64, mut to: *mut u8) {
+    /// Copies parts to the room at `target`, and notes the pages that cannot be read.
+    fn gather(&mut self, parts: &mut [Part], mut offset: u64, mut target: Target) {
         let mut next = 0;
         while next < parts.len() {
             // SAFETY: the parts were chosen to fit into the room.
-            let copied = unsafe { process::gather(&parts[next..], to) };
+            let copied = unsafe { target.gather(&parts[next..]) };
             let mut copied = copied.unwrap_or(0) as u64 & !(PAGE - 1);
             while let Some(part) = parts.get_mut(next) {
                 let len = part.len.min(copied);
                 self.room.filled(MEMORY, part.start, offset, len as usize);
-                // SAFETY: inside the room.
-                to = unsafe { to.add(len as usize) };
+                target.advance(len as usize);
                 (offset, copied) = (offset + len, copied - len);
                 (part.start, part.len) = (part.start + len, part.len - len);
                 if part.len > 0 {
@@ -119,9 +119,9 @@ impl Dump<'_> {
 
     /// Copies a page as threads read it, waiting for it to be brought; whether there is one.
     pub(super) fn readable_page(&mut self, at: u64) -> Result<bool, Vec<Refusal>> {
-        let (offset, to, _) = self.room.find(self.hurries)?;
+        let (offset, target, _) = self.room.find_target(self.hurries)?;
         // SAFETY: the room is ours.
-        let copied = unsafe { process::gather(&[Part { start: at, len: PAGE }], to) };
+        let copied = unsafe { target.gather(&[Part { start: at, len: PAGE }]) };
         let whole = copied == Ok(PAGE_SIZE);
         if whole {
             self.room.filled(MEMORY, at, offset, PAGE_SIZE);

@@ -8,10 +8,19 @@ use stasis_protocol::{
     coordinator::Refusal,
     store::{PageRange, Space, StagedRun},
 };
-use stasis_sys::{process, sync};
+use stasis_sys::{
+    Errno,
+    file::Fd,
+    process::{self, Part},
+    sync,
+};
 
 use super::backlog::{Backlog, Chunk, PART};
-use crate::{checkpoint::store_refusal, link::store::Store, slices::Slices};
+use crate::{
+    checkpoint::store_refusal,
+    link::store::{BOUNCE, Store},
+    slices::Slices,
+};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
@@ -22,11 +31,56 @@ pub struct Rest {
     pub runs: Vec<StagedRun>,
 }
 
+#[derive(Clone, Copy)]
 enum Place {
     /// Its offset in the buffer, its address.
     Half(u64, *mut u8),
     Chunk(Chunk, *mut u8),
 }
+
+/// Where pages are copied to that others may unmap meanwhile.
+pub enum Target {
+    /// Into this file, at this offset.
+    File(Fd, u64),
+    /// To this address, through the part of a file that begins at this offset and is mapped there.
+    Through((Fd, u64, *const u8), *mut u8),
+    /// To this address.
+    Memory(*mut u8),
+}
+
+impl Target {
+    /// Copies parts there, one after the other, no more than [`AT_ONCE`] bytes; how many.
+    ///
+    /// # Safety
+    /// There must be room for all of them.
+    ///
+    /// # Errors
+    /// The kernel's, where the first page cannot be read.
+    pub unsafe fn gather(&self, parts: &[Part]) -> Result<usize, Errno> {
+        match *self {
+            Self::File(file, at) => process::gather_to(parts, file, at),
+            Self::Through((file, at, bounce), to) => {
+                let copied = process::gather_to(parts, file, at)?;
+                // SAFETY: it was written there just now; the caller promises the room.
+                unsafe { core::ptr::copy_nonoverlapping(bounce, to, copied) };
+                Ok(copied)
+            }
+            // SAFETY: the caller promises the room.
+            Self::Memory(to) => unsafe { process::gather(parts, to) },
+        }
+    }
+
+    /// So many bytes behind it.
+    pub fn advance(&mut self, len: usize) {
+        match self {
+            Self::File(_, at) => *at += len as u64,
+            Self::Through(_, to) | Self::Memory(to) => *to = to.wrapping_add(len),
+        }
+    }
+}
+
+/// How much is copied before others get their turn, in bytes: some 60 µs.
+pub const AT_ONCE: usize = BOUNCE;
 
 pub struct Room<'a> {
     store: &'a mut Store,
@@ -70,33 +124,63 @@ impl<'a> Room<'a> {
         self.store.half_len() * 2
     }
 
-    /// Room for at least one page: where it is in its place, its address, how many bytes. `hurry`: nothing is to be
+    /// Room for at least one page, populated: where it is in its place, its address, how many bytes. `hurry`: nothing is to be
     /// done for the store that can be done later.
     pub fn find(&mut self, hurry: bool) -> Result<(u64, *mut u8, usize), Vec<Refusal>> {
+        let (address, len) = match self.place(hurry)? {
+            Place::Half(_, start) => (start, self.populate(PAGE_SIZE)? - self.filled),
+            Place::Chunk(chunk, start) => (start, self.populate_chunk(chunk)?),
+        };
+        // SAFETY: inside the place.
+        Ok((self.filled as u64, unsafe { address.add(self.filled) }, len))
+    }
+
+    /// The same for what is copied by [`Target::gather`], which needs no pages in page tables of this process.
+    pub fn find_target(&mut self, hurry: bool) -> Result<(u64, Target, usize), Vec<Refusal>> {
+        let place = self.place(hurry)?;
+        let filled = self.filled as u64;
+        match place {
+            Place::Half(offset, _) => {
+                let len = self.store.half_len() - self.filled;
+                Ok((filled, Target::File(self.store.file(), offset + filled), len))
+            }
+            Place::Chunk(chunk, start) => {
+                let len = self.populate_chunk(chunk)?;
+                // SAFETY: inside the chunk.
+                let to = unsafe { start.add(self.filled) };
+                let target = match self.store.bounce() {
+                    Some((at, bounce)) => Target::Through((self.store.file(), at, bounce), to),
+                    None => Target::Memory(to),
+                };
+                Ok((filled, target, len))
+            }
+        }
+    }
+
+    /// The place with room for at least one page.
+    fn place(&mut self, hurry: bool) -> Result<Place, Vec<Refusal>> {
         if self.place.is_some() && self.filled == self.store.half_len() {
             self.hand_over()?;
         }
-        let place = match self.place.take() {
+        let place = match self.place {
             Some(place) => place,
             None => self.next_place(hurry)?,
         };
-        let (start, limit) = match (&place, &self.backlog) {
-            (&Place::Chunk(chunk, start), Some(backlog)) => {
-                let part = self.filled - self.filled % PART;
-                if self.filled == part {
-                    backlog.populate(chunk, part).map_err(|error| {
-                        store_refusal(format!("no memory for what the store has no room for yet: {error}"))
-                    })?;
-                }
-                (start, part + PART)
-            }
-            (&Place::Half(_, start), _) => (start, self.populate(PAGE_SIZE)?),
-            (&Place::Chunk(_, start), None) => (start, self.store.half_len()),
-        };
         self.place = Some(place);
-        // SAFETY: inside the place.
-        let address = unsafe { start.add(self.filled) };
-        Ok((self.filled as u64, address, limit - self.filled))
+        Ok(place)
+    }
+
+    /// Populates the part of the chunk that is filled next; how much room it has, in bytes.
+    fn populate_chunk(&mut self, chunk: Chunk) -> Result<usize, Vec<Refusal>> {
+        let part = self.filled - self.filled % PART;
+        if self.filled == part
+            && let Some(backlog) = &self.backlog
+        {
+            backlog.populate(chunk, part).map_err(|error| {
+                store_refusal(format!("no memory for what the store has no room for yet: {error}"))
+            })?;
+        }
+        Ok(part + PART - self.filled)
     }
 
     /// Populates what is filled next of a half of the staging buffer, at least `len` bytes of it where it has as many; up to where
@@ -169,8 +253,6 @@ impl<'a> Room<'a> {
 
     /// Hands over the first of what waits; waits for room for it.
     fn drain_one(&mut self, mut slices: Option<&mut Slices>) -> Result<(), Vec<Refusal>> {
-        /// How much is copied before others get their turn, in bytes.
-        const AT_ONCE: usize = 256 << 10;
         let Some(backlog) = &mut self.backlog else { return Ok(()) };
         let Some((chunk, mut rest)) = backlog.pop() else { return Ok(()) };
         if let Some(chunk) = chunk {

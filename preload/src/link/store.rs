@@ -13,11 +13,18 @@ use crate::dump::Rest;
 /// How many ranges go into one message.
 const MAX_RANGES: usize = 1 << 14;
 
+/// What is copied to other memory than the staging buffer goes through so many bytes behind it.
+pub const BOUNCE: usize = 256 << 10;
+
 /// A connection on which the store server has said welcome, with a staging buffer of two halves: one
 /// is filled while the other is hashed and written.
 pub struct Store {
     socket: Fd,
+    /// The staging buffer's file; -1: none.
+    file: Fd,
     staging: usize,
+    /// How much of the file comes behind the staging buffer: [`BOUNCE`], or nothing.
+    bounce: usize,
     half: usize,
     /// How long the staging buffer was to be.
     wanted: usize,
@@ -56,7 +63,9 @@ impl Store {
     fn new(socket: Fd, len: usize) -> Self {
         Self {
             socket,
+            file: -1,
             staging: 0,
+            bounce: 0,
             half: len / 2,
             wanted: len,
             outstanding: 0,
@@ -80,6 +89,8 @@ impl Store {
     fn give_staging(&mut self) -> Result<(), String> {
         /// A page for each half.
         const SHORTEST: usize = 2 * PAGE_SIZE;
+        /// A shorter one has nothing behind it: programs that have that little memory, or may have no longer file, need no other.
+        const LONG: usize = 4 << 20;
         // A longer file than the limit allows is a SIGXFSZ.
         let longest = process::soft_limit(libc::RLIMIT_FSIZE).min(self.wanted as u64) as usize;
         if longest < SHORTEST {
@@ -90,8 +101,9 @@ impl Store {
         let mut len = 1 << longest.ilog2();
         let fd = file::memfd(c"stasis-staging", libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING)
             .map_err(|error| format!("no staging buffer: {error}"))?;
+        let bounce = |len| if (LONG..=longest - BOUNCE.min(longest)).contains(&len) { BOUNCE } else { 0 };
         let made = loop {
-            match Self::make_staging(fd, len) {
+            match Self::make_staging(fd, len + bounce(len)) {
                 _ if len < SHORTEST => {
                     break Err(format!(
                         "no staging buffer: files of {SHORTEST} bytes are beyond RLIMIT_FSIZE"
@@ -108,16 +120,16 @@ impl Store {
             }
         };
         let sent = made.and_then(|address| {
-            (self.staging, self.half) = (address, len / 2);
+            (self.staging, self.half, self.bounce) = (address, len / 2, bounce(len));
             // A child of the program has no use for it.
             // SAFETY: the mapping made above.
-            let _ = unsafe { memory::advise(address, len, libc::MADV_DONTFORK) };
+            let _ = unsafe { memory::advise(address, self.staging().1, libc::MADV_DONTFORK) };
             let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
             file::fcntl(fd, libc::F_ADD_SEALS, seals as usize)
                 .map_err(|error| format!("no staging buffer: {error}"))?;
             self.send(&Request::Staging { len: len as u64 }, Some(fd))
         });
-        let _ = file::close(fd);
+        self.file = fd;
         sent
     }
 
@@ -132,9 +144,20 @@ impl Store {
         self.socket
     }
 
-    /// The staging buffer's address and length: not part of any image.
+    /// Where the staging buffer is mapped, and what comes behind it, in bytes: not part of any image.
     pub fn staging(&self) -> (usize, usize) {
-        (self.staging, self.half * 2)
+        (self.staging, self.half * 2 + self.bounce)
+    }
+
+    /// The staging buffer's file.
+    pub fn file(&self) -> Fd {
+        self.file
+    }
+
+    /// Where in that file [`BOUNCE`] bytes come behind the staging buffer, and where they are mapped; `None` where there are none.
+    pub fn bounce(&self) -> Option<(u64, *const u8)> {
+        let at = self.half * 2;
+        (self.bounce != 0).then_some((at as u64, (self.staging + at) as *const u8))
     }
 
     /// How long the staging buffer was to be.
@@ -275,9 +298,13 @@ impl Store {
     /// Closes the connection: the server forgets an unfinished dump by itself.
     pub fn close(self) {
         let _ = file::close(self.socket);
+        if self.file >= 0 {
+            let _ = file::close(self.file);
+        }
         if self.staging != 0 {
+            let (address, len) = self.staging();
             // SAFETY: only this value knows the buffer.
-            let _ = unsafe { memory::unmap(self.staging, self.half * 2) };
+            let _ = unsafe { memory::unmap(address, len) };
         }
     }
 }

@@ -315,6 +315,20 @@ pub unsafe fn gather(parts: &[Part], to: *mut u8) -> Result<usize> {
     unsafe { call(libc::SYS_process_vm_readv, arguments) }
 }
 
+/// Writes parts of this process' memory, one after the other, to a file, at `at`, in one call (pwritev(2)): at most [`PARTS`]. How
+/// many bytes were written: fewer than asked where a page cannot be read; that one begins there.
+///
+/// Unlike process_vm_readv(2) it pins no pages. What is pinned to be read only is made the process' own first (mm/gup.c,
+/// `gup_must_unshare`, Linux 5.19): a forked process would get a copy of all that it shares with its relatives.
+///
+/// # Errors
+/// EFAULT where the first page cannot be read, and what pwritev(2) says.
+pub fn gather_to(parts: &[Part], file: Fd, at: u64) -> Result<usize> {
+    let (from, count) = (parts.as_ptr() as usize, parts.len());
+    // SAFETY: reads the iovecs, and what they name where it can be read.
+    unsafe { call(libc::SYS_pwritev, [file as usize, from, count, at as usize, 0, 0]) }
+}
+
 /// Writes two words of this process' memory, if that may be written (process_vm_writev(2)).
 pub fn write_memory(address: usize, words: &[i64; 2]) -> Result<usize> {
     let len = size_of_val(words);
