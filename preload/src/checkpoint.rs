@@ -24,6 +24,7 @@ use crate::{
     lazy,
     link::{coordinator::Coordinator, store::Store},
     precopy::{Stood, precopy},
+    processor,
     quiesce::{self, Quiet},
     restart,
     snapshot::{self, Checked, Children, Share, advice, mappings},
@@ -106,6 +107,7 @@ pub fn forget_inherited() {
     advice().forget();
     wrappers::advice::forget();
     credentials::forget();
+    processor::forget();
 }
 
 /// Notes what this process was restored from. Nothing of its memory is watched yet, so the next checkpoint takes all of
@@ -289,7 +291,10 @@ fn take(coordinator: &Coordinator, order: &Order<'_>, passed: Option<Fd>) -> cor
     if was_stopped {
         take_continue();
     }
-    stasis_sys::allow_all_memory();
+    if processor::get().has_protection_keys {
+        // SAFETY: the processor has keys.
+        unsafe { stasis_sys::allow_all_memory() };
+    }
     credentials::follow();
     credentials::use_store();
     let mut taking = Taking { coordinator, token, quiet: None, was_stopped, stood: Stood::default(), passed };

@@ -48,6 +48,7 @@ mod memory_policy;
 mod pagemap;
 mod panic;
 mod precopy;
+mod processor;
 mod quiesce;
 mod restart;
 mod signal_limit;

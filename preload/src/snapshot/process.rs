@@ -10,7 +10,7 @@ use stasis_protocol::{
 use stasis_sys::{file, process};
 
 use super::{descriptors, kernel_state, mappings::Found, subject};
-use crate::{confined, procfs, threads, vdso};
+use crate::{confined, processor, procfs, threads, vdso};
 
 pub struct Process {
     pub machine: Machine,
@@ -326,12 +326,13 @@ fn machine(mappings: &[Found]) -> Machine {
         vdso_sum =
             checksum(unsafe { core::slice::from_raw_parts(mapping.start as *const u8, vdso_len as usize) });
     }
+    let processor = processor::get();
     Machine {
         kernel: String::from_utf8_lossy(&release).into_owned(),
-        xcr0: stasis_sys::xcr0(),
-        xsave_size: stasis_sys::xsave_size(),
-        xsave_offsets: stasis_sys::xsave_offsets().collect(),
-        cpuid: stasis_sys::cpuid(),
+        xcr0: processor.xcr0,
+        xsave_size: processor.xsave_size,
+        xsave_offsets: processor.xsave_offsets().to_vec(),
+        cpuid: processor.cpuid,
         vdso_len,
         vdso_sum,
     }
@@ -388,7 +389,7 @@ fn has_ended(pid: u64) -> bool {
 
 /// The protection keys that the program has: those that cannot be had.
 fn protection_keys() -> u32 {
-    if !stasis_sys::has_protection_keys() {
+    if !processor::get().has_protection_keys {
         return 0;
     }
     let free = core::iter::from_fn(|| process::numbers(libc::SYS_pkey_alloc, [0; 5]).ok());

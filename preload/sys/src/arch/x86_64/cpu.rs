@@ -42,12 +42,13 @@ pub fn has_protection_keys() -> bool {
 }
 
 /// Lets the calling thread read and write memory under any protection key.
-pub fn allow_all_memory() {
-    if has_protection_keys() {
-        // SAFETY: WRPKRU is there when OSPKE is set; it only takes restrictions away.
-        unsafe {
-            core::arch::asm!("wrpkru", in("eax") 0, in("ecx") 0, in("edx") 0, options(nostack, preserves_flags));
-        }
+///
+/// # Safety
+/// The processor must have them: [`has_protection_keys`].
+pub unsafe fn allow_all_memory() {
+    // SAFETY: WRPKRU is there when OSPKE is set; it only takes restrictions away.
+    unsafe {
+        core::arch::asm!("wrpkru", in("eax") 0, in("ecx") 0, in("edx") 0, options(nostack, preserves_flags));
     }
 }
 
