@@ -2,7 +2,10 @@
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    builder::{OsStringValueParser, TypedValueParser as _},
+};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -47,6 +50,7 @@ pub struct Common {
         long,
         global = true,
         env = "STASIS_STORE",
+        value_parser = OsStringValueParser::new().map(PathBuf::from),
         value_name = "DIR",
         hide_env_values = true,
         help_heading = "Common options"

@@ -51,7 +51,11 @@ fn nothing_that_root_connected_to_the_store_is_left() {
     wait_joined(&lab);
     lab.checkpoint(&[]);
     let kept = open_files(running.pid());
-    assert_eq!(kept.len(), 3, "the coordinator, the store and its staging buffer, kept for the next: {kept:?}");
+    assert_eq!(
+        kept.len(),
+        3,
+        "the coordinator, the store and its staging buffer, kept for the next: {kept:?}"
+    );
     give_up_root(&running, &mut keyboard);
     lab.checkpoint(&[]);
     let left = open_files(running.pid());

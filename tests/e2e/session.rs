@@ -235,3 +235,30 @@ fn the_working_directory_is_the_programs_wherever_restart_is_typed() {
     running.wait_line(home.to_str().unwrap());
     running.expect_ok();
 }
+
+#[test]
+fn a_coordinators_log_is_put_aside_when_it_has_become_long_and_goes_on() {
+    const LONG: usize = 2 << 20;
+    let lab = Lab::new();
+    lab.run(["coordinator"]).expect_success();
+    let place = lab.work().parent().expect("the lab's directory").to_owned();
+    let (log, old) = (place.join("coord.sock.log"), place.join("coord.sock.log.old"));
+    let mut long = OpenOptions::new().append(true).open(&log).expect("the log");
+    long.write_all(&b"a line\n".repeat(LONG / 7)).expect("room for it");
+    let running = lab.launch([session()]);
+    running.wait_ready();
+    lab.wait_joined(&running);
+    assert!(fs::metadata(&old).expect("the log before").len() >= LONG as u64 - 7);
+    let text = fs::read_to_string(&log).expect("the log");
+    assert!(text.len() < 1000 && text.contains("joined"), "{text}");
+    running.expect_ok();
+}
+
+#[test]
+fn an_empty_name_of_a_store_is_none() {
+    let lab = Lab::new();
+    let listed = lab.stasis().env("STASIS_STORE", "").env("XDG_DATA_HOME", lab.work()).arg("list").output();
+    let listed = listed.expect("stasis runs");
+    let said = String::from_utf8_lossy(&listed.stderr);
+    assert!(said.contains(&*lab.work().join("stasis").to_string_lossy()), "not the default: {said}");
+}

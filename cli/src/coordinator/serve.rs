@@ -61,6 +61,7 @@ pub fn run(address: Address, store: PathBuf, args: &CoordinatorArgs) -> anyhow::
             return Err(error).context("cannot start the runtime");
         }
     };
+    log::bound(&settings.address);
     let computation = Computation::new(settings);
     log::line(format_args!("coordinator {} listens at {}", std::process::id(), computation.settings.address));
     let result = LocalSet::new().block_on(&runtime, async {

@@ -2,11 +2,10 @@
 
 use std::{
     env,
-    fs::{self, OpenOptions},
     io::{self, PipeReader, Read},
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
-        unix::{fs::OpenOptionsExt, process::CommandExt},
+        unix::process::CommandExt,
     },
     path::Path,
     process::{Command, Stdio},
@@ -17,6 +16,7 @@ use anyhow::{Context as _, bail};
 use nix::fcntl::{FcntlArg, fcntl};
 use stasis_protocol::coordinator::{ClientRequest, IntervalLasts};
 
+use super::log;
 use crate::{address::Address, args, client::Client, failure::Failure, output};
 
 /// What a coordinator writes to its starter when it listens.
@@ -31,9 +31,6 @@ const LOWEST_READY_FD: RawFd = 3;
 
 /// Often enough for coordinators that end just when they are found, seldom enough to end.
 const ATTEMPTS: u32 = 5;
-
-/// The length in bytes from which on a log is put aside when the next coordinator starts.
-const LONGEST_LOG: u64 = 1 << 20;
 
 /// What a coordinator is started with; `None` is its own default.
 #[derive(Debug, Default)]
@@ -53,7 +50,7 @@ pub fn connect_or_start(address: &Address, store: &Path, options: &Options) -> a
         }
         start(address, store, options)?;
     }
-    bail!("coordinators at {address} end as soon as they listen: see {}", log_path(address).display())
+    bail!("coordinators at {address} end as soon as they listen: see {}", log::path(address).display())
 }
 
 /// Starts a coordinator at the first address from `first` on at which none listens. Nobody else is given the same one.
@@ -101,10 +98,6 @@ pub fn interval_request(interval: Duration, lasts: IntervalLasts) -> ClientReque
     ClientRequest::Interval { micros: (micros > 0).then_some(micros), lasts }
 }
 
-fn log_path(address: &Address) -> std::path::PathBuf {
-    address.beside(".log")
-}
-
 /// Who listens at an address.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Listens {
@@ -120,24 +113,14 @@ fn start(address: &Address, store: &Path, options: &Options) -> anyhow::Result<L
             .map_err(|error| Failure::Usage(format!("STASIS_DEADLINE_SECONDS is {text:?}: {error}")))?;
     }
     let executable = env::current_exe().context("cannot tell where `stasis` itself is")?;
-    let log_path = log_path(address);
-    if log_path.metadata().is_ok_and(|meta| meta.len() > LONGEST_LOG) {
-        // One that was faster at this loses nothing.
-        let _ = fs::rename(&log_path, address.beside(".log.old"));
-    }
-    let log = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(&log_path)
-        .map_err(|error| {
-            Failure::refused(
-                format!("the coordinator's log {}", log_path.display()),
-                format!("it cannot be opened: {error}"),
-                "name a place of your own: --coord unix:PATH, or XDG_RUNTIME_DIR",
-            )
-        })?;
+    let log_path = log::path(address);
+    let log = log::open(address).map_err(|error| {
+        Failure::refused(
+            format!("the coordinator's log {}", log_path.display()),
+            format!("it cannot be opened: {error}"),
+            "name a place of your own: --coord unix:PATH, or XDG_RUNTIME_DIR",
+        )
+    })?;
     let (ready, low) = io::pipe().context("cannot make a pipe")?;
     // Descriptors 0 to 2 may be closed here, and then the pipe would be one of them.
     let report =
