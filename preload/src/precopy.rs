@@ -88,20 +88,20 @@ pub fn precopy(
     dump.look_for_guards(&first);
     arena::prefault();
     let mut rounds = Rounds { before: u64::MAX, looked_ns, gear: Gear::Disk };
-    let (mut mappings, mut watched, mut last) = (first, false, 0);
+    let (mut mappings, mut watched, mut left) = (first, false, 0);
     for round in 1..=MOST_ROUNDS {
         progress();
         let begun_ns = monotonic_ns();
-        last = dump.round(&mappings)?;
+        let pages = dump.round(&mappings)?;
         if !dump.is_up_to_date()? {
             dump.make_room()?;
         }
-        let left = rounds.left(last, begun_ns);
+        left = rounds.left(pages, begun_ns);
         if dump.unwatched() > UNWATCHED && !watched {
             // Once: the first checkpoint of a program, or one that has mapped much since the last.
             stood.add(watch_all(dump)?);
             watched = true;
-        } else if round == MOST_ROUNDS || !rounds.is_worth_another(last, left, dump) {
+        } else if round == MOST_ROUNDS || !rounds.is_worth_another(pages, left, dump) {
             break;
         }
         dump.make_room()?;
@@ -109,7 +109,7 @@ pub fn precopy(
     }
     // What is left goes there if it is more than a half of the staging buffer.
     dump.allow_backlog();
-    dump.make_last_room(last + dump.unwatched())
+    dump.make_last_room(left.min(2 * FEW) + dump.unwatched())
 }
 
 struct Rounds {

@@ -92,7 +92,8 @@ impl Store {
         /// A shorter one has nothing behind it: programs that have that little memory, or may have no longer file, need no other.
         const LONG: usize = 4 << 20;
         // A longer file than the limit allows is a SIGXFSZ.
-        let longest = process::soft_limit(libc::RLIMIT_FSIZE).min(self.wanted as u64) as usize;
+        let limit = process::soft_limit(libc::RLIMIT_FSIZE);
+        let longest = limit.min(self.wanted as u64) as usize;
         if longest < SHORTEST {
             return Err(format!(
                 "no staging buffer: RLIMIT_FSIZE (ulimit -f) allows no file of {SHORTEST} bytes"
@@ -101,7 +102,7 @@ impl Store {
         let mut len = 1 << longest.ilog2();
         let fd = file::memfd(c"stasis-staging", libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING)
             .map_err(|error| format!("no staging buffer: {error}"))?;
-        let bounce = |len| if (LONG..=longest - BOUNCE.min(longest)).contains(&len) { BOUNCE } else { 0 };
+        let bounce = |len| if len >= LONG && (len + BOUNCE) as u64 <= limit { BOUNCE } else { 0 };
         let made = loop {
             match Self::make_staging(fd, len + bounce(len)) {
                 _ if len < SHORTEST => {
@@ -208,7 +209,7 @@ impl Store {
     /// There is no memory for it.
     pub fn populate(&mut self, end: usize) -> Result<usize, Errno> {
         /// How much is populated at a time, in bytes.
-        const PART: usize = 256 << 10;
+        const PART: usize = 64 << 10;
         let done = self.populated[self.next_half];
         if end <= done {
             return Ok(done);
