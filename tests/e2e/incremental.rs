@@ -296,3 +296,36 @@ macro_rules! seeds {
 }
 
 seeds! { seed_1: "1", seed_2: "2", seed_3: "3", seed_4: "4" }
+
+/// What is copied goes to the store through a file, which was made when a longer one was allowed.
+#[test]
+fn a_program_lowers_its_limit_of_file_sizes_between_two_checkpoints() {
+    const LOWERS: &str = "
+import hashlib, os, resource, time
+def wait(name):
+    while not os.path.exists(name): time.sleep(0.01)
+data = bytearray(os.urandom(1 << 20) * 16)
+print('ready', flush=True)
+wait('lower')
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
+data[:] = os.urandom(1 << 20) * 16
+before = hashlib.sha256(data).digest()
+print('lowered', flush=True)
+wait('finish')
+print('whole' if hashlib.sha256(data).digest() == before else 'damaged', flush=True)
+";
+    let lab = Lab::new();
+    let mut running = lab.prepare(["python3", "-c", LOWERS]).directory(lab.work()).start();
+    running.wait_ready();
+    lab.checkpoint(&[]);
+    std::fs::write(lab.work().join("lower"), "").expect("a file of the lab");
+    running.wait_line("lowered");
+    for _ in 0..2 {
+        lab.checkpoint(&[]);
+    }
+    lab.checkpoint_kill(running);
+    running = lab.restart(["latest"]);
+    std::fs::write(lab.work().join("finish"), "").expect("a file of the lab");
+    running.wait_line("whole");
+    running.expect_code(0);
+}

@@ -41,7 +41,7 @@ impl Dump<'_> {
                     break Some(run);
                 }
             };
-            self.gather(&mut parts, offset, target);
+            self.gather(&mut parts, offset, target)?;
             if !self.hurries && self.slices.is_none() {
                 process::give_way();
             }
@@ -50,12 +50,17 @@ impl Dump<'_> {
     }
 
     /// Copies parts to the room at `target`, and notes the pages that cannot be read.
-    fn gather(&mut self, parts: &mut [Part], mut offset: u64, mut target: Target) {
+    fn gather(
+        &mut self,
+        parts: &mut [Part],
+        mut offset: u64,
+        mut target: Target,
+    ) -> Result<(), Vec<Refusal>> {
         let mut next = 0;
         while next < parts.len() {
             // SAFETY: the parts were chosen to fit into the room.
-            let copied = unsafe { target.gather(&parts[next..]) };
-            let mut copied = copied.unwrap_or(0) as u64 & !(PAGE - 1);
+            let copied = unsafe { target.gather(&parts[next..]) }?;
+            let mut copied = copied as u64 & !(PAGE - 1);
             while let Some(part) = parts.get_mut(next) {
                 let len = part.len.min(copied);
                 self.room.filled(MEMORY, part.start, offset, len as usize);
@@ -75,6 +80,7 @@ impl Dump<'_> {
                 }
             }
         }
+        Ok(())
     }
 
     /// Copies while nobody can unmap anything.
@@ -121,8 +127,7 @@ impl Dump<'_> {
     pub(super) fn readable_page(&mut self, at: u64) -> Result<bool, Vec<Refusal>> {
         let (offset, target, _) = self.room.find_target(self.hurries)?;
         // SAFETY: the room is ours.
-        let copied = unsafe { target.gather(&[Part { start: at, len: PAGE }]) };
-        let whole = copied == Ok(PAGE_SIZE);
+        let whole = unsafe { target.gather(&[Part { start: at, len: PAGE }]) }? == PAGE_SIZE;
         if whole {
             self.room.filled(MEMORY, at, offset, PAGE_SIZE);
         }

@@ -39,42 +39,55 @@ enum Place {
 }
 
 /// Where pages are copied to that others may unmap meanwhile.
-pub enum Target {
-    /// Into this file, at this offset.
+pub struct Target {
+    to: *mut u8,
+    way: Way,
+}
+
+enum Way {
+    /// Into this file, where it is mapped: at this offset.
     File(Fd, u64),
-    /// To this address, through the part of a file that begins at this offset and is mapped there.
-    Through((Fd, u64, *const u8), *mut u8),
-    /// To this address.
-    Memory(*mut u8),
+    /// Through the part of a file that begins at this offset and is mapped there.
+    Through(Fd, u64, *const u8),
+    /// By process_vm_readv(2).
+    Pinned,
 }
 
 impl Target {
-    /// Copies parts there, one after the other, no more than [`AT_ONCE`] bytes; how many.
+    /// Copies parts there, one after the other, no more than [`AT_ONCE`] bytes; how many: fewer than asked where a page cannot be
+    /// read, or there is no memory for a copy. That one begins there, and asked for by itself it is 0, or an error.
     ///
     /// # Safety
     /// There must be room for all of them.
     ///
     /// # Errors
-    /// The kernel's, where the first page cannot be read.
-    pub unsafe fn gather(&self, parts: &[Part]) -> Result<usize, Errno> {
-        match *self {
-            Self::File(file, at) => process::gather_to(parts, file, at),
-            Self::Through((file, at, bounce), to) => {
-                let copied = process::gather_to(parts, file, at)?;
-                // SAFETY: it was written there just now; the caller promises the room.
-                unsafe { core::ptr::copy_nonoverlapping(bounce, to, copied) };
-                Ok(copied)
-            }
+    /// There is no memory for a copy of the first page.
+    pub unsafe fn gather(&self, parts: &[Part]) -> Result<usize, Vec<Refusal>> {
+        let mut gathered = match self.way {
+            Way::File(file, at) | Way::Through(file, at, _) => process::gather_to(parts, file, at),
             // SAFETY: the caller promises the room.
-            Self::Memory(to) => unsafe { process::gather(parts, to) },
+            Way::Pinned => unsafe { process::gather(parts, self.to) },
+        };
+        // The program may have lowered its limit (RLIMIT_FSIZE) since the file was made.
+        if gathered == Err(Errno(libc::EFBIG)) {
+            // SAFETY: as above.
+            gathered = unsafe { process::gather(parts, self.to) };
+        } else if let (Way::Through(_, _, bounce), Ok(copied)) = (&self.way, gathered) {
+            // SAFETY: it was written there just now; the caller promises the room.
+            unsafe { core::ptr::copy_nonoverlapping(*bounce, self.to, copied) };
+        }
+        match gathered {
+            Err(Errno(libc::EFAULT)) => Ok(0),
+            Err(error) => Err(store_refusal(format!("no memory for what is copied: {error}"))),
+            Ok(copied) => Ok(copied),
         }
     }
 
     /// So many bytes behind it.
     pub fn advance(&mut self, len: usize) {
-        match self {
-            Self::File(_, at) => *at += len as u64,
-            Self::Through(_, to) | Self::Memory(to) => *to = to.wrapping_add(len),
+        self.to = self.to.wrapping_add(len);
+        if let Way::File(_, at) = &mut self.way {
+            *at += len as u64;
         }
     }
 }
@@ -139,22 +152,20 @@ impl<'a> Room<'a> {
     pub fn find_target(&mut self, hurry: bool) -> Result<(u64, Target, usize), Vec<Refusal>> {
         let place = self.place(hurry)?;
         let filled = self.filled as u64;
-        match place {
-            Place::Half(offset, _) => {
-                let len = self.store.half_len() - self.filled;
-                Ok((filled, Target::File(self.store.file(), offset + filled), len))
+        let (start, way, len) = match place {
+            Place::Half(offset, start) => {
+                let way = Way::File(self.store.file(), offset + filled);
+                (start, way, self.store.half_len() - self.filled)
             }
             Place::Chunk(chunk, start) => {
-                let len = self.populate_chunk(chunk)?;
-                // SAFETY: inside the chunk.
-                let to = unsafe { start.add(self.filled) };
-                let target = match self.store.bounce() {
-                    Some((at, bounce)) => Target::Through((self.store.file(), at, bounce), to),
-                    None => Target::Memory(to),
-                };
-                Ok((filled, target, len))
+                let through = |(at, bounce)| Way::Through(self.store.file(), at, bounce);
+                let way = self.store.bounce().map_or(Way::Pinned, through);
+                (start, way, self.populate_chunk(chunk)?)
             }
-        }
+        };
+        // SAFETY: inside the place.
+        let to = unsafe { start.add(self.filled) };
+        Ok((filled, Target { to, way }, len))
     }
 
     /// The place with room for at least one page.
