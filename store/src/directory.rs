@@ -19,7 +19,12 @@ use nix::{
     unistd::{geteuid, getpid},
 };
 
-use crate::{error::StoreError, failpoint::FailPoint, location::LOCK, pack::reader::list};
+use crate::{
+    error::StoreError,
+    failpoint::FailPoint,
+    location::{LOCK, identity},
+    pack::reader::list,
+};
 
 /// The format that this program writes, and the newest that it reads.
 pub const FORMAT: u32 = 3;
@@ -155,8 +160,11 @@ impl Directory {
     /// # Errors
     /// The lock file cannot be written.
     pub fn announce(&self, socket: &Path) -> Result<(), StoreError> {
-        write_lock(&self.lock, &format!("{}\n{}\n", getpid(), socket.display()))
-            .map_err(StoreError::io("cannot write", self.path.join(LOCK)))
+        let write = || {
+            let which = identity(&self.lock.metadata()?);
+            write_lock(&self.lock, &format!("{}\n{}\n{which}\n", getpid(), socket.display()))
+        };
+        write().map_err(StoreError::io("cannot write", self.path.join(LOCK)))
     }
 
     /// A new file without a name.

@@ -7,7 +7,8 @@
 //! Not here: what lies inside the directory.
 
 use std::{
-    fs, io,
+    fs::{self, File, Metadata},
+    io::{self, Read},
     os::unix::{ffi::OsStrExt, fs::DirBuilderExt, fs::MetadataExt},
     path::{Path, PathBuf},
 };
@@ -17,7 +18,8 @@ use nix::unistd::geteuid;
 /// The longest path that fits sockaddr_un with its terminating zero.
 const SOCKET_PATH_MAX: usize = 107;
 
-/// The file in a store's directory that its server holds locked: its pid and socket, a line each.
+/// The file in a store's directory that its server holds locked: its pid, its socket and which file this is ([`identity`]), a
+/// line each.
 pub const LOCK: &str = "LOCK";
 
 /// The path of the socket of the server of the store in `directory`, which must exist.
@@ -45,10 +47,25 @@ pub fn socket_path(directory: &Path) -> io::Result<PathBuf> {
 
 /// The socket that the running server of `directory` wrote into its lock file, if there is one. It
 /// differs from [`socket_path`] when the server was started with another XDG_RUNTIME_DIR.
+///
+/// In a copy of a store's directory the file tells of the server of the original, which knows nothing of the copy.
 #[must_use]
 pub fn announced_socket(directory: &Path) -> Option<PathBuf> {
-    let text = fs::read_to_string(directory.join(LOCK)).ok()?;
-    text.lines().nth(1).filter(|line| !line.is_empty()).map(PathBuf::from)
+    let mut file = File::open(directory.join(LOCK)).ok()?;
+    let mut text = String::new();
+    file.read_to_string(&mut text).ok()?;
+    let mut lines = text.lines().skip(1);
+    let socket = lines.next().filter(|line| !line.is_empty()).map(PathBuf::from)?;
+    // Earlier servers did not say which file it is.
+    let is_original =
+        lines.next().is_none_or(|told| file.metadata().is_ok_and(|found| told == identity(&found)));
+    is_original.then_some(socket)
+}
+
+/// Which file this is, of all that there are on this machine.
+#[must_use]
+pub fn identity(file: &Metadata) -> String {
+    format!("{:x}:{}", file.dev(), file.ino())
 }
 
 /// Makes `path` a directory that only this user can enter, or checks that it is one.

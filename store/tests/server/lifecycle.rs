@@ -272,3 +272,21 @@ fn who_comes_to_a_store_that_was_deleted_or_moved_gets_another_server() {
         reap(client.server_pid());
     }
 }
+
+#[test]
+fn a_copy_of_a_store_is_not_served_by_the_server_of_the_original() {
+    let store = Store::new();
+    let mut client = start(&store, "60").unwrap();
+    let record = checkpoint(&mut client, 1, &memory(0, 5, 0)).unwrap();
+    let elsewhere = store.directory.with_extension("copy");
+    assert!(Command::new("cp").arg("-a").args([&store.directory, &elsewhere]).status().unwrap().success());
+    assert!(matches!(Client::connect(&elsewhere), Err(ClientError::NotRunning(_))));
+    let mut other = Client::connect_or_start_with(&elsewhere, store.command()).unwrap();
+    assert_ne!(other.server_pid(), client.server_pid());
+    assert_eq!(other.prune(vec![record.id.clone()]).unwrap().len(), 1);
+    assert_eq!(client.list().unwrap(), [record]);
+    for mut client in [client, other] {
+        client.shutdown().unwrap();
+        reap(client.server_pid());
+    }
+}
