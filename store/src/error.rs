@@ -4,11 +4,15 @@ use std::{io, path::PathBuf};
 
 use stasis_protocol::wire::WireError;
 
+use crate::limit;
+
 /// An error of the store. Its text goes to the client as it is ([`stasis_protocol::store::Reply::Refused`]).
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("{action} {}: {source}", path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("{action} {}: {}", path.display(), limit::explain())]
+    TooLarge { action: &'static str, path: PathBuf },
     #[error(
         "the file system of {} is full ({} MiB free, {} MiB kept in reserve): the checkpoint was given up; \
          make room there, or use another store (--store DIR), and take it again",
@@ -51,7 +55,10 @@ impl StoreError {
     /// For `map_err`: what was being done to which file.
     pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io { action, path, source }
+        move |source| match source.kind() {
+            io::ErrorKind::FileTooLarge => Self::TooLarge { action, path },
+            _ => Self::Io { action, path, source },
+        }
     }
 
     /// Whether the disk does not give what is there, or was: it may come back.

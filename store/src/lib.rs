@@ -57,6 +57,8 @@ mod lease;
 #[cfg(feature = "server")]
 mod leaves;
 #[cfg(feature = "server")]
+pub mod limit;
+#[cfg(feature = "server")]
 pub mod log;
 #[cfg(feature = "server")]
 mod manifest;

@@ -21,7 +21,7 @@ use nix::{
     unistd::{ForkResult, Pid, dup2_stdin, fork, setsid},
 };
 use stasis_store::{
-    log,
+    limit, log,
     server::{LOG, Server},
 };
 
@@ -44,6 +44,7 @@ fn main() -> ExitCode {
         umask(Mode::from_bits_truncate(0o077));
         keep_freed_memory();
         give_way();
+        limit::lift().map_err(|errno| format!("cannot set RLIMIT_FSIZE: {errno}"))?;
         if arguments.foreground { serve(&arguments, None) } else { start(&arguments) }
     });
     match outcome {

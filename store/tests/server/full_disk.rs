@@ -1,6 +1,6 @@
 //! A file system without room (a small tmpfs; needs root).
 
-use std::{fs, os::unix::fs::FileExt, path::PathBuf};
+use std::{fs, os::unix::fs::FileExt, path::PathBuf, process::Command};
 
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
@@ -186,4 +186,31 @@ fn a_store_whose_disk_is_full_is_opened_and_read() {
         made.inspect_err(|_| client.discard(token).unwrap()).ok()
     });
     assert_eq!(client.list().unwrap(), [kept, made.unwrap()]);
+}
+
+#[test]
+fn a_server_that_may_not_make_large_files_says_so_and_lives() {
+    let store = Store::new();
+    let server = store.serve();
+    let mut client = server.client();
+    let kept = checkpoint(&mut client, 1, &memory(0, 100, 0)).unwrap();
+    let limit = |bytes: &str| {
+        let pid = server.child.id().to_string();
+        let done =
+            Command::new("prlimit").args(["--pid", &pid, &format!("--fsize={bytes}:unlimited")]).status();
+        assert!(done.unwrap().success());
+    };
+    limit("2097152");
+    for token in 2..5 {
+        let problem = checkpoint(&mut client, token, &memory(0, 5000, 10_000)).unwrap_err().to_string();
+        assert!(problem.contains("RLIMIT_FSIZE") && problem.contains("2097152"), "{problem}");
+        assert!(problem.contains(".pack") && problem.contains("store --stop"), "{problem}");
+        client.abort_dump().unwrap();
+        client.discard(token).unwrap();
+    }
+    assert!(read_back(&mut client, &kept.draft.processes[0].manifest) == memory(0, 100, 0));
+    limit("unlimited");
+    let after = checkpoint(&mut client, 6, &memory(0, 5000, 10_000)).unwrap();
+    assert_eq!(client.list().unwrap(), [kept, after]);
+    assert!(client.verify(None).unwrap().damage.is_empty());
 }
