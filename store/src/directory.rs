@@ -22,6 +22,7 @@ use nix::{
 use crate::{
     error::StoreError,
     failpoint::FailPoint,
+    index::COUNT_FILE as COUNT,
     location::{LOCK, identity},
     pack::reader::list,
 };
@@ -30,13 +31,13 @@ use crate::{
 pub const FORMAT: u32 = 3;
 
 const FORMAT_FILE: &str = "FORMAT";
-const KEY_FILE: &str = "key";
+pub(crate) const KEY_FILE: &str = "key";
 const PACKS: &str = "packs";
 const INDEX: &str = "index";
 const SCRATCH: &str = "scratch.new";
 
 /// The file by which RocksDB begins to read its database.
-const CURRENT: &str = "CURRENT";
+pub(crate) const CURRENT: &str = "CURRENT";
 
 /// The server's log, in the store's directory.
 pub const LOG: &str = "server.log";
@@ -295,8 +296,9 @@ fn close_to_others(path: &Path) -> Result<(), StoreError> {
 fn check_free(path: &Path) -> Result<(), StoreError> {
     for entry in fs::read_dir(path).map_err(StoreError::io("cannot list", path))? {
         let name = entry.map_err(StoreError::io("cannot list", path))?.file_name();
-        let known =
-            [LOCK, LOG, OLD_LOG, KEY_FILE, PACKS, INDEX, "lost+found"].iter().any(|known| name == *known);
+        let known = [LOCK, LOG, OLD_LOG, KEY_FILE, PACKS, INDEX, COUNT, "lost+found"]
+            .iter()
+            .any(|known| name == *known);
         if !known && !name.to_string_lossy().ends_with(".new") {
             return Err(StoreError::NotAStore {
                 directory: path.to_owned(),

@@ -14,6 +14,8 @@
 //! | | `n` | the highest number of a pack that is gone |
 //! | | `u` number u32 BE | names of nodes whose checkpoint is being committed |
 //! | | `s` | the highest sequence ever given, where its checkpoint is deleted |
+//! | | `g` | how many durable changes there have been ([`count`]) |
+//! | | `k` | what the store's secret is known by |
 //!
 //! `pages` may lag behind the packs but never names bytes that are not durable in a pack that has a
 //! record. Its entries do not go through the write-ahead log, where each synced commit would have to
@@ -22,11 +24,13 @@
 //!
 //! Not here: when what is written.
 
+mod count;
+
 use std::{
     collections::BTreeSet,
     fs::File,
     path::{Path, PathBuf},
-    sync::{PoisonError, RwLock},
+    sync::{Mutex, MutexGuard, PoisonError, RwLock},
 };
 
 use rocksdb::{
@@ -39,10 +43,15 @@ use stasis_protocol::{
     wire,
 };
 
+use count::{Count, Told};
+
+pub use count::FILE as COUNT_FILE;
+
 use crate::{
-    directory::is_at,
+    directory::{CURRENT, KEY_FILE, is_at},
     error::StoreError,
     hash::Hash,
+    limit,
     manifest::Node,
     pack::{Form, PAGE, Place},
 };
@@ -60,9 +69,20 @@ const WORKING_SET: u8 = b'w';
 const UNCOMMITTED: u8 = b'u';
 const SEQUENCE: u8 = b's';
 const REMOVED_PACK: u8 = b'n';
+const COUNT: u8 = b'g';
+const KEY: u8 = b'k';
 
 /// What RocksDB's message of ENOSPC holds (strerror(3), in the C locale, which this program never leaves).
 const NO_ROOM: &str = "No space left on device";
+
+/// The same of EFBIG.
+const TOO_LARGE: &str = "File too large";
+
+/// The same of ENOENT.
+const MISSING: &str = "No such file or directory";
+
+/// How its message begins of what is damaged.
+const CORRUPTION: &str = "Corruption";
 
 /// Bits per key of the bloom filters: 1 % of look-ups of unknown names touch a table.
 const BLOOM_BITS: f64 = 10.0;
@@ -111,6 +131,16 @@ pub struct Index {
     held: File,
     /// `None` after a failed attempt to open it again.
     db: RwLock<Option<DB>>,
+    changing: Mutex<Changing>,
+}
+
+/// What durable changes have in common.
+struct Changing {
+    /// How many there have been.
+    number: u64,
+    /// What the store's secret is known by, until the database has it.
+    mark: Option<Hash>,
+    count: Count,
 }
 
 /// A working set, by the sequence of its checkpoint and the pid of its process.
@@ -143,11 +173,34 @@ impl Index {
     /// Opens the database in `directory`; with `make`, makes it where there is none.
     ///
     /// # Errors
-    /// It cannot be opened.
-    pub fn open(directory: &Path, make: bool) -> Result<Self, StoreError> {
+    /// It cannot be opened, or has lost something: nothing was changed then. Or `key` is not the store's secret.
+    pub fn open(directory: &Path, make: bool, key: &[u8; 32]) -> Result<Self, StoreError> {
         let held = File::open(directory).map_err(StoreError::io("cannot open", directory))?;
-        let db = open(directory, make).map_err(|source| error(directory, source))?;
-        Ok(Self { directory: directory.to_owned(), held, db: RwLock::new(Some(db)) })
+        let failed = |source| error(directory, source);
+        if directory.join(CURRENT).exists()
+            && let Some(told) = Told::read(directory)
+        {
+            told.check_manifest(directory)?;
+            // To open it for writing removes the log as far as it cannot be read.
+            let found = open_to_read(directory).and_then(|db| changes_in(&db)).map_err(failed)?;
+            told.check_changes(directory, found)?;
+        }
+        let db = open(directory, make).map_err(failed)?;
+        let mark = *blake3::keyed_hash(key, &[KEY]).as_bytes();
+        let known = db.get([KEY]).map_err(Problem::from).map_err(failed)?;
+        if known.as_ref().is_some_and(|known| known[..] != mark) {
+            return Err(StoreError::Damaged(format!(
+                "{} holds another secret than the one that the store was made with; nothing was changed: put it back as it \
+                 was, or use another store (--store DIR)",
+                directory.with_file_name(KEY_FILE).display()
+            )));
+        }
+        let number = changes_in(&db).map_err(failed)?;
+        let mut count = Count::open(directory);
+        count.note(number);
+        let changing = Changing { number, mark: known.is_none().then_some(mark), count };
+        let (db, changing) = (RwLock::new(Some(db)), Mutex::new(changing));
+        Ok(Self { directory: directory.to_owned(), held, db, changing })
     }
 
     /// The places of the pages called `names`, which must be sorted.
@@ -300,6 +353,9 @@ impl Index {
     /// They cannot be written.
     pub fn write(&self, changes: &Changes) -> Result<(), StoreError> {
         let announced = if changes.checkpoints.is_empty() { Vec::new() } else { self.uncommitted()? };
+        let mut changing = self.changing();
+        // Also where it fails: it may be in the log nevertheless.
+        changing.number += 1;
         self.change(|db| {
             let mut batch = WriteBatch::default();
             let nodes = family(db, NODES)?;
@@ -357,10 +413,18 @@ impl Index {
             if let Some(sequence) = &changes.sequence {
                 put(&mut batch, &[SEQUENCE], sequence);
             }
+            put(&mut batch, &[COUNT], &changing.number);
+            if let Some(mark) = &changing.mark {
+                batch.put([KEY], mark);
+            }
             let mut options = WriteOptions::default();
             options.set_sync(true);
             Ok(db.write_opt(batch, &options)?)
-        })
+        })?;
+        changing.mark = None;
+        let number = changing.number;
+        changing.count.note(number);
+        Ok(())
     }
 
     /// Adds names of pages. They are lost in a crash that comes before [`Index::flush_pages`].
@@ -601,6 +665,10 @@ impl Index {
         entries.iter().map(|(key, value)| take(key, value)).collect()
     }
 
+    fn changing(&self) -> MutexGuard<'_, Changing> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn open_again(&self) -> Result<DB, StoreError> {
         if !is_at(&self.held, &self.directory)? {
             return Err(error(&self.directory, Problem("was deleted or moved away".into())));
@@ -625,6 +693,16 @@ impl Index {
     }
 }
 
+impl Drop for Index {
+    fn drop(&mut self) {
+        // Closing it may write tables, and to its MANIFEST.
+        drop(self.db.write().unwrap_or_else(PoisonError::into_inner).take());
+        let mut changing = self.changing();
+        let number = changing.number;
+        changing.count.note(number);
+    }
+}
+
 /// What RocksDB says.
 struct Problem(String);
 
@@ -634,11 +712,44 @@ impl From<rocksdb::Error> for Problem {
     }
 }
 
-fn error(directory: &Path, Problem(problem): Problem) -> StoreError {
+fn error(directory: &Path, Problem(mut problem): Problem) -> StoreError {
+    let remedy = if problem.contains(TOO_LARGE) {
+        limit::explain()
+    } else if problem.starts_with(CORRUPTION) || problem.contains(MISSING) {
+        "a file of the index is not what it was: put it back as it was, or use another store (--store DIR)"
+            .to_owned()
+    } else {
+        String::new()
+    };
+    if !remedy.is_empty() {
+        problem = format!("{problem}; {remedy}");
+    }
     StoreError::Index { directory: directory.to_owned(), problem }
 }
 
 fn open(directory: &Path, make: bool) -> Result<DB, Problem> {
+    let (options, families) = options(make);
+    match DB::open_cf_descriptors(&options, directory, families()) {
+        // It writes what it finds in its log to tables. What is there can be read nevertheless; the first change that fails
+        // opens it again.
+        Err(error) if !make && error.as_ref().contains(NO_ROOM) => open_to_read(directory),
+        opened => Ok(opened?),
+    }
+}
+
+fn open_to_read(directory: &Path) -> Result<DB, Problem> {
+    let (options, families) = options(false);
+    Ok(DB::open_cf_descriptors_read_only(&options, directory, families(), false)?)
+}
+
+/// How many durable changes the database has had.
+fn changes_in(db: &DB) -> Result<u64, Problem> {
+    let value = db.get([COUNT])?;
+    let number = value.map_or(Ok(0), |value| wire::decode(&value));
+    number.map_err(|_| Problem("how many changes it has had cannot be read".into()))
+}
+
+fn options(make: bool) -> (Options, impl Fn() -> [ColumnFamilyDescriptor; 3]) {
     // What is in memory has a limit whatever the size of the store: tables' indexes and filters are in the cache, and
     // memtables are small.
     let cache = Cache::new_lru_cache(32 << 20);
@@ -675,18 +786,8 @@ fn open(directory: &Path, make: bool) -> Result<DB, Problem> {
     options.set_manifest_preallocation_size(64 << 10);
     options.set_max_total_wal_size(16 << 20);
     options.set_skip_stats_update_on_db_open(true);
-    let families = || {
-        let families = [("default", options.clone()), (PAGES, pages.clone()), (NODES, nodes.clone())];
-        families.map(|(name, options)| ColumnFamilyDescriptor::new(name, options))
-    };
-    match DB::open_cf_descriptors(&options, directory, families()) {
-        // It writes what it finds in its log to tables. What is there can be read nevertheless; the first change that fails
-        // opens it again.
-        Err(error) if !make && error.as_ref().contains(NO_ROOM) => {
-            Ok(DB::open_cf_descriptors_read_only(&options, directory, families(), false)?)
-        }
-        opened => Ok(opened?),
-    }
+    let all = [("default", options.clone()), (PAGES, pages), (NODES, nodes)];
+    (options, move || all.clone().map(|(name, options)| ColumnFamilyDescriptor::new(name, options)))
 }
 
 fn family<'a>(db: &'a DB, name: &str) -> Result<&'a ColumnFamily, Problem> {

@@ -77,7 +77,7 @@ impl Store {
     /// It cannot be opened or is not ours to open.
     pub fn open(directory: &Path, wait: bool) -> Result<Self, StoreError> {
         let mut directory = Directory::open(directory, wait)?;
-        let index = Index::open(&directory.index(), !directory.is_finished())?;
+        let index = Index::open(&directory.index(), !directory.is_finished(), directory.key())?;
         directory.finish()?;
         index.withdraw_nodes()?;
         let catalog = Arc::new(Catalog::new(index)?);

@@ -4,12 +4,14 @@ mod compression;
 mod crash;
 mod damage;
 mod dump;
+
 mod fixture;
 mod full_disk;
 mod gc;
 mod heal;
 mod history;
 mod hostile;
+mod index_damage;
 mod inspect;
 mod lifecycle;
 mod manifest;
