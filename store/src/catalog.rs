@@ -28,7 +28,7 @@ use crate::{
     manifest::Node,
     names::NameMap,
     pack::{Form, Place, footer::Footer, reader::PackReader, set::PlaceSet, state::PackStates},
-    written::WrittenPages,
+    written::{AT_ONCE, WrittenPages},
 };
 
 pub use moves::Moves;
@@ -38,6 +38,10 @@ const ENTRIES_AT_ONCE: usize = 4096;
 
 /// Index entries that may be lost in a crash, to be read again from the packs: 32 MiB of footers.
 const UNFLUSHED: usize = 1 << 20;
+
+/// Names of committed pages that may wait in memory for the index: those of two large checkpoints, 20 MiB. Of more, the index
+/// learns from the footers, and until then they may be written twice.
+const RECENT: usize = 4 * AT_ONCE;
 
 /// A pack that a checkpoint has added to; lengths in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -440,9 +444,13 @@ impl Indexer {
         Ok(new)
     }
 
-    fn publish(&self, written: WrittenPages, grown: Vec<PackGrowth>) {
+    fn publish(&self, mut written: WrittenPages, grown: Vec<PackGrowth>) {
         if !written.tables.is_empty() {
             let mut recent = self.catalog.recent.write().unwrap_or_else(PoisonError::into_inner);
+            let waiting: usize = recent.iter().map(|table| table.len()).sum();
+            if waiting + written.len() > RECENT {
+                written = WrittenPages { tables: Vec::new(), is_whole: false };
+            }
             recent.extend(written.tables.iter().cloned());
             drop(recent);
             if let Some(queue) = &*self.queue.lock().unwrap_or_else(PoisonError::into_inner) {

@@ -13,7 +13,7 @@ use std::{fs::File, io, num::NonZeroUsize, ops::Range, os::fd::OwnedFd, ptr::Non
 use nix::{
     fcntl::{FcntlArg, SealFlag, fcntl},
     sys::{
-        mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap},
+        mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap},
         statfs::{TMPFS_MAGIC, fstatfs},
     },
 };
@@ -91,6 +91,13 @@ impl Staging {
             copy.start.as_ptr().add(range.start).copy_from_nonoverlapping(content.as_ptr(), content.len());
         }
         Ok(copy)
+    }
+
+    /// Nothing is read from it for a while: what was is not counted as this process' memory any more. The process that made it
+    /// keeps it.
+    pub fn rest(&self) {
+        // SAFETY: of shared memory only the page tables' entries go (madvise(2)); reading it brings them back.
+        let _ = unsafe { madvise(self.start.cast(), self.len, MmapAdvise::MADV_DONTNEED) };
     }
 
     /// A range of the buffer, in bytes; `None` when it does not lie in it.

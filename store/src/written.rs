@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::{hash::Hash, names::NameMap, pack::Place};
 
 /// Names in a table: what fits one of 2^17 entries, 5 MiB.
-const AT_ONCE: usize = (1 << 17) / 8 * 7;
+pub const AT_ONCE: usize = (1 << 17) / 8 * 7;
 
 #[derive(Default)]
 pub struct Written {

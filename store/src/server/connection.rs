@@ -394,7 +394,11 @@ impl<'a> Connection<'a> {
         let Some(dump) = self.dump.take() else {
             return Err(StoreError::Refused("the dump ends, but none was begun".into()));
         };
-        let (manifest, stats) = dump.finish(&self.shared.store, record)?;
+        let finished = dump.finish(&self.shared.store, record);
+        if let Some(staging) = &self.staging {
+            staging.rest();
+        }
+        let (manifest, stats) = finished?;
         let stats = if self.restriction.is_some() { restricted::told(stats) } else { stats };
         Ok(Reply::Dumped { manifest, stats })
     }

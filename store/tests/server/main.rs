@@ -15,6 +15,7 @@ mod index_damage;
 mod inspect;
 mod lifecycle;
 mod manifest;
+mod memory;
 mod names;
 mod prune;
 mod restricted;
