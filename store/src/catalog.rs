@@ -53,6 +53,9 @@ pub struct PackGrowth {
     pub form: Form,
 }
 
+/// What is known of where pages lie.
+type Places = Result<Vec<Option<Place>>, StoreError>;
+
 /// The committed state of a store.
 pub struct Catalog {
     index: Index,
@@ -136,7 +139,7 @@ impl Catalog {
     /// # Errors
     /// The index cannot be read.
     pub fn places(&self, names: &[Hash]) -> Result<Vec<Option<Place>>, StoreError> {
-        self.places_in(names, PackStates::is_staying)
+        self.places_in(names, Index::places_if_whole, PackStates::is_staying)
     }
 
     /// The same for who reads them now.
@@ -144,18 +147,19 @@ impl Catalog {
     /// # Errors
     /// The index cannot be read.
     pub fn places_to_read(&self, names: &[Hash]) -> Result<Vec<Option<Place>>, StoreError> {
-        self.places_in(names, |states, place| states.is_known(place.pack))
+        self.places_in(names, Index::places, |states, place| states.is_known(place.pack))
     }
 
     /// The index may name packs that are gone: a crash may have brought such entries back.
     fn places_in(
         &self,
         names: &[Hash],
+        look_up: fn(&Index, &[Hash]) -> Places,
         accept: fn(&PackStates, Place) -> bool,
     ) -> Result<Vec<Option<Place>>, StoreError> {
         // Recent names first: they leave the table only after they are in the index.
         let recent = self.recent.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut places = self.index.places(names)?;
+        let mut places = look_up(&self.index, names)?;
         let (states, damaged) = (self.states(), self.damaged());
         for (name, place) in names.iter().zip(&mut places) {
             *place = place.filter(|place| accept(&states, *place) && !damaged.contains(*place));
@@ -312,7 +316,11 @@ impl Catalog {
             match reader.footers(growth.number, growth.from, growth.to) {
                 Ok(footers) => {
                     for footer in footers {
-                        self.insert(entries(growth.number, &footer))?;
+                        // A damaged page may have been stored again elsewhere.
+                        let damaged = self.damaged().clone();
+                        let whole =
+                            entries(growth.number, &footer).filter(|(_, place)| !damaged.contains(*place));
+                        self.insert(whole)?;
                         added.entries += footer.names.len();
                     }
                     added.grown.push(growth);

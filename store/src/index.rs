@@ -15,6 +15,7 @@
 //! | | `u` number u32 BE | names of nodes whose checkpoint is being committed |
 //! | | `s` | the highest sequence ever given, where its checkpoint is deleted |
 //! | | `g` | how many durable changes there have been ([`count`]) |
+//! | | `r` | nothing: `pages` is damaged, and made anew when the store is opened next ([`names`]) |
 //! | | `k` | what the store's secret is known by |
 //!
 //! `pages` may lag behind the packs but never names bytes that are not durable in a pack that has a
@@ -25,17 +26,21 @@
 //! Not here: when what is written.
 
 mod count;
+mod names;
 
 use std::{
     collections::BTreeSet,
     fs::File,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{
+        Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, Direction, IteratorMode, Options,
-    ReadOptions, WriteBatch, WriteOptions,
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBPinnableSlice, Direction,
+    IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use stasis_protocol::{
@@ -71,6 +76,7 @@ const SEQUENCE: u8 = b's';
 const REMOVED_PACK: u8 = b'n';
 const COUNT: u8 = b'g';
 const KEY: u8 = b'k';
+const REBUILD: u8 = b'r';
 
 /// What RocksDB's message of ENOSPC holds (strerror(3), in the C locale, which this program never leaves).
 const NO_ROOM: &str = "No space left on device";
@@ -80,6 +86,10 @@ const TOO_LARGE: &str = "File too large";
 
 /// The same of ENOENT.
 const MISSING: &str = "No such file or directory";
+
+/// What can be done about damage.
+const PUT_BACK: &str =
+    "a file of the index is not what it was: put it back as it was, or use another store (--store DIR)";
 
 /// How its message begins of what is damaged.
 const CORRUPTION: &str = "Corruption";
@@ -132,6 +142,8 @@ pub struct Index {
     /// `None` after a failed attempt to open it again.
     db: RwLock<Option<DB>>,
     changing: Mutex<Changing>,
+    /// `pages` cannot be read, or what RocksDB does in the background has met damage.
+    is_damaged: AtomicBool,
 }
 
 /// What durable changes have in common.
@@ -182,10 +194,19 @@ impl Index {
         {
             told.check_manifest(directory)?;
             // To open it for writing removes the log as far as it cannot be read.
-            let found = open_to_read(directory).and_then(|db| changes_in(&db)).map_err(failed)?;
+            let found = names::open_the_rest(directory).and_then(|db| changes_in(&db)).map_err(failed)?;
             told.check_changes(directory, found)?;
         }
-        let db = open(directory, make).map_err(failed)?;
+        let db = match open(directory, make) {
+            Err(Problem(problem)) if is_damage(&problem) && names::open_the_rest(directory).is_ok() => {
+                renew_names(directory, &problem).map_err(failed)?
+            }
+            Ok(db) if names::is_asked_for(&db).map_err(failed)? => {
+                drop(db);
+                renew_names(directory, "as was found earlier").map_err(failed)?
+            }
+            opened => opened.map_err(failed)?,
+        };
         let mark = *blake3::keyed_hash(key, &[KEY]).as_bytes();
         let known = db.get([KEY]).map_err(Problem::from).map_err(failed)?;
         if known.as_ref().is_some_and(|known| known[..] != mark) {
@@ -200,7 +221,7 @@ impl Index {
         count.note(number);
         let changing = Changing { number, mark: known.is_none().then_some(mark), count };
         let (db, changing) = (RwLock::new(Some(db)), Mutex::new(changing));
-        Ok(Self { directory: directory.to_owned(), held, db, changing })
+        Ok(Self { directory: directory.to_owned(), held, db, changing, is_damaged: AtomicBool::new(false) })
     }
 
     /// The places of the pages called `names`, which must be sorted.
@@ -220,6 +241,44 @@ impl Index {
     /// The database cannot be read. That there is none is for the caller to judge.
     pub fn node(&self, name: &Hash) -> Result<Option<Vec<u8>>, StoreError> {
         self.read(|db| Ok(db.get_cf(family(db, NODES)?, name)?))
+    }
+
+    /// As [`Index::places`]; what cannot be read because it is damaged is not known.
+    ///
+    /// # Errors
+    /// As [`Index::places`].
+    pub fn places_if_whole(&self, names: &[Hash]) -> Result<Vec<Option<Place>>, StoreError> {
+        self.read(|db| {
+            let found = db.batched_multi_get_cf(family(db, PAGES)?, names, true);
+            let place = |value: Result<Option<DBPinnableSlice<'_>>, rocksdb::Error>| match value {
+                Err(error) if is_damage(error.as_ref()) => {
+                    self.note_damage(error.as_ref());
+                    Ok(None)
+                }
+                value => Ok(value?.and_then(|value| decode_place(&value))),
+            };
+            found.into_iter().map(place).collect()
+        })
+    }
+
+    /// Reads all names of pages; returns what is damaged, which no checkpoint needs.
+    #[must_use]
+    pub fn check_pages(&self) -> Option<String> {
+        let problem = self.read(names::check).err()?.to_string();
+        self.note_damage(&problem);
+        Some(
+            problem.replace(
+                PUT_BACK,
+                "these are names of pages, which the next server reads from the packs again",
+            ),
+        )
+    }
+
+    /// `pages` is to be made anew when the store is opened next.
+    fn note_damage(&self, problem: &str) {
+        if !self.is_damaged.swap(true, Ordering::Relaxed) {
+            log!("names of pages in {} are damaged: {problem}", self.directory.display());
+        }
     }
 
     /// The nodes called `names`, in order.
@@ -414,6 +473,9 @@ impl Index {
                 put(&mut batch, &[SEQUENCE], sequence);
             }
             put(&mut batch, &[COUNT], &changing.number);
+            if self.is_damaged.load(Ordering::Relaxed) {
+                batch.put([REBUILD], []);
+            }
             if let Some(mark) = &changing.mark {
                 batch.put([KEY], mark);
             }
@@ -473,7 +535,11 @@ impl Index {
     /// again.
     fn change(&self, make: impl FnOnce(&DB) -> Result<(), Problem>) -> Result<(), StoreError> {
         let written = self.read(make);
-        if written.is_err() {
+        if let Err(problem) = &written {
+            let problem = problem.to_string();
+            if problem.contains(CORRUPTION) {
+                self.note_damage(&problem);
+            }
             let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
             drop(db.take());
             *db = self.open_again().ok();
@@ -695,6 +761,9 @@ impl Index {
 
 impl Drop for Index {
     fn drop(&mut self) {
+        if self.is_damaged.load(Ordering::Relaxed) {
+            let _ = self.write(&Changes::default());
+        }
         // Closing it may write tables, and to its MANIFEST.
         drop(self.db.write().unwrap_or_else(PoisonError::into_inner).take());
         let mut changing = self.changing();
@@ -715,7 +784,7 @@ impl From<rocksdb::Error> for Problem {
 fn error(directory: &Path, Problem(mut problem): Problem) -> StoreError {
     let remedy = if problem.contains(TOO_LARGE) {
         limit::explain()
-    } else if problem.starts_with(CORRUPTION) || problem.contains(MISSING) {
+    } else if is_damage(&problem) {
         "a file of the index is not what it was: put it back as it was, or use another store (--store DIR)"
             .to_owned()
     } else {
@@ -725,6 +794,20 @@ fn error(directory: &Path, Problem(mut problem): Problem) -> StoreError {
         problem = format!("{problem}; {remedy}");
     }
     StoreError::Index { directory: directory.to_owned(), problem }
+}
+
+fn is_damage(problem: &str) -> bool {
+    problem.starts_with(CORRUPTION) || problem.contains(MISSING)
+}
+
+/// Opens a database of which only the names of pages are damaged.
+fn renew_names(directory: &Path, problem: &str) -> Result<DB, Problem> {
+    log!(
+        "names of pages in {} are damaged ({problem}): all are read from the packs again",
+        directory.display()
+    );
+    names::drop_all(directory)?;
+    open(directory, false)
 }
 
 fn open(directory: &Path, make: bool) -> Result<DB, Problem> {

@@ -81,6 +81,11 @@ pub fn verify(store: &Store, reference: Option<&str>) -> Result<Report, StoreErr
             checkpoints.into_iter().filter(|record| left.contains(&record.id)).collect();
         report.damage = explain(store, &checkpoints, damage);
     }
+    if reference.is_none() {
+        report
+            .damage
+            .extend(store.index().check_pages().map(|problem| format!("{problem}; needed by no checkpoint")));
+    }
     Ok(report)
 }
 
