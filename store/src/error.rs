@@ -39,6 +39,12 @@ pub enum StoreError {
         directory.display(), std::process::id()
     )]
     Gone { directory: PathBuf },
+    #[error(
+        "{} was removed or replaced while the store's server wrote to it: the checkpoint was given up; take it again, which \
+         stores all its pages anew, and see `stasis verify` for what else is missing",
+        path.display()
+    )]
+    PackGone { path: PathBuf },
     #[error("{} {problem}; {remedy}", directory.display())]
     Directory { directory: PathBuf, problem: String, remedy: String },
     /// Something in the store is not what it was when it was written.

@@ -11,6 +11,7 @@ mod owned;
 
 use std::{
     collections::BTreeMap,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -355,6 +356,15 @@ impl Session {
         self.outstanding.wait();
     }
 
+    /// Packs that were written to, and are not where they will be looked for.
+    #[must_use]
+    pub fn packs_away(&self) -> Vec<(u32, PathBuf)> {
+        let state = self.lock();
+        let away =
+            state.packs.iter().filter(|pack| pack.durable > pack.committed && !pack.file.is_in_place());
+        away.map(|pack| (pack.file.number, pack.file.path.clone())).collect()
+    }
+
     /// Of a closed session: what it has come to, unless it has failed.
     ///
     /// # Errors
@@ -397,6 +407,9 @@ impl Session {
                 End::Commit => pack.commit(),
                 End::Rewind => {}
                 End::Abandon => continue,
+            }
+            if !pack.file.is_in_place() {
+                continue;
             }
             match pack.rewind() {
                 Ok(()) => pool.give_back(pack),

@@ -31,7 +31,7 @@ use crate::{
     naming::Namer,
     nodelog::NodeLog,
     pack::{
-        self,
+        self, Form, PAGE,
         pool::PackPool,
         reader::{PackReader, list},
         writer::Writers,
@@ -82,7 +82,9 @@ impl Store {
         index.withdraw_nodes()?;
         let catalog = Arc::new(Catalog::new(index)?);
         let known = catalog.packs();
-        let next = recover_packs(&directory.packs(), &known)?.max(catalog.index().last_removed_pack()? + 1);
+        let next = recover_packs(&directory.packs(), &known)?;
+        find_packs(&directory.packs(), &known, &catalog);
+        let next = next.max(catalog.index().last_removed_pack()? + 1);
         let pool = Arc::new(PackPool::new(&directory.packs(), known, next));
         let threads = |source| StoreError::Io {
             action: "cannot start threads for",
@@ -255,7 +257,10 @@ impl Store {
         let manifests: BTreeSet<Hash> = draft.processes.iter().map(|process| process.manifest).collect();
         let _gate = self.sharing.shared();
         let _turn = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
-        let prepared = session.outcome().and_then(|mut outcome| {
+        let away = session.packs_away();
+        away.iter().for_each(|(number, _)| self.catalog.note_away(*number, 0));
+        let in_place = away.into_iter().next().map_or(Ok(()), |(_, path)| Err(StoreError::PackGone { path }));
+        let prepared = in_place.and_then(|()| session.outcome()).and_then(|mut outcome| {
             // Not as the draft has them: a process tells them, and one that is restricted does not know them.
             for process in &mut draft.processes {
                 let same = |dump: &&FinishedDump| dump.manifest == process.manifest;
@@ -432,6 +437,27 @@ fn recover_packs(packs: &Path, known: &BTreeMap<u32, PackRecord>) -> Result<u32,
         sync_directory(packs)?;
     }
     Ok(known.last_key_value().map_or(1, |(number, _)| number + 1))
+}
+
+/// Notes which packs are not there, or not whole: no new checkpoint may rely on them.
+fn find_packs(packs: &Path, known: &BTreeMap<u32, PackRecord>, catalog: &Catalog) {
+    for (number, record) in known {
+        let path = pack::path(packs, *number);
+        let problem = match fs::metadata(&path) {
+            Ok(metadata) if metadata.len() >= record.committed => continue,
+            Ok(metadata) => {
+                // Where pages lie in a compressed pack is known to its footers only.
+                let is_plain = record.form == Form::Plain;
+                catalog.note_away(*number, if is_plain { (metadata.len() / PAGE) as u32 } else { 0 });
+                format!("has {} bytes of {}", metadata.len(), record.committed)
+            }
+            Err(error) => {
+                catalog.note_away(*number, 0);
+                error.to_string()
+            }
+        };
+        log!("{}: {problem}; `stasis verify` names the checkpoints that need it", path.display());
+    }
 }
 
 /// Bytes of the files in a directory, as the disk counts them.

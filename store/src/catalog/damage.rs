@@ -3,7 +3,8 @@
 //! Nothing new refers to them: the next checkpoint that has such a page writes it again, and so heals all that have
 //! it, since a page whose place is damaged is looked for elsewhere, as one that has moved is. Which places are
 //! damaged is found by `verify`, and by whoever moves pages; it is kept in the index. What the disk does not give (a pack
-//! that is not there, EIO) may come back: that is known until the server ends, or `verify` reads it.
+//! that is not there or is too short, which is looked for when a store is opened; EIO) may come back: that is known until the server
+//! ends, or `verify` reads it.
 
 use std::{
     collections::BTreeSet,
@@ -14,7 +15,7 @@ use super::Catalog;
 use crate::{
     error::StoreError,
     index::Changes,
-    pack::{Place, set::PlaceSet},
+    pack::{FULL, PAGE, Place, set::PlaceSet},
 };
 
 impl Catalog {
@@ -77,6 +78,19 @@ impl Catalog {
         };
         let damaged = packs.into_iter().map(lasting).collect();
         self.index.write(&Changes { damaged, ..Changes::default() })
+    }
+
+    /// Notes that the pages of `pack` from slot `first` on cannot be read.
+    pub fn note_away(&self, pack: u32, first: u32) {
+        let mut known = self.damaged.write().unwrap_or_else(PoisonError::into_inner);
+        let mut passing = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
+        for slot in first..(FULL / PAGE) as u32 {
+            let place = Place { pack, slot };
+            if !known.contains(place) {
+                known.insert(place, 1);
+                passing.insert(place, 1);
+            }
+        }
     }
 
     pub(super) fn damaged(&self) -> RwLockReadGuard<'_, PlaceSet> {

@@ -18,7 +18,7 @@ use std::{
 use nix::{errno::Errno, sys::uio::pwritev};
 
 use super::AlignedPage;
-use crate::{error::StoreError, failpoint::FailPoint, hash::PAGE_SIZE, staging::Staging};
+use crate::{directory::is_at, error::StoreError, failpoint::FailPoint, hash::PAGE_SIZE, staging::Staging};
 
 /// The most pages of one write: 4 MiB, and the kernel's limit of parts of a write (IOV_MAX).
 pub const MAX_PAGES: usize = 1024;
@@ -36,6 +36,14 @@ pub struct PackFile {
     pub file: File,
     /// Opened with O_DIRECT.
     pub direct: bool,
+}
+
+impl PackFile {
+    /// Whether it is what has its name.
+    #[must_use]
+    pub fn is_in_place(&self) -> bool {
+        is_at(&self.file, &self.path).unwrap_or(false)
+    }
 }
 
 /// What is written.

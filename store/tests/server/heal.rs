@@ -116,3 +116,61 @@ fn a_pack_that_comes_back_is_not_damaged_for_the_next_server() {
     assert!(client.verify(None).unwrap().damage.is_empty());
     assert!(read_back(&mut client, manifest(&record)) == pages);
 }
+
+/// Takes away packs, or half of each.
+fn harm_packs(store: &Store, is_cut: bool) -> String {
+    for pack in store.packs() {
+        if is_cut {
+            let file = OpenOptions::new().write(true).open(&pack).unwrap();
+            file.set_len(pack.metadata().unwrap().len() / 2).unwrap();
+        } else {
+            std::fs::remove_file(&pack).unwrap();
+        }
+    }
+    store.directory.join("packs").display().to_string()
+}
+
+#[test]
+fn what_was_in_a_pack_that_is_gone_or_cut_when_the_server_starts_is_stored_again() {
+    for is_cut in [false, true] {
+        let store = Store::new();
+        let server = store.serve();
+        let mut client = server.client();
+        let pages = memory(0x1000, 600, 0);
+        let first = checkpoint(&mut client, 1, &pages).unwrap();
+        server.crash();
+        harm_packs(&store, is_cut);
+        let server = store.serve();
+        let mut client = server.client();
+        assert!(!client.begin_dump(2, 1, Some(*manifest(&first))).unwrap(), "its pages are not there");
+        client.abort_dump().unwrap();
+        let second = checkpoint(&mut client, 3, &pages).unwrap();
+        let written = second.draft.processes[0].stats.written;
+        // The footer is gone in either case, and the names that were in it.
+        assert_eq!(written, 600);
+        for record in [&first, &second] {
+            assert!(read_back(&mut client, manifest(record)) == pages);
+        }
+        assert!(client.verify(None).unwrap().damage.is_empty());
+    }
+}
+
+#[test]
+fn a_pack_that_is_removed_under_the_server_takes_no_checkpoint_with_it() {
+    let store = Store::new();
+    let server = store.serve();
+    let mut client = server.client();
+    let mut pages = memory(0x1000, 600, 0);
+    checkpoint(&mut client, 1, &pages).unwrap();
+    let packs = harm_packs(&store, false);
+    pages.extend(memory(0x8000, 10, 9000));
+    let problem = checkpoint(&mut client, 2, &pages).unwrap_err().to_string();
+    assert!(problem.contains(&packs) && problem.contains("take it again"), "{problem}");
+    let record = checkpoint(&mut client, 3, &pages).unwrap();
+    assert!(read_back(&mut client, manifest(&record)) == pages);
+    server.crash();
+    let server = store.serve();
+    let mut client = server.client();
+    assert!(read_back(&mut client, manifest(&record)) == pages);
+    assert!(client.verify(Some(&record.id)).unwrap().damage.is_empty());
+}
