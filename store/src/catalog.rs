@@ -164,8 +164,9 @@ impl Catalog {
         for (name, place) in names.iter().zip(&mut places) {
             *place = place.filter(|place| accept(&states, *place) && !damaged.contains(*place));
             if place.is_none() {
-                let found = recent.iter().find_map(|table| table.get(name).copied());
-                *place = found.filter(|place| !damaged.contains(*place));
+                // A page that was damaged may have been stored again, by a later checkpoint.
+                let whole = |place: &Place| !damaged.contains(*place);
+                *place = recent.iter().find_map(|table| table.get(name).copied().filter(whole));
             }
         }
         Ok(places)
