@@ -1,4 +1,4 @@
-//! Where a coordinator listens: a unix socket, named by its path or by `HOST:PORT`.
+//! Where a coordinator listens: a unix socket, named by its path or by `HOST:PORT`; or on another host, `tcp:HOST:PORT`.
 
 use std::{
     env,
@@ -13,12 +13,53 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use crate::failure::Failure;
+use crate::{failure::Failure, remote::Remote};
 
 const DEFAULT: &str = "localhost:7779";
 
 /// The longest path that fits sockaddr_un (unix(7): 108 bytes with its NUL).
 const LONGEST_PATH: usize = 107;
+
+/// Where a command finds its coordinator.
+pub enum Target {
+    Here(Address),
+    Afar(Remote),
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Here(address) => address.fmt(f),
+            Self::Afar(remote) => remote.fmt(f),
+        }
+    }
+}
+
+/// `HOST:PORT` of `tcp:HOST:PORT`; `None`: it is another kind of address.
+///
+/// # Errors
+/// [`Failure::Usage`] when it is neither a host nor a port.
+pub fn over_tcp(text: Option<&OsStr>) -> Result<Option<String>, Failure> {
+    let Some(rest) = text.and_then(|text| text.as_bytes().strip_prefix(b"tcp:")) else { return Ok(None) };
+    match host_and_port(OsStr::from_bytes(rest)) {
+        Some((host, port)) if port != 0 => Ok(Some(format!("{host}:{port}"))),
+        _ => Err(unintelligible(text.unwrap_or_default())),
+    }
+}
+
+/// `--listen`'s argument.
+///
+/// # Errors
+/// Why nothing can listen there.
+pub fn listening(text: &str) -> Result<String, String> {
+    match host_and_port(OsStr::new(text)) {
+        Some((host, port)) => Ok(format!("{host}:{port}")),
+        None => {
+            Err("expected HOST:PORT (0.0.0.0:PORT and [::]:PORT: every address of this host; port 0: any)"
+                .into())
+        }
+    }
+}
 
 /// A coordinator's address: an absolute socket path.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,26 +153,29 @@ impl std::fmt::Display for Address {
 
 /// Checks `HOST:PORT`; returns the name that stands for it, `localhost:PORT`.
 fn local_name(text: &OsStr) -> Result<String, Failure> {
-    let unintelligible = || {
-        Failure::Usage(format!(
-            "{} is not an address: expected unix:PATH or HOST:PORT",
-            text.to_string_lossy()
-        ))
-    };
-    let (host, port) = text.to_str().and_then(|text| text.rsplit_once(':')).ok_or_else(unintelligible)?;
-    let port: u16 = port.parse().map_err(|_| unintelligible())?;
-    if host.is_empty() {
-        return Err(unintelligible());
-    }
+    let (host, port) = host_and_port(text).ok_or_else(|| unintelligible(text))?;
     let own = nix::unistd::gethostname().ok();
     let here = ["localhost", "127.0.0.1", "[::1]", "::1"].contains(&host)
         || own.as_deref().and_then(OsStr::to_str) == Some(host);
     if !here {
         return Err(Failure::Usage(format!(
-            "{host}:{port} is on another host, and coordinators listen on their own host only: run `stasis` on {host}"
+            "{host}:{port} is on another host: run `stasis` on {host}, or name it tcp:{host}:{port} where its \
+             coordinator listens there (`stasis coordinator --listen`)"
         )));
     }
     Ok(format!("localhost:{port}"))
+}
+
+fn host_and_port(text: &OsStr) -> Option<(&str, u16)> {
+    let (host, port) = text.to_str()?.rsplit_once(':')?;
+    Some((host, port.parse().ok()?)).filter(|_| !host.is_empty())
+}
+
+fn unintelligible(text: &OsStr) -> Failure {
+    Failure::Usage(format!(
+        "{} is not an address: expected unix:PATH, HOST:PORT or tcp:HOST:PORT",
+        text.to_string_lossy()
+    ))
 }
 
 /// The user's own directory for sockets, made if need be: $XDG_RUNTIME_DIR/stasis, else
@@ -208,6 +252,18 @@ mod tests {
         {
             let error = Address::resolve(Some(OsStr::new(text))).unwrap_err();
             assert!(matches!(error.downcast_ref(), Some(Failure::Usage(_))), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn tcp_is_a_host_and_a_port() {
+        let over = |text: &str| over_tcp(Some(OsStr::new(text)));
+        assert_eq!(over("tcp:there:7779").unwrap().as_deref(), Some("there:7779"));
+        assert_eq!(over("tcp:[::1]:7779").unwrap().as_deref(), Some("[::1]:7779"));
+        assert_eq!(over("there:7779").unwrap(), None);
+        assert_eq!(over_tcp(None).unwrap(), None);
+        for text in ["tcp:", "tcp:there", "tcp::7779", "tcp:there:0", "tcp:there:x"] {
+            assert!(matches!(over(text), Err(Failure::Usage(_))), "{text}");
         }
     }
 

@@ -7,6 +7,8 @@ use clap::{
     builder::{OsStringValueParser, TypedValueParser as _},
 };
 
+use crate::address;
+
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
@@ -31,11 +33,12 @@ pub struct Cli {
 
 #[derive(Debug, Args)]
 pub struct Common {
-    /// The computation's coordinator: unix:PATH, or HOST:PORT.
+    /// The computation's coordinator: unix:PATH, HOST:PORT or tcp:HOST:PORT.
     ///
     /// HOST:PORT names a computation of this user on this host and nothing listens on the network:
     /// it stands for the unix socket $XDG_RUNTIME_DIR/stasis/coord-HOST:PORT.sock (without
-    /// XDG_RUNTIME_DIR: /tmp/stasis-UID/). The default is localhost:7779.
+    /// XDG_RUNTIME_DIR: /tmp/stasis-UID/). The default is localhost:7779. tcp:HOST:PORT is a coordinator that was told to listen
+    /// there (stasis coordinator --listen), for `status`, `checkpoint`, `kill` and `coordinator`; it needs --token-file.
     #[arg(
         long,
         global = true,
@@ -45,6 +48,18 @@ pub struct Common {
         help_heading = "Common options"
     )]
     pub coord: Option<OsString>,
+    /// The token that proves a coordinator and who reaches it over TCP to each other
+    ///
+    /// A file of 16 bytes and more that belongs to the user and that nobody else may use (mode 0600). It is never sent.
+    #[arg(
+        long,
+        global = true,
+        env = "STASIS_TOKEN_FILE",
+        value_name = "FILE",
+        hide_env_values = true,
+        help_heading = "Common options"
+    )]
+    pub token_file: Option<PathBuf>,
     /// Where checkpoints are kept [default: $XDG_DATA_HOME/stasis]
     #[arg(
         long,
@@ -351,8 +366,15 @@ pub struct CoordinatorArgs {
     #[arg(long)]
     pub foreground: bool,
     /// End the coordinator that listens; the processes run on
-    #[arg(long, conflicts_with_all = ["foreground", "interval"])]
+    #[arg(long, conflicts_with_all = ["foreground", "interval", "listen"])]
     pub stop: bool,
+    /// Listen at TCP, too, for those who know the token in --token-file, which is made where it is not there
+    ///
+    /// 0.0.0.0:PORT and [::]:PORT stand for every address of this host, port 0 for one that is free, which is printed. What is
+    /// said there can be read by who sees the network, and not changed, repeated or made up. A coordinator that runs already is
+    /// told to listen there, instead of where it was told to before, and does so as long as it runs.
+    #[arg(long, value_name = "HOST:PORT", value_parser = address::listening)]
+    pub listen: Option<String>,
     /// Take a checkpoint every so many seconds (fractions allowed; 0: none)
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = seconds)]
     pub interval: Option<Duration>,

@@ -2,7 +2,10 @@
 
 use std::{
     io::{self, Read, Write},
-    os::unix::net::UnixStream,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
 };
 
 use anyhow::{Context as _, bail};
@@ -14,12 +17,28 @@ use stasis_protocol::{
     wire,
 };
 
-use crate::{address::Address, failure::Failure};
+use crate::{
+    address::{Address, Target},
+    failure::Failure,
+    remote,
+};
+
+/// What to do where no coordinator listens.
+const LAUNCH: &str = "`stasis launch` starts one with the program";
+
+/// The same, on another host.
+const LISTEN: &str = "`stasis coordinator --listen` there has one listen";
 
 pub struct Client {
-    stream: UnixStream,
-    address: Address,
+    link: Link,
+    /// For messages.
+    address: String,
     coordinator_pid: u32,
+}
+
+enum Link {
+    Here(UnixStream),
+    Afar(remote::Connection),
 }
 
 impl Client {
@@ -30,7 +49,22 @@ impl Client {
     /// why it cannot be spoken to.
     pub fn connect(address: &Address) -> anyhow::Result<Self> {
         Self::try_connect(address)?
-            .ok_or_else(|| Failure::NoCoordinator { address: address.to_string() }.into())
+            .ok_or_else(|| Failure::NoCoordinator { address: address.to_string(), remedy: LAUNCH }.into())
+    }
+
+    /// As [`Client::connect`], on this host or another one.
+    ///
+    /// # Errors
+    /// As [`Client::connect`] and [`remote::connect`].
+    pub fn reach(target: &Target) -> anyhow::Result<Self> {
+        match target {
+            Target::Here(address) => Self::connect(address),
+            Target::Afar(remote) => {
+                let none = || Failure::NoCoordinator { address: remote.to_string(), remedy: LISTEN };
+                let connection = remote::connect(remote)?.ok_or_else(none)?;
+                Ok(Self::greet(Link::Afar(connection), remote.to_string())?.ok_or_else(none)?)
+            }
+        }
     }
 
     /// As [`Client::connect`]; `None` when no coordinator listens.
@@ -58,17 +92,23 @@ impl Client {
                 "name a coordinator of your own with --coord"
             ));
         }
-        let mut client = Self { stream, address: address.clone(), coordinator_pid: 0 };
+        Self::greet(Link::Here(stream), address.to_string())
+    }
+
+    /// Says hello; `None` when the coordinator has gone away.
+    fn greet(link: Link, address: String) -> anyhow::Result<Option<Self>> {
+        let mut client = Self { link, address, coordinator_pid: 0 };
         client.send(&Hello { version: VERSION, role: Role::Client })?;
         match client.receive() {
             Ok(ClientReply::Welcome { version: VERSION, coordinator_pid }) => {
                 client.coordinator_pid = coordinator_pid
             }
             Ok(ClientReply::Welcome { version, .. }) => bail!(
-                "the coordinator at {address} speaks version {version} and this `stasis` version {VERSION}: \
-                 end its computation first, or name another coordinator with --coord"
+                "the coordinator at {} speaks version {version} and this `stasis` version {VERSION}: \
+                 end its computation first, or name another coordinator with --coord",
+                client.address
             ),
-            Ok(reply) => bail!("the coordinator at {address} answered a greeting with {reply:?}"),
+            Ok(reply) => bail!("the coordinator at {} answered a greeting with {reply:?}", client.address),
             // It went away between our connect(2) and its accept(2).
             Err(error) if is_end_of_file(&error) => return Ok(None),
             Err(error) => return Err(error),
@@ -115,7 +155,11 @@ impl Client {
     /// Waits for the end of a coordinator that was told to end: its socket is gone then.
     pub fn await_end(mut self) {
         // Whatever comes, nothing is to be said to it.
-        while self.stream.read(&mut [0; 64]).is_ok_and(|count| count > 0) {}
+        let mut read = |buffer: &mut [u8]| match &mut self.link {
+            Link::Here(stream) => stream.read(buffer),
+            Link::Afar(connection) => connection.stream().read(buffer),
+        };
+        while read(&mut [0; 64]).is_ok_and(|count| count > 0) {}
     }
 
     /// # Errors
@@ -136,20 +180,30 @@ impl Client {
     /// Why the message could not be sent.
     pub fn send<T: Serialize>(&mut self, message: &T) -> anyhow::Result<()> {
         let frame = wire::frame(message)?;
-        self.stream
-            .write_all(&frame)
-            .with_context(|| format!("speaking to the coordinator at {}", self.address))
+        match &mut self.link {
+            Link::Here(stream) => stream.write_all(&frame),
+            Link::Afar(connection) => connection.send(frame),
+        }
+        .with_context(|| format!("speaking to the coordinator at {}", self.address))
     }
 
     fn receive(&mut self) -> anyhow::Result<ClientReply> {
-        let payload = read_payload(&mut self.stream)
-            .with_context(|| format!("the coordinator at {} went away", self.address))?;
+        let payload = match &mut self.link {
+            Link::Here(stream) => read_payload(stream),
+            Link::Afar(connection) => connection.receive(),
+        };
+        let payload = payload.with_context(|| format!("the coordinator at {} went away", self.address))?;
         wire::decode(&payload).with_context(|| format!("the coordinator at {} sent", self.address))
     }
+}
 
-    /// The connection, to wait on together with something else.
-    pub fn stream(&self) -> &UnixStream {
-        &self.stream
+/// To wait on together with something else.
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.link {
+            Link::Here(stream) => stream.as_fd(),
+            Link::Afar(connection) => connection.stream().as_fd(),
+        }
     }
 }
 

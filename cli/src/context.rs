@@ -6,12 +6,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
-use crate::{address::Address, args::Common, failure::Failure};
+use crate::{
+    address::{self, Address, Target},
+    args::Common,
+    failure::Failure,
+    remote::Remote,
+};
 
 pub struct Context {
     coord: Option<OsString>,
+    token_file: Option<PathBuf>,
     store: Option<PathBuf>,
     pub json: bool,
     pub quiet: bool,
@@ -21,18 +27,60 @@ impl Context {
     pub fn new(common: &Common) -> Self {
         Self {
             coord: common.coord.clone().filter(|coord| !coord.is_empty()),
+            token_file: common.token_file.clone().filter(|file| !file.as_os_str().is_empty()),
             store: common.store.clone().filter(|store| !store.as_os_str().is_empty()),
             json: common.json,
             quiet: common.quiet,
         }
     }
 
-    /// Where the coordinator of the computation listens, or would.
+    /// Where the coordinator of the computation is.
     ///
     /// # Errors
-    /// [`Failure::Usage`] when the address cannot be understood; otherwise why its directory is unusable.
+    /// [`Failure::Usage`] when the address cannot be understood, or needs a token; otherwise why its directory is
+    /// unusable.
+    pub fn coordinator(&self) -> anyhow::Result<Target> {
+        match address::over_tcp(self.coord.as_deref())? {
+            None => Ok(Target::Here(Address::resolve(self.coord.as_deref())?)),
+            Some(at) => {
+                let token_file = self.token_file()?.ok_or_else(|| {
+                    Failure::Usage(format!(
+                        "tcp:{at} needs the token that its coordinator was given: --token-file FILE, or STASIS_TOKEN_FILE"
+                    ))
+                })?;
+                Ok(Target::Afar(Remote { at, token_file }))
+            }
+        }
+    }
+
+    /// Where the coordinator of the computation listens on this host, or would.
+    ///
+    /// # Errors
+    /// As [`Context::coordinator`]; [`Failure::Refused`] where it is reached over TCP.
     pub fn address(&self) -> anyhow::Result<Address> {
-        Address::resolve(self.coord.as_deref())
+        match self.coordinator()? {
+            Target::Here(address) => Ok(address),
+            Target::Afar(remote) => bail!(Failure::refused(
+                format!("--coord {remote}"),
+                "over TCP a computation is looked at (status), checkpointed and ended (kill), and its coordinator told \
+                 what to do (coordinator); everything else is about processes, which are known by pids and descriptors of \
+                 their host",
+                format!("run `stasis` on {}, or name a coordinator of this host", remote.host())
+            )),
+        }
+    }
+
+    /// The file with the token for TCP, as an absolute path.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] when there is no working directory that it could be relative to.
+    pub fn token_file(&self) -> Result<Option<PathBuf>, Failure> {
+        let absolute = |file| std::path::absolute(file);
+        self.token_file
+            .as_ref()
+            .map(absolute)
+            .transpose()
+            .map_err(|error| Failure::Usage(format!("--token-file cannot be made an absolute path: {error}")))
     }
 
     /// The store's directory as an absolute path; it need not exist.

@@ -49,8 +49,8 @@ impl From<ExitCode> for i32 {
 pub enum Failure {
     #[error("{0}")]
     Usage(String),
-    #[error("no coordinator listens at {address}; `stasis launch` starts one with the program")]
-    NoCoordinator { address: String },
+    #[error("no coordinator listens at {address}; {remedy}")]
+    NoCoordinator { address: String, remedy: &'static str },
     /// At least one refusal.
     #[error("{}", join(.0))]
     Refused(Vec<Refusal>),

@@ -161,10 +161,8 @@ fn detach(
     // Not waited for before the end of this process, so its pid stays its own.
     let ended = Pidfd::open(pid)?;
     client.send(&ClientRequest::AwaitProcess { real_pid: pid })?;
-    let mut ready = [
-        PollFd::new(client.stream().as_fd(), PollFlags::POLLIN),
-        PollFd::new(ended.as_fd(), PollFlags::POLLIN),
-    ];
+    let mut ready =
+        [PollFd::new(client.as_fd(), PollFlags::POLLIN), PollFd::new(ended.as_fd(), PollFlags::POLLIN)];
     while let Err(error) = poll(&mut ready, PollTimeout::NONE) {
         if error != nix::Error::EINTR {
             return Err(anyhow!(error).context("waiting for the program to join"));

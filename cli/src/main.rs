@@ -2,7 +2,7 @@
 //!
 //! Each subcommand is a module with a `run` function; `coordinator` also holds the server that
 //! `launch` and `restart` start by themselves. What the subcommands share: where a coordinator
-//! listens ([`address`]), how it is spoken to ([`client`]), where the other parts of Stasis are
+//! listens ([`address`]), how it is spoken to ([`client`]; from another host: [`remote`]), where the other parts of Stasis are
 //! ([`locate`]), how results and failures are printed ([`output`], [`failure`]).
 //!
 //! There is no Rust `main`: the standard library's start-up would ignore SIGPIPE and open /dev/null
@@ -27,6 +27,7 @@ mod locate;
 mod output;
 mod process;
 mod program;
+mod remote;
 mod report;
 mod restart;
 mod store;

@@ -43,6 +43,8 @@ impl From<&wire::Refusal> for Refusal {
 pub struct Coordinator {
     pub address: String,
     pub coordinator_pid: u32,
+    /// See [`Status::network`].
+    pub network: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -76,6 +78,8 @@ pub struct Killed {
 pub struct Status {
     pub computation: String,
     pub address: String,
+    /// Where the coordinator listens at TCP.
+    pub network: Option<String>,
     pub coordinator_pid: u32,
     pub store: String,
     pub interval_us: Option<u64>,
@@ -116,6 +120,7 @@ impl From<wire::Status> for Status {
         Self {
             computation: status.computation,
             address: status.address,
+            network: status.network,
             coordinator_pid: status.coordinator_pid,
             store: status.store,
             interval_us: status.interval_us,
@@ -139,7 +144,7 @@ impl From<wire::ProcessStatus> for Process {
             phase: phase(process.phase),
             phase_for_us: process.phase_for_us,
             tracker: process.tracker,
-            memory: stasis_store::pager::report::ask(process.real_pid),
+            memory: None,
             last_pause_us: process.last_pause_us,
             last_stood_us: process.last_stood_us,
             last_memory: process.last_memory,

@@ -4,7 +4,7 @@ use anyhow::bail;
 use stasis_protocol::coordinator::{ClientReply, ClientRequest, Outside, Refusal};
 
 use crate::{
-    address::Address,
+    address::{Address, Target},
     args::{CheckpointArgs, ExternalSockets, OnEscape},
     client::Client,
     context::Context,
@@ -16,8 +16,15 @@ use crate::{
 };
 
 pub fn run(context: &Context, args: &CheckpointArgs) -> anyhow::Result<ExitCode> {
-    let address = context.address()?;
-    let mut client = Client::connect(&address)?;
+    let target = context.coordinator()?;
+    if matches!(target, Target::Afar(_)) && args.on_escape != OnEscape::Refuse {
+        bail!(Failure::refused(
+            format!("--on-escape for the computation at {target}"),
+            "what it is about is seen by the tracer of that host, by pids there",
+            "run `stasis checkpoint` there"
+        ));
+    }
+    let mut client = Client::reach(&target)?;
     if args.kill && args.external_sockets == ExternalSockets::Keep {
         bail!(Failure::Usage(
             "--external-sockets=keep is for programs that run on, and --kill ends them: use =close".into()
@@ -27,7 +34,10 @@ pub fn run(context: &Context, args: &CheckpointArgs) -> anyhow::Result<ExitCode>
         ExternalSockets::Refuse => Outside::Refuse,
         ExternalSockets::Close | ExternalSockets::Keep => Outside::Reset,
     };
-    let outside = outside(&mut client, &address, args.on_escape)?;
+    let outside = match &target {
+        Target::Here(address) => outside(&mut client, address, args.on_escape)?,
+        Target::Afar(_) => Vec::new(),
+    };
     let request = ClientRequest::Checkpoint {
         kill: args.kill,
         label: args.label.clone(),

@@ -5,7 +5,7 @@ use stasis_protocol::coordinator::ClientRequest;
 use crate::{client::Client, context::Context, failure::ExitCode, output, report};
 
 pub fn run(context: &Context) -> anyhow::Result<ExitCode> {
-    let processes = Client::connect(&context.address()?)?.count(&ClientRequest::Kill)?;
+    let processes = Client::reach(&context.coordinator()?)?.count(&ClientRequest::Kill)?;
     if context.json {
         output::json(&report::Killed { processes })?;
     } else if !context.quiet {

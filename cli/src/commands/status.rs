@@ -1,10 +1,10 @@
 //! `stasis status`.
 
 use stasis_protocol::{PAGE_SIZE, coordinator::Refusal};
-use stasis_store::pager::report::Progress;
+use stasis_store::pager::{self, report::Progress};
 
 use crate::{
-    address::Address,
+    address::{Address, Target},
     client::Client,
     context::Context,
     failure::ExitCode,
@@ -13,9 +13,15 @@ use crate::{
 };
 
 pub fn run(context: &Context) -> anyhow::Result<ExitCode> {
-    let address = context.address()?;
-    let status = report::Status::from(Client::connect(&address)?.status()?);
-    let status = with_outside(status, &address);
+    let target = context.coordinator()?;
+    let mut status = report::Status::from(Client::reach(&target)?.status()?);
+    // Pagers and tracer tell of pids, which are others on another host.
+    if let Target::Here(address) = &target {
+        for process in &mut status.processes {
+            process.memory = pager::report::ask(process.real_pid);
+        }
+        status = with_outside(status, address);
+    }
     if context.json {
         output::json(&status)?;
     } else {
@@ -63,9 +69,10 @@ fn render(status: &report::Status, quiet: bool) -> String {
                 None => String::new(),
             }
         );
+        let network = status.network.as_ref().map(|network| format!(", {network}")).unwrap_or_default();
         for (name, value) in [
             ("computation", status.computation.as_str()),
-            ("coordinator", &format!("{} (pid {})", status.address, status.coordinator_pid)),
+            ("coordinator", &format!("{} (pid {}){network}", status.address, status.coordinator_pid)),
             ("store", &status.store),
             ("checkpoints", &checkpoints),
         ] {

@@ -29,6 +29,7 @@ use super::{
     log,
     message::Outgoing,
     namespaces::Namespaces,
+    tcp::Network,
 };
 use crate::{
     address::Address,
@@ -137,6 +138,7 @@ pub struct Computation {
     pub settings: Settings,
     state: RefCell<State>,
     births: Option<Births>,
+    pub network: Network,
     /// Held by the checkpoint that is being taken.
     pub turn: Arc<Mutex<()>>,
     /// Told whenever something changed that somebody may wait for.
@@ -192,6 +194,7 @@ impl Computation {
         Rc::new(Self {
             settings,
             births,
+            network: Network::default(),
             state: RefCell::default(),
             turn: Arc::default(),
             changed: watch::Sender::new(()),
@@ -564,6 +567,7 @@ impl Computation {
             computation,
             coordinator_pid: std::process::id(),
             address: self.settings.address.to_string(),
+            network: self.network.address().map(|address| format!("tcp:{address}")),
             store: self.settings.store.to_string_lossy().into_owned(),
             interval_us: state.intervals.current().map(|interval| interval.as_micros() as u64),
             checkpoints_taken: state.taken,

@@ -5,11 +5,14 @@ use std::{future::pending, io, path::PathBuf, rc::Rc, time::Duration};
 
 use stasis_protocol::{
     VERSION,
-    coordinator::{ClientReply, ClientRequest, FromProcess, Hello, Phase, Refusal, Role, ToProcess},
+    coordinator::{
+        ClientReply, ClientRequest, FromProcess, Hello, IntervalLasts, Phase, Refusal, Role, ToProcess,
+    },
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{
-        UnixStream,
+        TcpStream, UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
     sync::{mpsc, watch},
@@ -22,10 +25,11 @@ use super::{
     checkpoint::{self, Order, Taken},
     computation::{ClientId, Computation, Member, OUTBOX},
     dormant, interval, log,
-    message::{self, Outgoing},
+    message::{self, Outgoing, Reader, Writer},
     stopped,
+    tcp::{self, Listen},
 };
-use crate::{process::Pidfd, store};
+use crate::{failure::Failure, process::Pidfd, remote::seal::Seals, store};
 
 /// How long a peer may take to say who it is.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
@@ -36,13 +40,58 @@ const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// Serves a new connection until it ends.
 pub async fn serve(computation: Rc<Computation>, stream: UnixStream) {
     computation.connected(1);
-    match identify(&computation, stream).await {
+    tell_of(identify(&computation, stream).await);
+    computation.connected(-1);
+}
+
+/// Serves a command over TCP that has proved itself.
+pub async fn serve_from_afar(computation: Rc<Computation>, stream: TcpStream, seals: Seals) {
+    computation.connected(1);
+    let (reader, writer) = stream.into_split();
+    let reader = Reader { stream: reader, seal: Some(seals.peers) };
+    let writer = Writer { stream: writer, seal: Some(seals.own) };
+    tell_of(identify_from_afar(&computation, reader, writer).await);
+    computation.connected(-1);
+}
+
+fn tell_of(result: io::Result<()>) {
+    match result {
         // A process that ends right after it began, or a command that was interrupted.
         Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {}
         Err(error) => log::line(format_args!("a connection was dropped: {error}")),
         Ok(()) => {}
     }
-    computation.connected(-1);
+}
+
+/// Where a command is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum From {
+    Here,
+    Afar,
+}
+
+async fn identify_from_afar(
+    computation: &Rc<Computation>,
+    mut reader: Reader<impl AsyncRead + Unpin + 'static>,
+    mut writer: Writer<impl AsyncWrite + Unpin>,
+) -> io::Result<()> {
+    let hello = timeout(HELLO_DEADLINE, reader.read::<Hello>());
+    let Some(hello) = hello.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? else {
+        return Ok(());
+    };
+    if hello.role != Role::Client {
+        return Err(io::Error::other("a process cannot join over TCP: it is known by its pid on this host"));
+    }
+    greet(&mut writer, hello.version).await?;
+    serve_client(computation, reader, writer, From::Afar).await
+}
+
+/// # Errors
+/// When the client speaks another version, or as [`message::write`].
+async fn greet(writer: &mut Writer<impl AsyncWrite + Unpin>, version: u32) -> io::Result<()> {
+    let welcome = ClientReply::Welcome { version: VERSION, coordinator_pid: std::process::id() };
+    writer.write(&welcome).await?;
+    if version == VERSION { Ok(()) } else { Err(another_version(version)) }
 }
 
 async fn identify(computation: &Rc<Computation>, mut stream: UnixStream) -> io::Result<()> {
@@ -58,12 +107,10 @@ async fn identify(computation: &Rc<Computation>, mut stream: UnixStream) -> io::
     let speaks_another = hello.version != VERSION;
     match hello.role {
         Role::Client => {
-            let welcome = ClientReply::Welcome { version: VERSION, coordinator_pid: std::process::id() };
-            message::write(&mut stream, &welcome).await?;
-            if speaks_another {
-                return Err(another_version(hello.version));
-            }
-            serve_client(computation, stream).await
+            let (reader, writer) = stream.into_split();
+            let mut writer = Writer { stream: writer, seal: None };
+            greet(&mut writer, hello.version).await?;
+            serve_client(computation, Reader { stream: reader, seal: None }, writer, From::Here).await
         }
         Role::Process { .. } if speaks_another => {
             message::write(&mut stream, &ToProcess::Welcome { version: VERSION, epoch: 0 }).await?;
@@ -169,14 +216,18 @@ async fn listen(computation: &Computation, id: u64, mut reader: OwnedReadHalf) -
     Ok(())
 }
 
-async fn serve_client(computation: &Rc<Computation>, stream: UnixStream) -> io::Result<()> {
-    let (mut reader, mut writer) = stream.into_split();
+async fn serve_client(
+    computation: &Rc<Computation>,
+    mut reader: Reader<impl AsyncRead + Unpin + 'static>,
+    mut writer: Writer<impl AsyncWrite + Unpin>,
+    from: From,
+) -> io::Result<()> {
     // Requests are read while one is carried out, to see the client go away.
     let (requests, mut incoming) = mpsc::channel(1);
     let (present, mut leaving) = watch::channel(());
     let reading = spawn_local(async move {
         let _present = present;
-        while let Some(request) = message::read::<ClientRequest>(&mut reader).await? {
+        while let Some(request) = reader.read::<ClientRequest>().await? {
             if requests.send(request).await.is_err() {
                 break;
             }
@@ -186,13 +237,17 @@ async fn serve_client(computation: &Rc<Computation>, stream: UnixStream) -> io::
     let _reading = AbortOnDrop(reading.abort_handle());
     let client = Client::new(computation);
     while let Some(request) = incoming.recv().await {
+        if let Some(refusal) = needs_to_be_here(&request).filter(|_| from == From::Afar) {
+            writer.write(&ClientReply::Refused(vec![refusal])).await?;
+            continue;
+        }
         let ends = request == ClientRequest::Shutdown;
         let reply = tokio::select! {
             reply = carry_out(computation, client.id, request) => reply,
             // Only what waits is given up: a checkpoint that has begun is a task of its own.
             _ = leaving.changed() => break,
         };
-        message::write(&mut writer, &reply).await?;
+        writer.write(&reply).await?;
         if ends {
             computation.shutdown.notify_one();
         }
@@ -218,12 +273,33 @@ impl Drop for Client<'_> {
     }
 }
 
-struct AbortOnDrop(AbortHandle);
+pub struct AbortOnDrop(pub AbortHandle);
 
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
+}
+
+/// Why a command on another host is not given what it asks for: pids and files of this host are meant by it.
+fn needs_to_be_here(request: &ClientRequest) -> Option<Refusal> {
+    let what = match request {
+        ClientRequest::Checkpoint { without, .. } if without.is_empty() => return None,
+        ClientRequest::Status
+        | ClientRequest::Kill
+        | ClientRequest::Interval { lasts: IntervalLasts::Coordinator, .. }
+        | ClientRequest::Shutdown => return None,
+        ClientRequest::Checkpoint { .. } => "a checkpoint without some processes",
+        ClientRequest::Interval { .. } => "an interval of a computation that is launched",
+        ClientRequest::AwaitProcess { .. } | ClientRequest::AwaitProcesses { .. } => "to wait for a process",
+        ClientRequest::Resume { .. } => "a restart",
+        ClientRequest::Listen { .. } => "to listen",
+    };
+    Some(Refusal {
+        what: what.into(),
+        reason: "cannot be asked for over TCP: it is about pids and files of the coordinator's host".into(),
+        remedy: "run `stasis` there".into(),
+    })
 }
 
 async fn carry_out(computation: &Rc<Computation>, client: ClientId, request: ClientRequest) -> ClientReply {
@@ -264,6 +340,14 @@ async fn carry_out(computation: &Rc<Computation>, client: ClientId, request: Cli
             }
         }
         ClientRequest::Shutdown => ClientReply::Done { count: 0 },
+        ClientRequest::Listen { at, token_file } => {
+            let listen = Listen { at, token_file: token_file.into() };
+            match tcp::listen(computation, &listen).await {
+                Ok(()) => ClientReply::Done { count: 0 },
+                Err(Failure::Refused(refusals)) => ClientReply::Refused(refusals),
+                Err(error) => failed("to listen", &error),
+            }
+        }
     }
 }
 

@@ -15,6 +15,8 @@ use tokio::{
     time::timeout,
 };
 
+use crate::remote::seal::{PROOF, Seal};
+
 /// The longest payload taken from a peer, in bytes: a command line has at most 6 MiB (execve(2): three
 /// quarters of the 8 MiB that argv and environment may have in all).
 const MAX_PAYLOAD: usize = 8 << 20;
@@ -25,18 +27,57 @@ const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a peer may take over a message that it has begun to send.
 const MESSAGE_DEADLINE: Duration = Duration::from_secs(10);
 
+/// Where a peer's messages come from; `seal` where they come over TCP.
+pub struct Reader<R> {
+    pub stream: R,
+    pub seal: Option<Seal>,
+}
+
+impl<R: AsyncRead + Unpin> Reader<R> {
+    /// # Errors
+    /// As [`read`].
+    pub async fn read<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
+        read_sealed(&mut self.stream, self.seal.as_mut()).await
+    }
+}
+
+/// Where a peer's messages go.
+pub struct Writer<W> {
+    pub stream: W,
+    pub seal: Option<Seal>,
+}
+
+impl<W: AsyncWrite + Unpin> Writer<W> {
+    /// # Errors
+    /// As [`write_frame`].
+    pub async fn write<T: Serialize>(&mut self, message: &T) -> io::Result<()> {
+        let mut frame = wire::frame(message).map_err(io::Error::other)?;
+        if let Some(seal) = &mut self.seal {
+            seal.close(&mut frame);
+        }
+        write_frame(&mut self.stream, &frame).await
+    }
+}
+
 /// Reads one message, however long it takes to come; `None` when the peer closed the connection between
 /// two messages.
 ///
 /// # Errors
 /// A message that is too long, malformed, cut short or does not go on, or what the socket reports.
 pub async fn read<T: DeserializeOwned>(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<T>> {
+    read_sealed(stream, None).await
+}
+
+async fn read_sealed<T: DeserializeOwned>(
+    stream: &mut (impl AsyncRead + Unpin),
+    seal: Option<&mut Seal>,
+) -> io::Result<Option<T>> {
     let mut header = [0; wire::HEADER];
     let got = stream.read(&mut header).await?;
     if got == 0 {
         return Ok(None);
     }
-    match timeout(MESSAGE_DEADLINE, read_rest(stream, header, got)).await {
+    match timeout(MESSAGE_DEADLINE, read_rest(stream, header, got, seal)).await {
         Ok(message) => message.map(Some),
         Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "half a message came, and no more")),
     }
@@ -47,6 +88,7 @@ async fn read_rest<T: DeserializeOwned>(
     stream: &mut (impl AsyncRead + Unpin),
     mut header: [u8; wire::HEADER],
     got: usize,
+    seal: Option<&mut Seal>,
 ) -> io::Result<T> {
     stream.read_exact(&mut header[got..]).await?;
     let len = wire::payload_len(header).map_err(io::Error::other)?;
@@ -55,9 +97,14 @@ async fn read_rest<T: DeserializeOwned>(
     }
     // Grows with what arrives, not with what the header announces.
     let mut payload = Vec::new();
-    stream.take(len as u64).read_to_end(&mut payload).await?;
+    (&mut *stream).take(len as u64).read_to_end(&mut payload).await?;
     if payload.len() < len {
         return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    if let Some(seal) = seal {
+        let mut tag = [0; PROOF];
+        stream.read_exact(&mut tag).await?;
+        seal.check(&payload, tag)?;
     }
     wire::decode(&payload).map_err(io::Error::other)
 }

@@ -24,18 +24,24 @@ use super::{
     connection, interval, log,
     socket::Socket,
     start::{READY, TAKEN},
+    tcp::{self, Listen},
 };
 use crate::{address::Address, args::CoordinatorArgs};
 
 /// How long to leave connections waiting when there are no descriptors to accept them with; one of the
 /// others must end first, which nothing tells.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Runs a coordinator at `address` until it is idle or told to end.
 ///
 /// # Errors
 /// Why it cannot listen; its starter is told too.
-pub fn run(address: Address, store: PathBuf, args: &CoordinatorArgs) -> anyhow::Result<()> {
+pub fn run(
+    address: Address,
+    store: PathBuf,
+    args: &CoordinatorArgs,
+    listen: Option<&Listen>,
+) -> anyhow::Result<()> {
     let mut starter = Starter::new(args.ready_fd)?;
     let claimed = Socket::claim(&address);
     let socket = match claimed {
@@ -71,6 +77,13 @@ pub fn run(address: Address, store: PathBuf, args: &CoordinatorArgs) -> anyhow::
                 args.interval.filter(|every| !every.is_zero()),
                 IntervalLasts::Coordinator,
             );
+        }
+        if let Some(listen) = listen
+            && let Err(error) = tcp::listen(&computation, listen).await
+        {
+            socket.release();
+            starter.tell(error.to_string().as_bytes());
+            return Err(error.into());
         }
         accept(&computation, socket, starter).await
     });

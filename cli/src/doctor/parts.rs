@@ -22,7 +22,7 @@ use stasis_protocol::{
 };
 
 use super::Finding;
-use crate::{client, context::Context, locate, process::Pidfd};
+use crate::{address::Target, client, context::Context, failure::Failure, locate, process::Pidfd};
 
 const BUILD: &str = "`cargo xtask build` puts all parts side by side, `cargo xtask install` installs them";
 
@@ -139,13 +139,17 @@ fn found(part: locate::Part) -> Finding {
 /// Whether one listens now; none need be, until a program is launched.
 pub fn coordinator(context: &Context) -> Finding {
     let remedy = "name another one with --coord";
-    let address = match context.address() {
-        Ok(address) => address,
+    let target = match context.coordinator() {
+        Ok(target) => target,
         Err(error) => return Finding::missing(format!("{error:#}"), remedy),
     };
-    match client::Client::try_connect(&address) {
-        Ok(Some(client)) => Finding::Works(format!("pid {} listens at {address}", client.coordinator_pid())),
-        Ok(None) => Finding::Works(format!("none listens at {address}; `stasis launch` starts one")),
-        Err(error) => Finding::missing(format!("{error:#}"), remedy),
+    match client::Client::reach(&target) {
+        Ok(client) => Finding::Works(format!("pid {} listens at {target}", client.coordinator_pid())),
+        Err(error) => match (error.downcast_ref(), &target) {
+            (Some(Failure::NoCoordinator { .. }), Target::Here(address)) => {
+                Finding::Works(format!("none listens at {address}; `stasis launch` starts one"))
+            }
+            _ => Finding::missing(format!("{error:#}"), remedy),
+        },
     }
 }

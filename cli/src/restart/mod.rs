@@ -67,11 +67,12 @@ pub struct Prepared {
 
 /// `stasis restart`; ends as the program does, or returns why it could not be restarted.
 pub fn run(context: &Context, args: &RestartArgs) -> anyhow::Result<ExitCode> {
+    let address = context.address()?;
     let prepared = Prepared::new(context, args)?;
     if let Some(count) = args.clones {
         return clones::run(context, args, prepared, count);
     }
-    let (address, mut client) = start::coordinator(context.address()?, &context.store()?, args.new)?;
+    let (address, mut client) = start::coordinator(address, &context.store()?, args.new)?;
     let memory = lazy::choose(prepared.wish, &prepared.computation.processes, &address);
     if let Some(why_not) = memory.why_not.as_deref().filter(|_| !context.quiet) {
         let _ = lazy::explain(why_not);

@@ -238,7 +238,7 @@ impl Child {
         let processes = u32::try_from(self.processes.len())?;
         client.send(&ClientRequest::AwaitProcesses { processes })?;
         loop {
-            let mut ready = [PollFd::new(client.stream().as_fd(), PollFlags::POLLIN)];
+            let mut ready = [PollFd::new(client.as_fd(), PollFlags::POLLIN)];
             match poll(&mut ready, PollTimeout::from(LOOK)) {
                 Err(Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),

@@ -142,7 +142,7 @@ pub fn settled(address: &Address, client: &mut Client, patient: bool) -> anyhow:
 fn await_change(address: &Address, pid: u32, at_most: Duration) -> anyhow::Result<()> {
     let mut client = Client::connect(address)?;
     client.send(&ClientRequest::AwaitProcess { real_pid: pid })?;
-    let mut events = [PollFd::new(client.stream().as_fd(), PollFlags::POLLIN)];
+    let mut events = [PollFd::new(client.as_fd(), PollFlags::POLLIN)];
     let timeout = PollTimeout::try_from(at_most).unwrap_or(PollTimeout::ZERO);
     // Interrupted or not: the caller looks again.
     let _ = poll(&mut events, timeout);

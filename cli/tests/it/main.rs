@@ -7,3 +7,4 @@ mod hostile;
 mod launch;
 mod lifecycle;
 mod peers;
+mod tcp;

@@ -263,6 +263,13 @@ pub enum ClientRequest {
     /// Answered by [`ClientReply::Done`] as soon as the process that the kernel knows by this pid has
     /// said hello, by [`ClientReply::Refused`] when it ends before.
     AwaitProcess { real_pid: u32 },
+    /// Listen at TCP, too, for those who know the token in a file: [`ClientReply::Done`]. Not from there.
+    Listen {
+        /// `HOST:PORT`; port 0 is one that is free.
+        at: String,
+        /// Its absolute path.
+        token_file: String,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -289,6 +296,8 @@ pub struct Status {
     pub computation: String,
     pub coordinator_pid: u32,
     pub address: String,
+    /// Where it listens at TCP: `tcp:HOST:PORT`.
+    pub network: Option<String>,
     pub store: String,
     pub interval_us: Option<u64>,
     pub checkpoints_taken: u64,
