@@ -236,6 +236,8 @@ fn commands_that_know_the_token_do_their_work_over_tcp() {
     let (code, status) = listening.json(&["status"]);
     assert_eq!((code, &status["processes"][0]["real_pid"]), (0, &std::process::id().into()));
     assert_eq!(status["network"], format!("tcp:{}", listening.at));
+    let doctor = listening.json(&["doctor"]).1.to_string();
+    assert!(doctor.contains(&format!("listens at tcp:{}", listening.at)), "{doctor}");
 
     let checkpoint = start(&mut listening.command(&["checkpoint", "--label", "x"]));
     let (token, hold) = process.expect_checkpoint();
@@ -367,6 +369,17 @@ fn a_coordinator_listens_with_a_token_only_and_makes_one_where_there_is_none() {
     assert_eq!(code, 4, "{report}");
     assert!(message(&report).contains(&format!("cannot listen at tcp:{taken}")), "{report}");
     assert_eq!(coordinator.json(&over).0, 0);
+    // Told to listen elsewhere, it listens there only.
+    let mut before = network;
+    for at in ["127.0.0.2:0", "[::1]:0"].into_iter().filter(|at| TcpListener::bind(at).is_ok()) {
+        let (code, report) = coordinator.json(&["coordinator", "--listen", at, "--token-file", file_text]);
+        assert_eq!(code, 0, "{report}");
+        let network = report["network"].as_str().unwrap().to_owned();
+        let status =
+            |network: &str| coordinator.json(&["status", "--coord", network, "--token-file", file_text]);
+        assert_eq!((status(&network).0, status(&before).0), (0, 3), "{before}, {network}");
+        before = network;
+    }
     coordinator.assert_well();
 }
 
