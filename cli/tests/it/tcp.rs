@@ -474,9 +474,12 @@ fn one_that_says_it_byte_by_byte_is_dropped_in_time() {
 
 #[test]
 fn those_who_prove_nothing_do_not_keep_an_idle_coordinator() {
-    let mut listening = Listening::start_with(&["--idle-seconds", "0.3"]);
+    let mut listening = Listening::start_with(&["--idle-seconds", "2"]);
     let silent = listening.connect();
+    let begun = std::time::Instant::now();
     assert!(listening.coordinator.wait().success());
+    // It would be dropped after ten seconds.
+    assert!(begun.elapsed().as_secs() < 10, "{:?}", begun.elapsed());
     drop(silent);
 }
 
