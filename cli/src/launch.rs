@@ -43,10 +43,11 @@ use crate::{
 /// `stasis launch`; returns only when the program could not be started, or runs in the background.
 pub fn run(context: &Context, args: &LaunchArgs) -> anyhow::Result<ExitCode> {
     let name = args.program.first().ok_or_else(|| Failure::Usage("no program is named".into()))?;
+    let address = context.address()?;
     let path = program::check(name)?;
     let library = locate::find(locate::LIBRARY)?;
     let store = context.store()?;
-    let (address, mut client) = start::coordinator(context.address()?, &store, args.new)?;
+    let (address, mut client) = start::coordinator(address, &store, args.new)?;
     let image = Image::new(&path, &args.program, &library, &address, &store)?;
     if context.store_is_named() {
         same_store(&mut client, &store)?;
