@@ -3,7 +3,7 @@
 
 use std::{fs, fs::OpenOptions, os::unix::fs::FileExt, thread, time::Duration};
 
-use stasis_tests::{Lab, Running, compile, heap::HEAP};
+use stasis_tests::{Lab, Running, Workload, compile, heap::HEAP};
 
 /// Every mapping that has a page in the checkpoint is left to the pager.
 const ALL: (&str, &str) = ("STASIS_LAZY_FROM", "1");
@@ -157,4 +157,23 @@ fn a_damaged_page_ends_the_program_and_is_named() {
     assert!(!status.success(), "{status}");
     let said = fs::read_to_string(&files.stderr).expect("what it said");
     assert!(said.contains("damaged") && said.contains("stasis verify"), "{said}");
+}
+
+const REGROWN: Workload = Workload { program: "regrown", arguments: &[] };
+
+/// The pager learns of each step when the program goes on already.
+#[test]
+fn what_grows_to_where_moved_memory_was_unmapped_is_zeros() {
+    let lab = Lab::new();
+    let running = REGROWN.launch(&lab);
+    running.wait_ready();
+    let id = checkpoint_and_end(&lab, running);
+    for disabled in ["prefetch", "", "prefetch,wp-async,soft-dirty"] {
+        restart_lazily(&lab, &id, disabled).expect_ok();
+    }
+}
+
+#[test]
+fn the_growing_program_notices_natively_when_a_word_is_lost() {
+    REGROWN.notices_what_is_lost();
 }

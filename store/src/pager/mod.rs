@@ -106,7 +106,8 @@ pub fn run(task: Task, complete: impl FnOnce(Learnt)) -> io::Result<()> {
     let Some((pid, pidfd)) = receive(&socket)? else { return Ok(()) };
     // From the first moment on: whoever asks then waits for the answer.
     let listener = report::listen(&pidfd, pid);
-    let space = Space::new(uffd, features & WP_ASYNC != 0, table, Arc::new(source), regions);
+    let outer = report::outer_pid(&pidfd).unwrap_or(pid);
+    let space = Space::new((uffd, outer), features & WP_ASYNC != 0, table, Arc::new(source), regions);
     let total = space.left();
     let pager = Arc::new(Pager {
         prefetch: prefetch::Plan::new(&space, plan, prefetch),

@@ -53,7 +53,7 @@ pub(super) fn listen(pidfd: &OwnedFd, pid: u64) -> Option<UnixListener> {
 }
 
 /// The pid of a process in this namespace (fdinfo of a pidfd: pidfd_open(2)).
-fn outer_pid(pidfd: &OwnedFd) -> Option<u64> {
+pub(super) fn outer_pid(pidfd: &OwnedFd) -> Option<u64> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
     info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
 }

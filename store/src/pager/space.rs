@@ -9,9 +9,10 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     os::fd::{AsRawFd, OwnedFd},
+    os::unix::fs::MetadataExt,
     sync::{
         Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -54,11 +55,15 @@ enum Unplaced {
 
 pub struct Space {
     uffd: OwnedFd,
+    /// Whose it is; of a child it is not told.
+    pid: Option<u64>,
     /// Pages are placed so that the write tracker counts them as not written.
     clean: bool,
     pub table: Table,
     source: Arc<Source>,
     layout: RwLock<Layout>,
+    /// The kernel has carried something out since an event was read last: none was on its way.
+    quiet: AtomicBool,
     left: AtomicU64,
     /// Ranges that are to be fetched before others.
     urgent: Mutex<VecDeque<Pages>>,
@@ -68,6 +73,8 @@ pub struct Space {
 struct Layout {
     /// Ranges that were moved: the first page, the one behind the last, and where the first was at the restart.
     moved: BTreeMap<u64, (u64, u64)>,
+    /// Of those, the ones that another thread may have unmapped before, of which is told later.
+    disordered: Vec<Pages>,
     /// Where pages may be absent.
     regions: Vec<Pages>,
     /// Moved pages that the write tracker is to count as written.
@@ -75,16 +82,31 @@ struct Layout {
 }
 
 impl Space {
-    /// The memory behind `uffd`; what `source` has is absent.
-    pub fn new(uffd: OwnedFd, clean: bool, table: Table, source: Arc<Source>, regions: Vec<Pages>) -> Self {
+    /// The memory of the process `pid` behind `uffd`; what `source` has is absent.
+    pub fn new(
+        (uffd, pid): (OwnedFd, u64),
+        clean: bool,
+        table: Table,
+        source: Arc<Source>,
+        regions: Vec<Pages>,
+    ) -> Self {
         let mut left = 0;
         for run in source.runs() {
             left += run.end - run.start;
             table.set(Map::Stored, run.clone());
             table.set(Map::Absent, run);
         }
-        let layout = RwLock::new(Layout { regions, ..Layout::default() });
-        Self { uffd, clean, table, source, layout, left: AtomicU64::new(left), urgent: Mutex::default() }
+        Self {
+            uffd,
+            pid: Some(pid),
+            clean,
+            table,
+            source,
+            layout: RwLock::new(Layout { regions, ..Layout::default() }),
+            quiet: AtomicBool::default(),
+            left: AtomicU64::new(left),
+            urgent: Mutex::default(),
+        }
     }
 
     /// The memory of a child that was forked while pages were absent.
@@ -98,12 +120,15 @@ impl Space {
                 table.set(Map::Absent, run);
             }
         }
+        let (disordered, unprotect) = (Vec::new(), Vec::new());
         Ok(Self {
             uffd,
+            pid: None,
             clean: false,
             table,
             source: Arc::clone(&self.source),
-            layout: RwLock::new(Layout { unprotect: Vec::new(), ..layout.clone() }),
+            layout: RwLock::new(Layout { disordered, unprotect, ..layout.clone() }),
+            quiet: AtomicBool::default(),
             left: AtomicU64::new(left),
             urgent: Mutex::default(),
         })
@@ -154,6 +179,9 @@ impl Space {
     /// The child's memory cannot be looked after.
     pub fn next_event(&self) -> std::io::Result<Option<Told>> {
         let mut layout = self.write();
+        if self.quiet.swap(false, Ordering::Relaxed) {
+            layout.disordered.clear();
+        }
         let Ok(event) = userfaultfd::next(self.uffd()) else { return Ok(None) };
         let pages = |start: u64, end: u64| start / PAGE..end.div_ceil(PAGE);
         match event {
@@ -181,18 +209,29 @@ impl Space {
     }
 
     /// Unmapped pages need not come. But two threads' events are not told in the order of what they did: something may have
-    /// been moved to where another thread had unmapped something. What was moved there is placed at once: where nothing
-    /// is registered any more the kernel does not take it, and it counts as gone then.
+    /// been moved to where another thread had unmapped something. What was moved there is placed at once then: where nothing
+    /// is registered any more the kernel does not take it, and it counts as gone. Otherwise it is gone, and must not be
+    /// placed: a mapping in front of it may grow to there.
     fn unmapped(&self, layout: &Layout, pages: Pages) {
         // What is mapped there next is not what was there at the restart.
         self.table.clear(Map::Stored, pages.clone());
         for (part, _, moved) in layout.pieces(pages) {
-            if !moved {
+            let overlaps = |other: &Pages| other.start < part.end && part.start < other.end;
+            if !moved || !layout.disordered.iter().any(overlaps) {
                 self.gone(self.table.clear(Map::Absent, part));
             } else if self.table.run(Map::Absent, part.clone()).is_some() {
                 self.urgent.lock().unwrap_or_else(PoisonError::into_inner).push_back(part);
             }
         }
+    }
+
+    /// Whether what is told may be told in another order than it was done in: by several threads. That of the library, which takes
+    /// checkpoints, neither moves anything nor unmaps what is the program's. A child has one thread at first.
+    fn has_several_threads(&self) -> bool {
+        /// `.` and `..`, the program's and the library's.
+        const ALONE: u64 = 4;
+        let Some(pid) = self.pid else { return false };
+        std::fs::metadata(format!("/proc/{pid}/task")).map_or(true, |tasks| tasks.nlink() > ALONE)
     }
 
     fn remapped(&self, layout: &mut Layout, from: Pages, to: u64) {
@@ -216,6 +255,9 @@ impl Space {
         // Whatever was there before: for a checkpoint only what is absent or written counts now.
         self.table.set(Map::Removed, to..to + len);
         self.table.clear(Map::Stored, to..to + len);
+        if self.has_several_threads() {
+            layout.disordered.push(to..to + len);
+        }
         layout.regions.push(to..to + len);
         layout.unprotect.push(to..to + len);
         self.urgent.lock().unwrap_or_else(PoisonError::into_inner).push_back(to..to + len);
@@ -432,6 +474,7 @@ impl Space {
             let done =
                 match userfaultfd::copy(self.uffd(), to, bytes.as_ptr(), len, clean && self.clean, hold) {
                     Ok(done) => {
+                        self.quiet.store(true, Ordering::Relaxed);
                         placed += done / PAGE;
                         done / PAGE
                     }
