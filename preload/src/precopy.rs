@@ -58,7 +58,7 @@ enum Gear {
 
 /// As many pages are copied faster than a round is begun.
 const FEW: u64 = 32;
-/// So many (768 KiB) take a tenth of a millisecond. A round takes as long from the program: it stops huge pages, makes page faults of
+/// So many (768 KiB) take a tenth of a millisecond. A round takes as long from the program: it splits huge pages, makes page faults of
 /// what is written on, and interrupts all its processors for each 2 MiB that were written to.
 const LITTLE: u64 = 192;
 /// So many (1 MiB) are copied faster than threads are stopped once more.

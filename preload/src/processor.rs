@@ -54,7 +54,7 @@ pub fn get() -> &'static Processor {
     known.get_or_insert_with(Processor::ask)
 }
 
-/// In a restored process, which may be on another one.
+/// In a restored process, which may be on another one; and in a forked one, whose parent may just have been asking.
 pub fn forget() {
     // SAFETY: see `Known`.
     unsafe { *KNOWN.0.get() = None };

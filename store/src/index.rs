@@ -229,10 +229,7 @@ impl Index {
     /// # Errors
     /// The database cannot be read.
     pub fn places(&self, names: &[Hash]) -> Result<Vec<Option<Place>>, StoreError> {
-        self.read(|db| {
-            let found = db.batched_multi_get_cf(family(db, PAGES)?, names, true);
-            found.into_iter().map(|value| Ok(value?.and_then(|value| decode_place(&value)))).collect()
-        })
+        self.look_up(names, Err)
     }
 
     /// The node called `name`.
@@ -248,16 +245,25 @@ impl Index {
     /// # Errors
     /// As [`Index::places`].
     pub fn places_if_whole(&self, names: &[Hash]) -> Result<Vec<Option<Place>>, StoreError> {
+        self.look_up(names, |error| {
+            if !is_damage(error.as_ref()) {
+                return Err(error);
+            }
+            self.note_damage(error.as_ref());
+            Ok(None)
+        })
+    }
+
+    /// The places of pages; `instead` of one that cannot be read.
+    fn look_up(
+        &self,
+        names: &[Hash],
+        instead: impl Fn(rocksdb::Error) -> Result<Option<Place>, rocksdb::Error>,
+    ) -> Result<Vec<Option<Place>>, StoreError> {
         self.read(|db| {
-            let found = db.batched_multi_get_cf(family(db, PAGES)?, names, true);
-            let place = |value: Result<Option<DBPinnableSlice<'_>>, rocksdb::Error>| match value {
-                Err(error) if is_damage(error.as_ref()) => {
-                    self.note_damage(error.as_ref());
-                    Ok(None)
-                }
-                value => Ok(value?.and_then(|value| decode_place(&value))),
-            };
-            found.into_iter().map(place).collect()
+            let found = db.batched_multi_get_cf(family(db, PAGES)?, names, true).into_iter();
+            let place = |value: Option<DBPinnableSlice<'_>>| value.and_then(|value| decode_place(&value));
+            found.map(|value| Ok(value.map(place).or_else(&instead)?)).collect()
         })
     }
 
@@ -785,8 +791,7 @@ fn error(directory: &Path, Problem(mut problem): Problem) -> StoreError {
     let remedy = if problem.contains(TOO_LARGE) {
         limit::explain()
     } else if is_damage(&problem) {
-        "a file of the index is not what it was: put it back as it was, or use another store (--store DIR)"
-            .to_owned()
+        PUT_BACK.to_owned()
     } else {
         String::new()
     };

@@ -323,8 +323,7 @@ async fn carry_out(computation: &Rc<Computation>, client: ClientId, request: Cli
         },
         ClientRequest::Kill => kill(computation).await,
         ClientRequest::Interval { micros, lasts } => {
-            let every = micros.filter(|&micros| micros > 0).map(Duration::from_micros);
-            interval::set(computation, every, lasts);
+            interval::set(computation, micros.map(Duration::from_micros), lasts);
             ClientReply::Done { count: 0 }
         }
         ClientRequest::AwaitProcesses { processes } => {

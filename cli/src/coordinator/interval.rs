@@ -1,7 +1,10 @@
 //! Checkpoints that are taken now and then, and for how long: what `stasis coordinator --interval` asks for holds as long as the
 //! coordinator runs, what `launch` and `restart` ask for ends with their computation.
 
-use std::{rc::Rc, time::Duration};
+use std::{
+    rc::{Rc, Weak},
+    time::Duration,
+};
 
 use stasis_protocol::coordinator::IntervalLasts;
 use tokio::{
@@ -68,11 +71,11 @@ impl Intervals {
     }
 }
 
-/// Takes checkpoints every `interval` from now on, or none.
+/// Takes checkpoints every `interval` from now on; none where there is none, or it is zero.
 pub fn set(computation: &Rc<Computation>, interval: Option<Duration>, lasts: IntervalLasts) {
-    let ticking = interval.map(|every| Ticking {
+    let ticking = interval.filter(|every| !every.is_zero()).map(|every| Ticking {
         every,
-        task: spawn_local(tick(Rc::clone(computation), every, lasts)).abort_handle(),
+        task: spawn_local(tick(Rc::downgrade(computation), every, lasts)).abort_handle(),
     });
     computation.with_intervals(|intervals| match lasts {
         IntervalLasts::Computation => intervals.computations = Some((ticking, Whose::Coming)),
@@ -80,8 +83,7 @@ pub fn set(computation: &Rc<Computation>, interval: Option<Duration>, lasts: Int
     });
 }
 
-async fn tick(computation: Rc<Computation>, every: Duration, lasts: IntervalLasts) {
-    let computation = Rc::downgrade(&computation);
+async fn tick(computation: Weak<Computation>, every: Duration, lasts: IntervalLasts) {
     let mut ticks = interval_at(Instant::now() + every, every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {

@@ -4,7 +4,8 @@
 //! It knows only what the processes and the store tell it, so that it can be killed and another one
 //! started. It runs on one thread; the store is spoken to from the runtime's blocking threads.
 //! [`start`] brings one up in the background, [`serve`] is its main loop, [`tcp`] lets commands of other hosts in, [`connection`]
-//! speaks with one peer, [`computation`] is its state, [`checkpoint`] takes one checkpoint, in a [`round`] of all processes, [`interval`] one now and then;
+//! speaks with one peer, [`computation`] is its state, [`checkpoint`] takes one checkpoint, in a [`round`] of all processes,
+//! [`interval`] one now and then;
 //! [`newborn`] waits for those that are about to join, [`births`] knows of those whose parents have
 //! ended, [`dormant`] of those that have not said hello since nobody needed them; [`together`] finds what they share,
 //! [`stopped`] wakes processes that a signal stopped, [`claim`] has the computation's id for itself.

@@ -72,11 +72,7 @@ pub fn run(
     log::line(format_args!("coordinator {} listens at {}", std::process::id(), computation.settings.address));
     let result = LocalSet::new().block_on(&runtime, async {
         if args.interval.is_some() {
-            interval::set(
-                &computation,
-                args.interval.filter(|every| !every.is_zero()),
-                IntervalLasts::Coordinator,
-            );
+            interval::set(&computation, args.interval, IntervalLasts::Coordinator);
         }
         if let Some(listen) = listen
             && let Err(error) = tcp::listen(&computation, listen).await

@@ -228,18 +228,20 @@ impl Store {
 
     /// Whether [`Self::free_half`] would not have to wait.
     pub fn has_free_half(&mut self) -> Result<bool, String> {
-        if self.outstanding == 2 && stasis_sys::sync::poll(self.socket, libc::POLLIN, 0) != Ok(0) {
-            self.await_released()?;
-        }
-        Ok(self.outstanding < 2)
+        self.has_at_most(1)
     }
 
     /// Whether both halves are free.
     pub fn is_done(&mut self) -> Result<bool, String> {
-        while self.outstanding > 0 && stasis_sys::sync::poll(self.socket, libc::POLLIN, 0) != Ok(0) {
+        self.has_at_most(0)
+    }
+
+    /// Whether no more halves than these are the server's, which may have said so.
+    fn has_at_most(&mut self, halves: usize) -> Result<bool, String> {
+        while self.outstanding > halves && stasis_sys::sync::poll(self.socket, libc::POLLIN, 0) != Ok(0) {
             self.await_released()?;
         }
-        Ok(self.outstanding == 0)
+        Ok(self.outstanding <= halves)
     }
 
     /// Begins a dump; whether the store has the base.

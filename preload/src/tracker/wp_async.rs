@@ -70,24 +70,18 @@ impl DirtyTracker for WpAsync {
             let _ = userfaultfd::unprotect(self.uffd, range.start, range.end - range.start);
         }
         self.has_looked = true;
-        scan(pagemap, range, if all { 0 } else { WRITTEN }, moment, found)?;
+        let category = if all { ALL } else { WRITTEN };
+        match range.which {
+            Which::Populated if range.dense && !all => written(pagemap, range, moment, found)?,
+            Which::Populated => anonymous(pagemap, range, category, found)?,
+            Which::Modified => private_file(pagemap, range, category, found)?,
+        }
         Ok(if all { Shown::All } else { Shown::Changes })
     }
 }
 
-/// Finds and protects the pages of a range that are `category` (0: all).
-fn scan(
-    pagemap: &mut Pagemap,
-    range: Range,
-    category: u64,
-    moment: Moment,
-    found: &mut Vec<Run>,
-) -> Result<()> {
-    match range.which {
-        Which::Populated => anonymous(pagemap, range, category, moment, found),
-        Which::Modified => private_file(pagemap, range, category, found),
-    }
-}
+/// Every page is of this category; the other one that is found and protected is [`WRITTEN`].
+const ALL: u64 = 0;
 
 const THERE: u64 = PRESENT | SWAPPED;
 
@@ -95,16 +89,7 @@ const THERE: u64 = PRESENT | SWAPPED;
 ///
 /// Protecting a page that is not there makes a marker in its page table, which a scan of a terabyte that is merely
 /// reserved must not do. There, holes are left alone and looked for by themselves.
-fn anonymous(
-    pagemap: &mut Pagemap,
-    range: Range,
-    category: u64,
-    moment: Moment,
-    found: &mut Vec<Run>,
-) -> Result<()> {
-    if range.dense && category == WRITTEN {
-        return written(pagemap, range, moment, found);
-    }
+fn anonymous(pagemap: &mut Pagemap, range: Range, category: u64, found: &mut Vec<Run>) -> Result<()> {
     let protect = ScanArgument {
         flags: WP_MATCHING | CHECK_WPASYNC,
         category_mask: category,
@@ -113,7 +98,7 @@ fn anonymous(
         ..ScanArgument::default()
     };
     pagemap.scan(range.start, range.end, range.which, protect, found)?;
-    if range.dense || category == 0 {
+    if range.dense || category == ALL {
         return Ok(());
     }
     let holes = ScanArgument {
@@ -175,7 +160,7 @@ fn private_file(pagemap: &mut Pagemap, range: Range, category: u64, found: &mut 
         ..ScanArgument::default()
     };
     pagemap.scan(range.start, range.end, range.which, protect, found)?;
-    if category == 0 {
+    if category == ALL {
         return Ok(());
     }
     let others = ScanArgument { return_mask: pagemap.states(), ..ScanArgument::default() };

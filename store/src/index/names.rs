@@ -7,10 +7,9 @@
 
 use std::path::Path;
 
-use rocksdb::{DB, Direction, IteratorMode, WriteBatch, WriteOptions};
+use rocksdb::{DB, Direction, IteratorMode, ReadOptions, WriteBatch, WriteOptions};
 
-use super::{NODES, PACK, PAGES, Problem, REBUILD, decode_pack, family, options, put};
-use crate::index::{PAGE, PackRecord};
+use super::{NODES, PACK, PAGE, PAGES, PackRecord, Problem, REBUILD, decode_pack, family, options, put};
 
 /// Opens what is not made of names of pages, for reading.
 pub(super) fn open_the_rest(directory: &Path) -> Result<DB, Problem> {
@@ -49,7 +48,7 @@ pub(super) fn drop_all(directory: &Path) -> Result<(), Problem> {
 
 /// Reads all of them.
 pub(super) fn check(db: &DB) -> Result<(), Problem> {
-    let mut options = rocksdb::ReadOptions::default();
+    let mut options = ReadOptions::default();
     options.fill_cache(false);
     for entry in db.iterator_cf_opt(family(db, PAGES)?, options, IteratorMode::Start) {
         entry?;

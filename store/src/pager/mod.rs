@@ -105,9 +105,9 @@ pub fn run(task: Task, complete: impl FnOnce(Learnt)) -> io::Result<()> {
     let Some((features, uffd)) = receive(&socket)? else { return Ok(()) };
     let Some((pid, pidfd)) = receive(&socket)? else { return Ok(()) };
     // From the first moment on: whoever asks then waits for the answer.
-    let listener = report::listen(&pidfd, pid);
-    let outer = report::outer_pid(&pidfd).unwrap_or(pid);
-    let space = Space::new((uffd, outer), features & WP_ASYNC != 0, table, Arc::new(source), regions);
+    let pid = report::outer_pid(&pidfd).unwrap_or(pid);
+    let listener = report::listen(pid);
+    let space = Space::new((uffd, pid), features & WP_ASYNC != 0, table, Arc::new(source), regions);
     let total = space.left();
     let pager = Arc::new(Pager {
         prefetch: prefetch::Plan::new(&space, plan, prefetch),

@@ -43,16 +43,15 @@ fn address(pid: u64) -> io::Result<SocketAddr> {
     SocketAddr::from_abstract_name(format!("stasis-pager-{pid}"))
 }
 
-/// Begins to listen for questions about the process `pid`, as it calls itself: in a pid namespace that is not what others
-/// know it by, which is found by the pidfd.
-pub(super) fn listen(pidfd: &OwnedFd, pid: u64) -> Option<UnixListener> {
-    let pid = outer_pid(pidfd).unwrap_or(pid);
+/// Begins to listen for questions about the process `pid`.
+pub(super) fn listen(pid: u64) -> Option<UnixListener> {
     let listener = address(pid).and_then(|address| UnixListener::bind_addr(&address)).ok()?;
     listener.set_nonblocking(true).ok()?;
     Some(listener)
 }
 
-/// The pid of a process in this namespace (fdinfo of a pidfd: pidfd_open(2)).
+/// The pid of a process in this namespace, by which others know it (fdinfo of a pidfd: pidfd_open(2)): in a pid namespace of its
+/// own it calls itself something else.
 pub(super) fn outer_pid(pidfd: &OwnedFd) -> Option<u64> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
     info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())

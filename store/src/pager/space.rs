@@ -8,8 +8,10 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    os::fd::{AsRawFd, OwnedFd},
-    os::unix::fs::MetadataExt,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
     sync::{
         Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicBool, AtomicU64, Ordering},
