@@ -81,6 +81,75 @@ pub unsafe fn remember(environment: *const *const c_char) {
     }
 }
 
+/// Room for the environment that the program sees, in words: the list, and the user's LD_PRELOAD behind it.
+struct Shown(UnsafeCell<[usize; Shown::WORDS]>);
+
+// SAFETY: written by the constructor, before the program runs; the program's own from then on.
+unsafe impl Sync for Shown {}
+
+impl Shown {
+    const WORDS: usize = 640;
+}
+
+static SHOWN: Shown = Shown(UnsafeCell::new([0; Shown::WORDS]));
+
+/// So many words, for as long as the process lives.
+///
+/// # Safety
+/// Once, in the constructor.
+unsafe fn room_to_show(count: usize) -> Option<&'static mut [usize]> {
+    if count <= Shown::WORDS {
+        // SAFETY: the caller's promise.
+        return Some(&mut unsafe { &mut *SHOWN.0.get() }[..count]);
+    }
+    let address = memory::map_anonymous(count * size_of::<usize>(), 0).ok()?;
+    // SAFETY: fresh memory, as much as was asked for.
+    Some(unsafe { core::slice::from_raw_parts_mut(address as *mut usize, count) })
+}
+
+unsafe extern "C" {
+    #[link_name = "environ"]
+    static mut ENVIRON: *const *const c_char;
+}
+
+/// Has the program see LD_PRELOAD as its user has set it, without our library in front; what it executes is given that again
+/// ([`Room::complete`]). A list of its own, not the one that the kernel has made: programs that execute others without libc (Go's)
+/// pass that one on.
+///
+/// # Safety
+/// In the constructor only, after [`remember`].
+pub unsafe fn show_theirs() {
+    let Some(ours) = given(0).get(PRELOAD.len()..) else { return };
+    // SAFETY: the program's own environment.
+    let environment = unsafe { ENVIRON };
+    let Some(with_ours) = entries(environment).find(|&entry| loads(bytes(entry), ours)) else { return };
+    // In front, where `stasis launch` and `complete` put it.
+    let Some(theirs) = bytes(with_ours)[PRELOAD.len()..].strip_prefix(ours) else { return };
+    let theirs = theirs.get(1..).unwrap_or_default();
+    let len = PRELOAD.len() + theirs.len() + 1;
+    let count = entries(environment).count() + 1;
+    // SAFETY: the caller's promise.
+    let Some(words) = (unsafe { room_to_show(count + len.div_ceil(size_of::<usize>())) }) else { return };
+    let (list, preload) = words.split_at_mut(count);
+    // SAFETY: as many bytes as there are.
+    let preload =
+        unsafe { core::slice::from_raw_parts_mut(preload.as_mut_ptr().cast::<u8>(), size_of_val(preload)) };
+    preload[..PRELOAD.len()].copy_from_slice(PRELOAD);
+    preload[PRELOAD.len()..len - 1].copy_from_slice(theirs);
+    preload[len - 1] = 0;
+    let shown = entries(environment).filter_map(|entry| match bytes(entry) {
+        _ if entry == with_ours => (!theirs.is_empty()).then_some(preload.as_ptr().cast()),
+        told if told.starts_with(confined::NAME) => None,
+        _ => Some(entry),
+    });
+    let shown = shown.chain([ptr::null()]);
+    for (slot, entry) in list.iter_mut().zip(shown) {
+        *slot = entry as usize;
+    }
+    // SAFETY: the program does not run yet.
+    unsafe { ENVIRON = list.as_ptr().cast() };
+}
+
 /// Where an environment is put together: on the stack of who executes a program, since a child of vfork(2) has no
 /// other memory of its own.
 pub struct Room {

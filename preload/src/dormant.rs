@@ -30,6 +30,11 @@ pub fn begin_awake() {
     OWNER.store(process::getpid(), Ordering::Release);
 }
 
+/// Whether the memory is this process' own, not that of a parent that waits for it (vfork(2)).
+pub fn is_own() -> bool {
+    OWNER.load(Ordering::Acquire) == process::getpid()
+}
+
 /// In the child of a fork, by its only thread.
 pub fn begin() {
     let pid = process::getpid();
@@ -42,7 +47,7 @@ pub fn begin() {
 
 /// Makes the checkpoint thread, if this process is dormant; returns when it is there.
 pub fn wake() {
-    if STATE.load(Ordering::Acquire) == AWAKE || OWNER.load(Ordering::Acquire) != process::getpid() {
+    if STATE.load(Ordering::Acquire) == AWAKE || !is_own() {
         return;
     }
     // A signal that found this thread in the middle of it could not wait for it.

@@ -38,9 +38,15 @@ extern "C" fn constructor(_: i32, _: *const *const c_char, environment: *const *
     if let Some(coordinator) = variable(environment, "STASIS_COORD=")
         && !snapshot::is_command(process::getpid() as u64)
         && !arch::is_interpreted()
-        && let Err(error) = begin(coordinator)
     {
-        warn(error);
+        if let Err(error) = begin(coordinator) {
+            warn(error);
+        }
+        // SAFETY: this is the constructor.
+        if unsafe { wrappers::lead_execve() } {
+            // SAFETY: as above.
+            unsafe { contagion::show_theirs() };
+        }
     }
     state::set_started();
     // Not before: a checkpoint that comes meanwhile waits for that.

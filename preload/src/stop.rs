@@ -93,7 +93,8 @@ pub const SET: u64 = 1 << (SIGNAL - 1);
 pub fn leave() -> u64 {
     loop {
         let before = process::block(SET);
-        if !state::is_storing() {
+        // The child of a vfork(2) keeps its parent's thread waiting, and has no checkpoint thread to lose.
+        if !state::is_storing() || !dormant::is_own() {
             return before;
         }
         process::sigmask(before);

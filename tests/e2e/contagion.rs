@@ -2,7 +2,11 @@
 
 use std::{fs, path::Path};
 
-use stasis_tests::{Lab, compile::program, find_program, skip};
+use stasis_tests::{
+    Lab,
+    compile::{program, shared_library},
+    find_program, skip,
+};
 
 #[test]
 fn every_way_to_make_or_execute_a_program_takes_the_library_along() {
@@ -12,6 +16,26 @@ fn every_way_to_make_or_execute_a_program_takes_the_library_along() {
     let status = running.wait_exit();
     let said = fs::read_to_string(&files.stdout).unwrap() + &fs::read_to_string(&files.stderr).unwrap();
     assert!(status.success() && said.ends_with("ok\n"), "{status}: {said}");
+}
+
+/// The user's own comes behind ours, is all that the program sees of LD_PRELOAD, and is passed what the program executes.
+#[test]
+fn a_library_that_the_user_preloads_is_kept_and_ours_is_not_seen() {
+    const SCRIPT: &str = "env env; sh -c 'grep -c libstasis.so /proc/self/maps; exec cat executed'";
+    let lab = Lab::new();
+    let library = shared_library("interposer");
+    let launch = lab.prepare(["sh", "-c", SCRIPT]).environment("LD_PRELOAD", &library);
+    let running = launch.environment("EXECUTED", "executed").start();
+    let stdout = running.files().stdout.clone();
+    running.expect_code(0);
+    let said = fs::read_to_string(stdout).unwrap();
+    let preloads: Vec<_> = said.lines().filter(|line| line.starts_with("LD_PRELOAD=")).collect();
+    assert_eq!(preloads, [format!("LD_PRELOAD={}", library.display())]);
+    // Four parts of the file are mapped, in grep, too.
+    assert!(said.lines().any(|line| line == "4"), "{said}");
+    for name in ["/env", "/sh", "/grep", "/cat"] {
+        assert!(said.lines().any(|line| line.starts_with('/') && line.ends_with(name)), "no {name}: {said}");
+    }
 }
 
 /// While processes come and go by the hundred, checkpoints are taken or refused, and what they do comes out right.

@@ -15,6 +15,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <wordexp.h>
 
 extern char **environ;
 
@@ -31,8 +32,12 @@ static int leaf(void) {
     while (maps && fgets(line, sizeof line, maps)) found |= strstr(line, "libstasis.so") != NULL;
     if (!found) return 10;
     if (!getenv("STASIS_COORD")) return 11;
-    const char *a = getenv("A");
-    if (a && strcmp(a, "1") == 0 && !strstr(getenv("LD_PRELOAD"), "libm.so.6")) return 12;
+    const char *a = getenv("A"), *preload = getenv("LD_PRELOAD");
+    // The library is in it, and LD_PRELOAD is as the user has set it.
+    if (a && strcmp(a, "1") == 0 ? !preload || strcmp(preload, "libm.so.6") != 0 : preload && strstr(preload, "stasis"))
+        return 12;
+    for (char **entry = environ; *entry; entry++)
+        if (strstr(*entry, "libstasis.so") && strncmp(*entry, "STASIS_LIB=", 11) != 0) return 14;
     return 0;
 }
 
@@ -136,6 +141,21 @@ int main(int argc, char **argv) {
     snprintf(command, sizeof command, "%s leaf", self);
     expect("system", system(command));
     expect("popen", pclose(popen(command, "w")));
+    wordexp_t words;
+    snprintf(command, sizeof command, "$(%s leaf; echo $?)", self);
+    if (wordexp(command, &words, 0) || words.we_wordc != 1 || strcmp(words.we_wordv[0], "0")) errx(1, "wordexp");
+
+    child = fork();
+    if (child == 0) {
+        clearenv();
+        snprintf(command, sizeof command, "%s leaf", self);
+        expect("system without an environment", system(command));
+        expect("popen without an environment", pclose(popen(command, "w")));
+        setenv("A", "1", 1), setenv("LD_PRELOAD", "libm.so.6", 1);
+        expect("system with a library", system(command));
+        _exit(0);
+    }
+    collect("without an environment", child);
 
     FORKS(fork());
     FORKS(_Fork());

@@ -3,6 +3,9 @@
 //!
 //! The stop signal stays pending over execve(2), which sets its action to the default: the program would be ended by
 //! it. So it is blocked meanwhile, and the constructor unblocks it.
+//!
+//! What libc executes by itself (system(3), popen(3), wordexp(3)) does not come here: it uses its own execve(2), whose code
+//! is led here ([`lead`]). Only where that was done is LD_PRELOAD as the user has set it ([`crate::contagion::show_theirs`]).
 
 use core::{
     arch::naked_asm,
@@ -10,10 +13,13 @@ use core::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use stasis_sys::process;
+use stasis_sys::{
+    file::{self, Fd},
+    process,
+};
 
 use super::{next, returned};
-use crate::{contagion::Room, stop};
+use crate::{arch, contagion::Room, stop};
 
 type Strings = *const *const c_char;
 
@@ -28,6 +34,8 @@ struct Behind {
     address: AtomicUsize,
 }
 
+/// Another library's that stands behind this one, too; else 0.
+static EXECVE: Behind = Behind { name: c"execve", address: AtomicUsize::new(0) };
 static EXECVPE: Behind = Behind { name: c"execvpe", address: AtomicUsize::new(0) };
 static SPAWN: Behind = Behind { name: c"posix_spawn", address: AtomicUsize::new(0) };
 static SPAWNP: Behind = Behind { name: c"posix_spawnp", address: AtomicUsize::new(0) };
@@ -52,6 +60,40 @@ pub unsafe fn init() {
     for behind in [&EXECVPE, &SPAWN, &SPAWNP] {
         behind.address.store(behind.get().unwrap_or(0), Ordering::Release);
     }
+    // SAFETY: as above.
+    let next = unsafe { next::find(EXECVE.name) };
+    let others = next.filter(|next| !next.is_libc).map_or(0, |next| next.address);
+    EXECVE.address.store(others, Ordering::Release);
+}
+
+/// Leads libc's own execve(2), which its other functions call, to this one; whether that was done.
+///
+/// # Safety
+/// In the constructor only.
+pub unsafe fn lead() -> bool {
+    // SAFETY: the caller's promise.
+    let Some(own) = (unsafe { next::find_in_libc(EXECVE.name) }) else { return false };
+    if own.len < arch::JUMP {
+        return false;
+    }
+    // SAFETY: the code of a function that is loaded.
+    let code = || unsafe { core::slice::from_raw_parts(own.address as *const u8, own.len) };
+    let jump = arch::jump(execute_itself as *const () as usize);
+    if !arch::is_stub_of(code(), libc::SYS_execve) {
+        return false;
+    }
+    // Not mprotect(2): the mapping would be three from then on. The kernel lets a process write its own code so, unless it is
+    // told not to (proc_mem.force_override, Linux 6.12).
+    let Ok(memory) = file::open(c"/proc/self/mem", libc::O_RDWR | libc::O_CLOEXEC, 0) else { return false };
+    let written = write_at(memory, &jump, own.address);
+    let _ = file::close(memory);
+    written && code().starts_with(&jump)
+}
+
+fn write_at(memory: Fd, code: &[u8], address: usize) -> bool {
+    let given = [memory as usize, code.as_ptr() as usize, code.len(), address, 0, 0];
+    // SAFETY: reads `code`; what is written is a function that nobody is in.
+    unsafe { stasis_sys::raw(libc::SYS_pwrite64, given) == code.len() as isize }
 }
 
 /// Calls `execute` with an environment that is complete; returns only when that does.
@@ -64,7 +106,22 @@ fn with<T>(environment: Strings, execute: impl FnOnce(Strings) -> T) -> T {
     result
 }
 
+type Execve = unsafe extern "C" fn(*const c_char, Strings, Strings) -> c_int;
+
+/// By the next definition, so that a library of the user's sees the call, too.
 unsafe fn execute(path: *const c_char, arguments: Strings, environment: Strings) -> c_int {
+    let address = EXECVE.address.load(Ordering::Acquire);
+    if address == 0 {
+        // SAFETY: the caller's call.
+        return unsafe { execute_itself(path, arguments, environment) };
+    }
+    // SAFETY: a function of this type, by its name.
+    let execve: Execve = unsafe { core::mem::transmute(address) };
+    // SAFETY: the caller's call, with another environment.
+    with(environment, |environment| unsafe { execve(path, arguments, environment) })
+}
+
+unsafe extern "C" fn execute_itself(path: *const c_char, arguments: Strings, environment: Strings) -> c_int {
     with(environment, |environment| {
         let given = [path as usize, arguments as usize, environment as usize, 0, 0, 0];
         // SAFETY: the caller's call, with another environment.

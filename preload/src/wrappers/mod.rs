@@ -37,6 +37,7 @@ pub mod userfault;
 
 use core::{ffi::c_char, mem::MaybeUninit};
 
+pub use exec::lead as lead_execve;
 use stasis_sys::sync;
 
 use crate::{

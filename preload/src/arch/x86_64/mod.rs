@@ -3,6 +3,7 @@
 mod calls;
 mod entry;
 mod frame;
+mod patch;
 
 pub use calls::{Stub, behind_injection, stub_at, wrapped_call};
 pub use entry::{
@@ -10,3 +11,4 @@ pub use entry::{
     resume_entry, return_from_signal,
 };
 pub use frame::Frame;
+pub use patch::{JUMP, is_stub_of, jump};
