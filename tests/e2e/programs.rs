@@ -237,6 +237,7 @@ mod connections {
         tcp_between_processes: "tcp" ["4", "two"];
         descriptors_on_their_way_to_another_process: "rights_to_a_worker";
         tcp_that_was_refused: "tcp_refused";
+        tcp_that_nobody_has_answered: "connecting";
         tcp_between_processes_over_ipv6: "tcp" ["6", "two"];
     }
 }

@@ -417,7 +417,8 @@ pub enum DescriptionKind {
         protocol: i32,
         /// struct sockaddr as getsockname(2) gave it; empty when not bound.
         local: Vec<u8>,
-        /// struct sockaddr that a datagram socket is connected to; empty when it is not.
+        /// struct sockaddr that a datagram socket is connected to, or that one of TCP is being connected to; empty when it is
+        /// not.
         peer: Vec<u8>,
         /// listen(2)'s backlog.
         backlog: Option<i32>,

@@ -132,11 +132,12 @@ pub fn check(image: &ProcessImage, files: &Files<'_>, policy: &Policy) -> Vec<Re
                 socket_type,
                 protocol,
                 local,
+                peer,
                 refused: None,
                 file,
                 options,
                 ..
-            } if !local.is_empty() => {
+            } if !local.is_empty() && !tcp::is_connecting(*domain, *socket_type, peer) => {
                 address(*domain, *socket_type, *protocol, local, file.as_ref(), options)
             }
             _ => Ok(()),

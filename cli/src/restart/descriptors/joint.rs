@@ -25,7 +25,7 @@ use super::{
     numbers::Numbers,
     ptys::{self, Ptys},
     socket_files::{self, Elsewhere},
-    sockets, udp,
+    sockets, tcp, udp,
 };
 
 /// A description: the process that has it, by its place in the checkpoint, and its index there.
@@ -196,9 +196,10 @@ impl Relations {
                     DescriptionKind::SocketPair { domain, pair, .. } => {
                         *domain != libc::AF_UNIX || named.contains(pair)
                     }
-                    DescriptionKind::Socket { domain, socket_type, received, waiting, .. } => {
+                    DescriptionKind::Socket { domain, socket_type, received, waiting, peer, .. } => {
                         let datagrams = *domain == libc::AF_UNIX && *socket_type == libc::SOCK_DGRAM;
-                        datagrams || !received.is_empty() || !waiting.is_empty()
+                        let connecting = tcp::is_connecting(*domain, *socket_type, peer);
+                        datagrams || connecting || !received.is_empty() || !waiting.is_empty()
                     }
                     _ => false,
                 };
@@ -257,13 +258,18 @@ impl Relations {
     }
 
     /// The order in which groups are made: connections, while nobody listens yet; then what has an address; then what waits
-    /// to be accepted, in its turn.
+    /// to be accepted, in its turn; then what no listener has room for.
     fn order(&self, images: &[&ProcessImage]) -> Vec<usize> {
         let rank = |&group: &usize| {
             let first = self.groups[group].first().copied().unwrap_or_default();
             match &images[first.0].descriptions[first.1].kind {
                 DescriptionKind::SocketPair { pair, .. } => {
                     self.waiting.get(pair).map_or((0, (0, 0), 0), |(place, turn)| (2, *place, *turn))
+                }
+                DescriptionKind::Socket { domain, socket_type, peer, .. }
+                    if tcp::is_connecting(*domain, *socket_type, peer) =>
+                {
+                    (3, (0, 0), 0)
                 }
                 DescriptionKind::Socket { .. } => (1, (0, 0), 0),
                 _ => (0, (0, 0), 0),

@@ -162,7 +162,7 @@ pub fn open(maker: &mut Maker<'_>, index: usize) -> Result<OwnedFd, Refusal> {
                 bind(&socket, &without_port(local)).map(|()| None)
             }
             // The kernel may have given the port away, and tells of it all the same (`inet_put_port`).
-            Err(_) if refused.is_some() => Ok(None),
+            Err(_) if refused.is_some() || tcp::is_connecting(*domain, *socket_type, peer) => Ok(None),
             bound => bound,
         };
         let reach = bound.map_err(|error| {
@@ -171,8 +171,16 @@ pub fn open(maker: &mut Maker<'_>, index: usize) -> Result<OwnedFd, Refusal> {
         })?;
         maker.reaches.extend(reach.map(|reach| ((maker.process, index), reach)));
     }
+    if tcp::is_connecting(*domain, *socket_type, peer)
+        && let Err(error) = tcp::begin(&socket, peer)
+    {
+        let warning = "it cannot be connected again, and finds that it was refused";
+        maker.installed.warnings.push(format!("{}: {warning}: {error}", name(image, index)));
+        let _ = tcp::refuse(&socket, *domain, false);
+        return Ok(socket);
+    }
     // Those that are made once are filled before they are connected: then they take datagrams from their peers only.
-    if maker.common.relations.is_alone((maker.process, index)) {
+    if *socket_type == libc::SOCK_DGRAM && maker.common.relations.is_alone((maker.process, index)) {
         point(maker, index, &socket, peer, peer);
     }
     if let Some(is_told) = refused.map(|waits| !waits)

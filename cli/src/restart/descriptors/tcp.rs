@@ -141,6 +141,23 @@ pub fn make_waiting(common: &Common<'_>, place: Place) -> io::Result<OwnedFd> {
     Ok(end)
 }
 
+/// Whether a socket that is no end of a connection is being connected to `peer`.
+pub fn is_connecting(domain: i32, socket_type: i32, peer: &[u8]) -> bool {
+    matches!(domain, libc::AF_INET | libc::AF_INET6) && socket_type == libc::SOCK_STREAM && !peer.is_empty()
+}
+
+/// Begins to connect a socket, without waiting for an answer.
+///
+/// # Errors
+/// connect(2)'s.
+pub fn begin(socket: &OwnedFd, peer: &[u8]) -> io::Result<()> {
+    super::kernel::set_status_flags(socket, libc::O_NONBLOCK)?;
+    match connect(socket, peer) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Lets a socket be refused by nobody at a port of this machine, which leaves it as any failed attempt to connect does. Why
 /// it failed the kernel does not tell. `is_told`: the program has been told of it.
 ///

@@ -59,6 +59,22 @@ impl Address {
         loopback || self.ip == other.ip
     }
 
+    /// As a struct sockaddr of a socket of this family; `interface` is what a link-local address goes through.
+    pub fn sockaddr(&self, domain: i32, interface: u32) -> Vec<u8> {
+        let mut address = Vec::from((domain as u16).to_ne_bytes());
+        address.extend(self.port.to_be_bytes());
+        if domain == libc::AF_INET {
+            address.extend(&self.ip[12..]);
+            address.resize(size_of::<libc::sockaddr_in>(), 0);
+        } else {
+            let is_link_local = self.ip[0] == 0xfe && self.ip[1] & 0xc0 == 0x80;
+            address.extend([0; 4]);
+            address.extend(self.ip);
+            address.extend(if is_link_local { interface } else { 0 }.to_ne_bytes());
+        }
+        address
+    }
+
     pub fn bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::from(self.ip);
         bytes.extend(self.port.to_be_bytes());

@@ -22,6 +22,8 @@ pub struct End {
     pub inode: u32,
     pub local: Address,
     pub peer: Address,
+    /// The interface that it is bound to; 0: none.
+    pub interface: u32,
     /// How long ago it last sent anything, in milliseconds; for one that never did, how long ago it was connected.
     pub idle_ms: u32,
 }
@@ -89,12 +91,29 @@ pub fn find(local: &Address, peer: &Address) -> Result<End> {
 pub fn not_accepted(port: u16) -> Result<Vec<End>> {
     const ESTABLISHED: u32 = 1 << 1;
     const CLOSE_WAIT: u32 = 1 << 8;
+    let mut all = at(port, ESTABLISHED | CLOSE_WAIT)?;
+    all.retain(|end| end.inode == 0);
+    Ok(all)
+}
+
+/// What a socket with this port is being connected to.
+///
+/// # Errors
+/// ENOENT where it is not (any more); others where the kernel has no CONFIG_INET_DIAG.
+pub fn connecting(port: u16, inode: u64) -> Result<End> {
+    const SYN_SENT: u32 = 1 << 2;
+    let found = at(port, SYN_SENT)?.into_iter().find(|end| u64::from(end.inode) == inode);
+    found.ok_or(Errno(libc::ENOENT))
+}
+
+/// The ends of connections at a port, in one of these states.
+fn at(port: u16, states: u32) -> Result<Vec<End>> {
     let mut all = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
         let id = Id { local_port: port.to_be_bytes(), cookie: NO_COOKIE, ..Id::default() };
-        all.extend(ask(family, ESTABLISHED | CLOSE_WAIT, id, true)?);
+        all.extend(ask(family, states, id, true)?);
     }
-    all.retain(|end| end.inode == 0 && end.local.port == port);
+    all.retain(|end| end.local.port == port);
     Ok(all)
 }
 
@@ -127,6 +146,7 @@ fn parse(message: &[u8]) -> Option<End> {
         unread: word(fixed, 56),
         unacknowledged: word(fixed, 60),
         inode: word(fixed, 68),
+        interface: word(fixed, 40),
         idle_ms: 0,
     };
     // struct tcp_info: tcpi_last_data_sent is at 44.

@@ -84,7 +84,8 @@ pub fn capture(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<Descript
             let keys = waiting.iter().map(|end| key(&end.local, &end.peer)).collect();
             Ok(fresh(asked, local, None, Vec::new(), Some(backlog as i32), keys, Vec::new()))
         }
-        SYN_SENT | SYN_RECV => {
+        SYN_SENT => connecting(open, asked, local),
+        SYN_RECV => {
             open.refuse("it is being connected", "take the checkpoint when that has succeeded or failed")
         }
         CLOSE | LAST_ACK | CLOSING => {
@@ -107,6 +108,15 @@ pub fn capture(table: &Table<'_>, open: &Open, asked: &Asked) -> Result<Descript
 
 fn ready(open: &Open, asked: &Asked, events: i16) -> Result<i16, Refusal> {
     sync::poll(asked.socket.0, events, 0).map_err(|error| open.failed("it cannot be polled", error))
+}
+
+/// One that the other end has not answered yet: it is connected anew by a restart.
+fn connecting(open: &Open, asked: &Asked, local: Vec<u8>) -> Result<DescriptionKind, Refusal> {
+    let port = Address::parse(&local).map_or(0, |at| at.port);
+    let end = inet_diag::connecting(port, open.stat.st_ino)
+        .map_err(|error| open.failed("sock_diag does not tell what it is being connected to", error))?;
+    let peer = end.peer.sockaddr(asked.domain, end.interface);
+    Ok(fresh(asked, local, None, peer, None, Vec::new(), Vec::new()))
 }
 
 /// A connection that both ends have ended, or that was reset: what was not read of it is left.
