@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    ops::Range,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     process::Command,
@@ -161,8 +162,12 @@ impl Store {
     ///
     /// # Errors
     /// [`Failure::Store`].
-    pub fn read_process(&mut self, manifest: &Hash) -> Result<StoredProcess, Failure> {
-        self.client.read_process(manifest).map_err(|error| self.failure(&error))
+    pub fn read_process(
+        &mut self,
+        manifest: &Hash,
+        may_wait: &[Range<u64>],
+    ) -> Result<StoredProcess, Failure> {
+        self.client.read_process(manifest, may_wait).map_err(|error| self.failure(&error))
     }
 
     /// What a process touched first after restarts from a checkpoint or what led to it.

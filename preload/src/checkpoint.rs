@@ -511,7 +511,9 @@ impl Taking<'_> {
         let tracker = tracker.get_or_insert_with(Tracker::choose).get();
         let last = base.take().filter(|base| base.committed && bases);
         let incremental = store.begin_dump(token, last.map(|base| base.manifest)).map_err(store_refusal)?;
-        if !incremental {
+        if incremental {
+            lazy::list();
+        } else {
             // What has not arrived is in no checkpoint that this one could refer to.
             lazy::finish();
         }

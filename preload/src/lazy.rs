@@ -184,6 +184,13 @@ pub fn settle() {
     ask(request::SETTLE);
 }
 
+/// Waits until the table tells of all pages that are to come, for a checkpoint that refers to them.
+pub fn list() {
+    if !is_complete() {
+        ask(request::LIST);
+    }
+}
+
 /// Waits until all memory is there, for a checkpoint that has nothing to refer to.
 pub fn finish() {
     if !is_complete() {

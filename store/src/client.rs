@@ -9,6 +9,7 @@ mod waiting;
 use std::{
     fs::DirBuilder,
     io,
+    ops::Range,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::{fs::DirBuilderExt, net::UnixStream},
@@ -28,7 +29,7 @@ use stasis_protocol::{
 
 use starting::Starting;
 
-pub use crate::stored::{PageNames, StoredProcess};
+pub use crate::stored::{ListedPages, PageNames, StoredProcess};
 use crate::{
     location::{announced_socket, socket_path},
     transport::{self, TransportError},
@@ -310,18 +311,38 @@ impl Client {
         }
     }
 
-    /// What is needed to restore the process called `manifest`.
+    /// What is needed to restore the process called `manifest`. Memory that `may_wait`, in pages and in address order, is left to
+    /// [`Self::read_pages`] where there is much in it.
     ///
     /// # Errors
     /// It is not in the store, or its manifest is damaged.
-    pub fn read_process(&mut self, manifest: &Hash) -> Result<StoredProcess, ClientError> {
-        self.send(&Request::ReadProcess { manifest: *manifest })?;
+    pub fn read_process(
+        &mut self,
+        manifest: &Hash,
+        may_wait: &[Range<u64>],
+    ) -> Result<StoredProcess, ClientError> {
+        let may_wait = may_wait.iter().map(|pages| (pages.start, pages.end)).collect();
+        self.send(&Request::ReadProcess { manifest: *manifest, may_wait })?;
         match self.receive()? {
-            (Reply::Process { record, key, directory, extents, pages }, mut descriptors) => {
-                let memfd = descriptors
-                    .pop()
-                    .ok_or_else(|| ClientError::Unexpected("a process without its pages".into()))?;
-                Ok(StoredProcess { record, key, directory: directory.into(), memfd, extents, pages })
+            (Reply::Process { record, key, directory, extents, pages, later, later_pages }, descriptors) => {
+                let list = ListedPages { memfd: beside(descriptors)?, extents, pages };
+                let later = later.into_iter().map(|(first, end)| first..end).collect();
+                Ok(StoredProcess { record, key, directory: directory.into(), list, later, later_pages })
+            }
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// Lists memory of the process called `manifest`, from one page to the one behind the last.
+    ///
+    /// # Errors
+    /// As [`Self::read_process`].
+    pub fn read_pages(&mut self, manifest: &Hash, pages: Range<u64>) -> Result<ListedPages, ClientError> {
+        let (first_page, end_page) = (pages.start, pages.end);
+        self.send(&Request::ReadPages { manifest: *manifest, first_page, end_page })?;
+        match self.receive()? {
+            (Reply::Pages { extents, pages }, descriptors) => {
+                Ok(ListedPages { memfd: beside(descriptors)?, extents, pages })
             }
             (other, _) => Err(unexpected(&other)),
         }
@@ -505,6 +526,11 @@ impl Client {
             None => Err(TransportError::Truncated.into()),
         }
     }
+}
+
+/// The list of pages that comes with a reply.
+fn beside(mut descriptors: Vec<OwnedFd>) -> Result<OwnedFd, ClientError> {
+    descriptors.pop().ok_or_else(|| ClientError::Unexpected("a process without its pages".into()))
 }
 
 fn unexpected(reply: &Reply) -> ClientError {

@@ -6,6 +6,7 @@
 use std::{
     fs::File,
     io,
+    ops::Range,
     os::{fd::OwnedFd, unix::fs::FileExt},
 };
 
@@ -13,11 +14,11 @@ use nix::{
     fcntl::{FcntlArg, SealFlag, fcntl},
     sys::memfd::{MFdFlags, memfd_create},
 };
-use stasis_protocol::store::{Extent, Hash, kind};
+use stasis_protocol::store::{Extent, Hash, MEMORY, kind};
 
 use crate::{
     error::StoreError,
-    manifest::{LEAF_PAGES, Manifest, Reader},
+    manifest::{Inner, LEAF_PAGES, MAX_PAGE, Manifest, Reader},
     pack::{
         PAGE, Place,
         reader::{PackReader, Stretch},
@@ -30,27 +31,114 @@ pub const EXTENT: usize = size_of::<Extent>();
 
 /// What a process is restored from.
 pub struct Listing {
-    pub record: Vec<u8>,
     /// A sealed memfd: `pages` names, then `extents` extents.
     pub memfd: OwnedFd,
     pub extents: u64,
     pub pages: u64,
+    /// What of the memory was left out: from one page to the one behind the last.
+    pub later: Vec<(u64, u64)>,
+    /// How many pages that are.
+    pub later_pages: u64,
 }
 
-/// Lists the pages of the process called `manifest`. Who is told needs a [`crate::lease::Lease`] from before.
-///
-/// # Errors
-/// It is not in the store, or a part of its manifest is damaged (named in the error).
-pub fn list(store: &Store, manifest: &Hash) -> Result<Listing, StoreError> {
-    let manifest = Manifest::load(store.index(), store.node_names(), manifest)?;
+/// What is listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    All,
+    /// All but what there is much of in these ranges of pages, which are in address order.
+    Outline(Vec<(u64, u64)>),
+    /// Memory from one page to the one behind the last.
+    Memory(Range<u64>),
+}
+
+/// A process whose pages are asked for, piece by piece perhaps.
+pub struct Reading {
+    name: Hash,
+    manifest: Manifest,
+    inner: Inner,
+}
+
+/// So many leaves are much: up to 32 MiB.
+const MUCH: usize = 16;
+
+impl Reading {
+    /// # Errors
+    /// The manifest is not in the store, or damaged.
+    pub fn begin(store: &Store, manifest: &Hash) -> Result<Self, StoreError> {
+        let loaded = Manifest::load(store.index(), store.node_names(), manifest)?;
+        Ok(Self { name: *manifest, manifest: loaded, inner: Inner::new() })
+    }
+
+    /// Whether it is of this process.
+    pub fn is_of(&self, manifest: &Hash) -> bool {
+        self.name == *manifest
+    }
+
+    pub fn record(&self) -> &[u8] {
+        &self.manifest.record
+    }
+
+    /// Lists pages. Who is told needs a [`crate::lease::Lease`] from before.
+    ///
+    /// # Errors
+    /// A part of the manifest is damaged (named in the error).
+    pub fn list(&mut self, store: &Store, part: &Part) -> Result<Listing, StoreError> {
+        let inner = std::mem::take(&mut self.inner);
+        let mut reader = Reader::knowing(store.index(), store.node_names(), store.hasher().zero(), inner);
+        let listing = list(store, &self.manifest, &mut reader, part);
+        self.inner = reader.into_inner();
+        listing
+    }
+}
+
+/// Of ranges of pages, the leaves that lie in them whole, where those are many. Both are in order.
+fn much(ranges: &[(u64, u64)], leaves: &[u64]) -> Vec<Range<u64>> {
+    let whole = |&(first, end): &(u64, u64)| first.div_ceil(LEAF_PAGES as u64)..end / LEAF_PAGES as u64;
+    let in_it = |range: &Range<u64>| {
+        let before = |end: u64| leaves.partition_point(|&leaf| leaf < end);
+        before(range.end).saturating_sub(before(range.start))
+    };
+    ranges.iter().map(whole).filter(|range| in_it(range) >= MUCH).collect()
+}
+
+fn list(
+    store: &Store,
+    manifest: &Manifest,
+    reader: &mut Reader<'_>,
+    part: &Part,
+) -> Result<Listing, StoreError> {
     let not_written = |error| StoreError::io("cannot make a memfd for", store.directory().path())(error);
-    let expected = manifest.roots.iter().map(|root| root.pages).sum();
-    let mut list = List::new(expected).map_err(not_written)?;
+    let named: u64 = manifest.roots.iter().map(|root| root.pages).sum();
+    let mut list = List::new((*part == Part::All).then_some(named)).map_err(not_written)?;
     let mut last: Option<Extent> = None;
     let mut packs = PackReader::new(&store.directory().packs());
-    let mut reader = Reader::new(store.index(), store.node_names(), store.hasher().zero());
+    let mut later = Vec::new();
     for root in &manifest.roots {
-        reader.each_leaf(root.name, &mut |_| true, &mut |first, _, leaf| {
+        let mut left_out = Vec::new();
+        if let Part::Outline(ranges) = part
+            && root.space == MEMORY
+        {
+            left_out = much(ranges, &reader.leaves_in(root.name, 0..MAX_PAGE / LEAF_PAGES as u64)?);
+        }
+        let within = |leaves: Range<u64>| match part {
+            Part::All => true,
+            Part::Outline(_) => {
+                let at = left_out.partition_point(|out| out.end <= leaves.start);
+                !left_out.get(at).is_some_and(|out| out.start <= leaves.start && leaves.end <= out.end)
+            }
+            Part::Memory(pages) => {
+                let (first, end) = (leaves.start * LEAF_PAGES as u64, leaves.end * LEAF_PAGES as u64);
+                root.space == MEMORY && first < pages.end && pages.start < end
+            }
+        };
+        let pages_of = |first: u64| match part {
+            Part::Memory(pages) => {
+                let inside = |page: u64| page.clamp(first, first + LEAF_PAGES as u64) - first;
+                inside(pages.start) as usize..inside(pages.end) as usize
+            }
+            _ => 0..LEAF_PAGES,
+        };
+        reader.each_leaf_within(root.name, &within, &mut |first, _, leaf| {
             let leaf = leaf.map_err(|error| match error {
                 StoreError::Damaged(problem) => StoreError::Damaged(format!(
                     "{problem}: the pages from {first:#x} on (space {}) cannot be found; `stasis verify` lists all damage",
@@ -58,19 +146,24 @@ pub fn list(store: &Store, manifest: &Hash) -> Result<Listing, StoreError> {
                 )),
                 other => other,
             })?;
+            let wanted = pages_of(first);
             let mut leaf = leaf.into_leaf();
             store.catalog().correct_to_read(&mut leaf)?;
             for run in leaf.runs() {
-                list.add_names(leaf.names(run.first, run.pages)).map_err(not_written)?;
-                let mut at = 0;
-                while at < run.pages {
+                let mut at = wanted.start.saturating_sub(run.first).min(run.pages);
+                let end = wanted.end.saturating_sub(run.first).min(run.pages);
+                if at >= end {
+                    continue;
+                }
+                list.add_names(leaf.names(run.first + at, end - at)).map_err(not_written)?;
+                while at < end {
                     let Stretch { kind, pages, offset, stored, skipped } = match run.place {
                         Place::ZERO => {
-                            Stretch { kind: kind::ZERO, pages: run.pages, offset: 0, stored: 0, skipped: 0 }
+                            Stretch { kind: kind::ZERO, pages: end - at, offset: 0, stored: 0, skipped: 0 }
                         }
                         place => {
                             let place = Place { slot: place.slot + at as u32, ..place };
-                            packs.stretch(store.catalog(), place, run.pages - at)?
+                            packs.stretch(store.catalog(), place, end - at)?
                         }
                     };
                     let extent = Extent {
@@ -95,15 +188,18 @@ pub fn list(store: &Store, manifest: &Hash) -> Result<Listing, StoreError> {
             }
             Ok(())
         })?;
+        let in_pages = |leaf: u64| leaf * LEAF_PAGES as u64;
+        later.extend(left_out.iter().map(|out| (in_pages(out.start), in_pages(out.end))));
     }
     last.map_or(Ok(()), |extent| list.add_extent(&extent)).map_err(not_written)?;
     let (pages, extents) = (list.pages, list.extents);
-    if pages != expected {
-        let problem = format!("the manifest names {pages} pages and says that there are {expected}");
+    if *part == Part::All && pages != named {
+        let problem = format!("the manifest names {pages} pages and says that there are {named}");
         return Err(StoreError::Damaged(problem));
     }
+    let later_pages = if later.is_empty() { 0 } else { named.saturating_sub(pages) };
     let memfd = list.seal().map_err(not_written)?;
-    Ok(Listing { record: manifest.record, memfd, extents, pages })
+    Ok(Listing { memfd, extents, pages, later, later_pages })
 }
 
 /// Whether `next` comes right behind `last`, in its space and in its pack, or block.
@@ -124,20 +220,22 @@ fn continues(last: &Extent, next: &Extent) -> bool {
 /// The memfd in the making: names and extents go there as they are found. There may be millions of either.
 struct List {
     file: File,
-    names: Part,
-    table: Part,
+    names: Filled,
+    /// Held until the names are there, where nobody knows how many that will be.
+    table: Filled,
+    holds_table: bool,
     pages: u64,
     extents: u64,
 }
 
 /// A part of the memfd that is being filled.
-struct Part {
+struct Filled {
     /// Where the next bytes go.
     at: u64,
     bytes: Vec<u8>,
 }
 
-impl Part {
+impl Filled {
     /// Bytes that are written at once: those of a few leaves.
     const BUFFER: usize = 128 << 10;
 
@@ -159,11 +257,12 @@ impl Part {
 }
 
 impl List {
-    /// For as many pages.
-    fn new(pages: u64) -> io::Result<Self> {
+    /// For as many pages, where that is known.
+    fn new(pages: Option<u64>) -> io::Result<Self> {
         let memfd = memfd_create("stasis-process", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
-        let table = Part::new(pages.saturating_mul(32));
-        Ok(Self { file: memfd.into(), names: Part::new(0), table, pages: 0, extents: 0 })
+        let table = Filled::new(pages.unwrap_or(0).saturating_mul(32));
+        let holds_table = pages.is_none();
+        Ok(Self { file: memfd.into(), names: Filled::new(0), table, holds_table, pages: 0, extents: 0 })
     }
 
     fn add_names(&mut self, names: &[Hash]) -> io::Result<()> {
@@ -173,11 +272,18 @@ impl List {
 
     fn add_extent(&mut self, extent: &Extent) -> io::Result<()> {
         self.extents += 1;
+        if self.holds_table {
+            self.table.bytes.extend_from_slice(&encode(extent));
+            return Ok(());
+        }
         self.table.add(&self.file, &encode(extent))
     }
 
     fn seal(mut self) -> io::Result<OwnedFd> {
         self.names.write(&self.file)?;
+        if self.holds_table {
+            self.table.at = self.names.at;
+        }
         self.table.write(&self.file)?;
         let seals =
             SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;

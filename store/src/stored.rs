@@ -6,7 +6,7 @@ use std::{
     fs::File,
     io,
     num::NonZero,
-    ops::Deref,
+    ops::{Deref, Range},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::FileExt,
@@ -31,6 +31,16 @@ pub struct StoredProcess {
     pub key: [u8; 32],
     /// The store's directory; pack N is `packs/{N:08x}.pack` in it.
     pub directory: PathBuf,
+    pub list: ListedPages,
+    /// What of its memory is not listed, in pages and in address order.
+    pub later: Vec<Range<u64>>,
+    /// How many pages that are.
+    pub later_pages: u64,
+}
+
+/// A list of pages.
+#[derive(Debug)]
+pub struct ListedPages {
     /// Sealed; first the names of the pages, then the extents.
     pub memfd: OwnedFd,
     pub extents: u64,
@@ -38,6 +48,16 @@ pub struct StoredProcess {
 }
 
 impl StoredProcess {
+    /// See [`ListedPages::pages`].
+    ///
+    /// # Errors
+    /// The memfd is not as long as the reply says, or may still change.
+    pub fn pages(&self) -> io::Result<(Vec<Extent>, PageNames)> {
+        self.list.pages()
+    }
+}
+
+impl ListedPages {
     /// The extents, sorted by space and first page, and the names of their pages, in the same order.
     ///
     /// # Errors

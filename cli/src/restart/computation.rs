@@ -6,10 +6,10 @@ use stasis_protocol::{
     image::{Machine, ProcessImage},
     store::CheckpointRecord,
 };
-use stasis_store::pager::order::Order;
+use stasis_store::{client::StoredProcess, pager::order::Order};
 
 use super::{
-    credentials, descriptors, layout, machine, refusal, settings, terminal,
+    credentials, descriptors, layout, lazy, machine, refusal, settings, terminal,
     tree::{Member, Tree},
     vdso::Vdso,
 };
@@ -37,30 +37,30 @@ pub struct Computation {
 }
 
 impl Computation {
-    /// Reads the checkpoint that a reference names.
+    /// Reads the checkpoint that a reference names. `outline`: not where pages lie that a pager can look for later.
     ///
     /// # Errors
     /// [`Failure::Store`]; a refusal of an image that another Stasis wrote.
-    pub fn read(context: &Context, reference: &str) -> anyhow::Result<Self> {
+    pub fn read(context: &Context, reference: &str, outline: bool) -> anyhow::Result<Self> {
         let directory = context.store()?;
         let mut store = Store::open(&directory)?;
         let failed = |message: String| Failure::Store { directory: directory.clone(), message };
         let record = store.resolve(reference)?;
         let mut processes = Vec::with_capacity(record.draft.processes.len());
         // All of these before the first process: what is asked after that ends the lease of its packs.
-        let mut working_sets = Vec::new();
+        let mut before = Vec::new();
         for entry in &record.draft.processes {
-            working_sets.push(store.working_set(&record.id, entry.pid)?);
-        }
-        for (entry, working_set) in record.draft.processes.iter().zip(working_sets) {
-            let process = store.read_process(&entry.manifest)?;
             let whose = format!("pid {} in checkpoint {}", entry.pid, record.id);
-            let image = image::decode(&process.record)
+            let image = image::decode(&store.read_record(&entry.manifest)?)
                 .map_err(|error| error.failure(&whose, |error| failed(error.to_string())))?;
-            let (extents, hashes) = process.pages().map_err(|error| failed(error.to_string()))?;
-            let pages = layout::Pages { extents, hashes, directory: process.directory };
-            pages.check_packs().map_err(failed)?;
-            processes.push(Saved { image, pages, key: process.key, manifest: entry.manifest, working_set });
+            before.push((image, store.working_set(&record.id, entry.pid)?));
+        }
+        for (entry, (image, working_set)) in record.draft.processes.iter().zip(before) {
+            let may_wait = if outline { lazy::may_wait(&image) } else { Vec::new() };
+            let process = store.read_process(&entry.manifest, &may_wait)?;
+            let key = process.key;
+            let pages = listed(process).map_err(failed)?;
+            processes.push(Saved { image, pages, key, manifest: entry.manifest, working_set });
         }
         if processes.is_empty() {
             bail!(failed(format!("checkpoint {} holds no process: run `stasis verify`", record.id)));
@@ -70,6 +70,21 @@ impl Computation {
             Failure::Refused(vec![refusal("the vDSO of this kernel", reason, "mount /proc")])
         })?;
         Ok(Self { record, processes, store, vdso })
+    }
+
+    /// Reads where all pages lie of the processes that go on without a pager.
+    ///
+    /// # Errors
+    /// [`Failure::Store`].
+    pub fn complete(&mut self, memory: &lazy::Choice) -> anyhow::Result<()> {
+        for (process, saved) in self.processes.iter_mut().enumerate() {
+            if !saved.pages.later.0.is_empty() && memory.regions(process).is_empty() {
+                let whole = self.store.read_process(&saved.manifest, &[])?;
+                let directory = whole.directory.clone();
+                saved.pages = listed(whole).map_err(|message| Failure::Store { directory, message })?;
+            }
+        }
+        Ok(())
     }
 
     pub fn images(&self) -> Vec<&ProcessImage> {
@@ -111,4 +126,13 @@ impl Computation {
         }
         Err(Failure::Refused(refusals).into())
     }
+}
+
+/// The pages of a process, whose packs can be read.
+fn listed(process: StoredProcess) -> Result<layout::Pages, String> {
+    let (extents, hashes) = process.pages().map_err(|error| error.to_string())?;
+    let later = (process.later, process.later_pages);
+    let pages = layout::Pages { extents, hashes, later, directory: process.directory };
+    pages.check_packs()?;
+    Ok(pages)
 }

@@ -391,6 +391,9 @@ pub fn advise(mapping: &stasis_protocol::image::Mapping, plan: &mut Plan) {
 pub struct Pages {
     pub extents: Vec<Extent>,
     pub hashes: PageNames,
+    /// What of the memory is not among them, in pages and in address order, since a pager lists it; and how many pages that
+    /// are.
+    pub later: (Vec<Range<u64>>, u64),
     /// The store's directory.
     pub directory: PathBuf,
 }

@@ -28,11 +28,11 @@ use stasis_protocol::{
 };
 use stasis_store::{
     client::Client,
-    pager::{self, Learnt, Source, Table, Task, order},
+    pager::{self, Learnt, List, Source, Table, Task, order},
 };
 use stasis_sys::userfaultfd;
 
-use crate::{address::Address, tracer};
+use crate::{address::Address, store::connect_or_start, tracer};
 
 use super::{
     computation::{Computation, Saved},
@@ -46,8 +46,12 @@ use super::{
 const PAGE: u64 = PAGE_SIZE as u64;
 
 /// A mapping with fewer pages than this in the checkpoint is filled at once: stacks, and what libraries have of their own.
-/// For tests, STASIS_LAZY_FROM says it otherwise.
+/// For tests, STASIS_LAZY_FROM says it otherwise ([`few`]), and nothing is listed beforehand then.
 const FEW: u64 = 64;
+
+fn few() -> Option<u64> {
+    std::env::var("STASIS_LAZY_FROM").ok().and_then(|pages| pages.parse().ok())
+}
 
 /// Less memory than this is filled at once, in pages: that takes less time than a pager to get ready, and gives huge pages.
 const SMALL: u64 = (32 << 20) / PAGE;
@@ -116,14 +120,34 @@ pub fn choose(wish: Wish, processes: &[Saved], address: &Address) -> Choice {
     }
 }
 
-/// Private anonymous memory of which much is in the checkpoint, and how many pages that are.
+/// Memory that may be left to a pager, in pages and in address order.
+pub fn may_wait(image: &ProcessImage) -> Vec<Range<u64>> {
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    for mapping in image.mappings.iter().filter(|mapping| is_fit(mapping)) {
+        let (start, end) = (mapping.start / PAGE, mapping.end / PAGE);
+        match ranges.last_mut() {
+            Some(last) if last.end == start => last.end = end,
+            _ => ranges.push(start..end),
+        }
+    }
+    ranges
+}
+
+/// How many bytes of a range are in ranges of pages, which are in address order.
+fn common(range: &Range<u64>, pages: &[Range<u64>]) -> u64 {
+    let from = pages.partition_point(|pages| pages.end * PAGE <= range.start);
+    let met = pages[from..].iter().take_while(|pages| pages.start * PAGE < range.end);
+    met.map(|pages| range.end.min(pages.end * PAGE) - range.start.max(pages.start * PAGE)).sum()
+}
+
+/// Private anonymous memory of which much is in the checkpoint, and how many pages that are, at most.
 pub fn regions(image: &ProcessImage, pages: &Pages) -> (Vec<Range<u64>>, u64) {
     let mut extents = pages
         .of(MEMORY)
         .filter(|(extent, _)| extent.kind != kind::ZERO)
         .map(|(extent, _)| extent.first_page * PAGE..(extent.first_page + extent.pages) * PAGE)
         .peekable();
-    let few = std::env::var("STASIS_LAZY_FROM").ok().and_then(|pages| pages.parse().ok()).unwrap_or(FEW);
+    let few = few().unwrap_or(FEW);
     let (mut regions, mut all) = (Vec::new(), 0);
     for mapping in &image.mappings {
         let mut stored = 0;
@@ -138,7 +162,9 @@ pub fn regions(image: &ProcessImage, pages: &Pages) -> (Vec<Range<u64>>, u64) {
             }
             extents.next();
         }
-        if stored >= few && is_fit(mapping) {
+        let later = common(&(mapping.start..mapping.end), &pages.later.0) / PAGE;
+        stored += later;
+        if (stored >= few || later > 0) && is_fit(mapping) {
             regions.push(mapping.start..mapping.end);
             all += stored;
         }
@@ -208,9 +234,15 @@ fn start(computation: &Computation, process: usize, regions: &[Range<u64>]) -> a
     let pages = &saved.pages;
     let regions: Vec<Range<u64>> =
         regions.iter().map(|region| region.start / PAGE..region.end / PAGE).collect();
+    let (later, count) = match few() {
+        Some(_) => (&regions, regions.iter().map(|region| region.end - region.start).sum()),
+        None => (&pages.later.0, pages.later.1),
+    };
+    let listed = if few().is_some() { &[][..] } else { &regions[..] };
     let source =
-        Source::open(&pages.directory, &saved.key, &pages.extents, pages.hashes.try_clone()?, &regions)
-            .context("the store's packs")?;
+        Source::open(&pages.directory, &saved.key, &pages.extents, pages.hashes.try_clone()?, listed)
+            .context("the store's packs")?
+            .listing(later, count, lister(pages.directory.clone(), saved.manifest));
     let table = Table::make().context("a table for the pager")?;
     let (theirs, ours) = UnixStream::pair()?;
     let ends = Ends { socket: theirs.into(), table: table.as_fd().try_clone_to_owned()? };
@@ -238,6 +270,28 @@ fn start(computation: &Computation, process: usize, regions: &[Range<u64>]) -> a
             be_pager(task, kept, lease, learns)
         }
     }
+}
+
+/// Asks the store where pages lie, by a connection of the pager's own. Packs stay where they are by that of `stasis restart`, which
+/// the pager has, too.
+fn lister(store: PathBuf, manifest: [u8; 32]) -> List {
+    let mut client: Option<Client> = None;
+    Box::new(move |pages| {
+        let ask = |client: &mut Client| client.read_pages(&manifest, pages.clone());
+        let known = client.as_mut().map(ask);
+        let list = match known {
+            Some(Ok(list)) => list,
+            // The server has ended: the next one knows as much.
+            _ => {
+                let mut new = connect_or_start(&store).map_err(io::Error::other)?;
+                let list = ask(&mut new).map_err(io::Error::other)?;
+                client = Some(new);
+                list
+            }
+        };
+        let (extents, names) = list.pages()?;
+        Ok((extents, names.to_vec()))
+    })
 }
 
 /// For whom a pager learns what is touched first.

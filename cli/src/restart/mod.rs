@@ -68,7 +68,7 @@ pub struct Prepared {
 /// `stasis restart`; ends as the program does, or returns why it could not be restarted.
 pub fn run(context: &Context, args: &RestartArgs) -> anyhow::Result<ExitCode> {
     let address = context.address()?;
-    let prepared = Prepared::new(context, args)?;
+    let mut prepared = Prepared::new(context, args)?;
     if let Some(count) = args.clones {
         return clones::run(context, args, prepared, count);
     }
@@ -77,6 +77,7 @@ pub fn run(context: &Context, args: &RestartArgs) -> anyhow::Result<ExitCode> {
     if let Some(why_not) = memory.why_not.as_deref().filter(|_| !context.quiet) {
         let _ = lazy::explain(why_not);
     }
+    prepared.computation.complete(&memory)?;
     client.count(&prepared.resume(prepared.computation.record.draft.computation.clone()))?;
     // Another one than the checkpoint's, where that runs elsewhere.
     let id = if args.detach { client.status()?.computation } else { String::new() };
@@ -108,7 +109,9 @@ impl Prepared {
         let passed = descriptors::Passed::look(args.detach);
         descriptors::raise_limit();
         let policy = descriptors::Policy { missing: args.on_missing_file, changed: args.on_changed_file };
-        let computation = Computation::read(context, &args.reference)?;
+        // Clones share their memory, which is all loaded.
+        let outline = args.clones.is_none() && !args.eager && !disabled("lazy");
+        let computation = Computation::read(context, &args.reference, outline)?;
         let tree = computation.check(&policy, args.detach)?;
         let restorer = locate::find(locate::RESTORER)?;
         let wish = match (args.lazy, args.eager) {

@@ -55,4 +55,6 @@ pub mod request {
     pub const SETTLE: u8 = 1;
     /// Answered when all pages are in.
     pub const FINISH: u8 = 2;
+    /// Answered when the table tells of all pages that are to come.
+    pub const LIST: u8 = 3;
 }

@@ -94,6 +94,16 @@ pub enum Request {
     /// until the connection ends, or asks for something that is not another process.
     ReadProcess {
         manifest: Hash,
+        /// Memory, in pages and in address order, each range to the page behind the last: where there is much in it, that is
+        /// only told of, and [`Request::ReadPages`] lists it.
+        may_wait: Vec<(u64, u64)>,
+    },
+    /// The pages of a dumped process' memory from one on, up to another: [`Reply::Pages`]. The packs stay where they are
+    /// as with `ReadProcess`.
+    ReadPages {
+        manifest: Hash,
+        first_page: u64,
+        end_page: u64,
     },
     /// Reads every page of a checkpoint (`None`: of all) against its hash: [`Reply::Verified`].
     Verify {
@@ -184,6 +194,15 @@ pub enum Reply {
         key: [u8; 32],
         /// The store's directory; pack N is `packs/{N:08x}.pack` in it.
         directory: String,
+        extents: u64,
+        pages: u64,
+        /// What of its memory is not listed: each from a page to the one behind the last, in address order.
+        later: Vec<(u64, u64)>,
+        /// How many pages that are.
+        later_pages: u64,
+    },
+    /// Answers `ReadPages`; a memfd as with `Process` travels beside it.
+    Pages {
         extents: u64,
         pages: u64,
     },

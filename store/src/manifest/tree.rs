@@ -190,7 +190,20 @@ impl<'a> Reader<'a> {
         want: &mut dyn FnMut(&Hash) -> bool,
         show: &mut ShowLeaf<'_>,
     ) -> Result<(), StoreError> {
-        self.walk(root, LEVELS, 0, want, show)
+        self.walk(root, LEVELS, 0, &|_| true, want, show)
+    }
+
+    /// The same of the leaves with numbers for which `within` holds; it is asked of ranges that have any such.
+    ///
+    /// # Errors
+    /// What `show` gives.
+    pub fn each_leaf_within(
+        &mut self,
+        root: Hash,
+        within: &dyn Fn(Range<u64>) -> bool,
+        show: &mut ShowLeaf<'_>,
+    ) -> Result<(), StoreError> {
+        self.walk(root, LEVELS, 0, within, &mut |_| true, show)
     }
 
     fn walk(
@@ -198,6 +211,7 @@ impl<'a> Reader<'a> {
         name: Hash,
         level: u32,
         first: u64,
+        within: &dyn Fn(Range<u64>) -> bool,
         want: &mut dyn FnMut(&Hash) -> bool,
         show: &mut ShowLeaf<'_>,
     ) -> Result<(), StoreError> {
@@ -208,11 +222,16 @@ impl<'a> Reader<'a> {
         let width = 1u64 << ((level - 1) * LEVEL_BITS);
         if level > 1 {
             for (index, child) in children {
-                self.walk(child, level - 1, first + u64::from(index) * width, want, show)?;
+                let first = first + u64::from(index) * width;
+                if within(first..first + width) {
+                    self.walk(child, level - 1, first, within, want, show)?;
+                }
             }
             return Ok(());
         }
-        let wanted: Vec<(u16, Hash)> = children.into_iter().filter(|(_, child)| want(child)).collect();
+        let is_within = |index: u16| within(first + u64::from(index)..first + u64::from(index) + 1);
+        let wanted = children.into_iter().filter(|(index, child)| is_within(*index) && want(child));
+        let wanted: Vec<(u16, Hash)> = wanted.collect();
         for part in wanted.chunks(LEAVES_AT_ONCE) {
             let names: Vec<Hash> = part.iter().map(|(_, child)| *child).collect();
             let nodes = self.with_bases(&names)?;

@@ -3,7 +3,7 @@
 //!
 //! It is a process of its own, not threads of the restarted one: the program does not see it, and cannot get at the packs
 //! by way of it; what must be there before a page can be brought is not in the memory that is being brought. It reads the
-//! packs itself, under a lease of the store's server, and needs nothing of that server from then on.
+//! packs itself, under a lease of the store's server, and needs that server until it knows where all pages lie.
 //!
 //! It lives as long as the process whose memory it looks after: registered memory is told of when it is discarded and
 //! asks for zeros when it is used again (see ARCHITECTURE.md for why it stays registered).
@@ -48,7 +48,7 @@ use stasis_protocol::pager::{Handover, request};
 use stasis_sys::userfaultfd::WP_ASYNC;
 
 use order::{Order, Recorder};
-pub use source::{Damage, Source};
+pub use source::{Damage, List, Source};
 use space::Space;
 pub use space::{GRANULE, Stop};
 pub use table::{Pages, Table};
@@ -90,7 +90,6 @@ struct Pager {
     prefetch: prefetch::Plan,
     ended: AtomicBool,
     total: u64,
-    source: String,
 }
 
 /// Looks after a process until it is gone. `complete` is called once, when all pages are in or the process has ended.
@@ -99,7 +98,6 @@ struct Pager {
 /// What could not be set up. The process does not run then: its restorer waits for nobody, but the socket's end ends it.
 pub fn run(task: Task, complete: impl FnOnce(Learnt)) -> io::Result<()> {
     let Task { source, regions, order, prefetch, mut socket, table, whose } = task;
-    let packs = source.describe();
     // While the process is being made.
     let plan = known::Known::new(&order);
     let Some((features, uffd)) = receive(&socket)? else { return Ok(()) };
@@ -121,10 +119,10 @@ pub fn run(task: Task, complete: impl FnOnce(Learnt)) -> io::Result<()> {
         children: AtomicU64::new(0),
         ended: AtomicBool::new(false),
         total,
-        source: packs,
     });
     serve::start(&pager)?;
     prefetch::start(&pager)?;
+    list_all(&pager)?;
     await_hurry(&pager)?;
     let mut complete = Some(complete);
     let mut waiting = false;
@@ -163,6 +161,10 @@ pub fn run(task: Task, complete: impl FnOnce(Learnt)) -> io::Result<()> {
             match socket.read(&mut asked) {
                 Ok(1) if asked[0] == request::SETTLE => {
                     pager.settle();
+                    socket.write_all(&asked)?;
+                }
+                Ok(1) if asked[0] == request::LIST => {
+                    pager.list(|| ());
                     socket.write_all(&asked)?;
                 }
                 Ok(1) if asked[0] == request::FINISH => {
@@ -209,7 +211,37 @@ fn await_hurry(pager: &Arc<Pager>) -> io::Result<()> {
     Ok(())
 }
 
+/// Lists all pages, from the first on.
+fn list_all(pager: &Arc<Pager>) -> io::Result<()> {
+    if pager.space.is_listed() {
+        return Ok(());
+    }
+    let pager = Arc::clone(pager);
+    std::thread::Builder::new().name("stasis-list".into()).spawn(move || {
+        let mut faults = 0;
+        pager.list(|| prefetch::give_way(&pager, &mut faults));
+    })?;
+    Ok(())
+}
+
 impl Pager {
+    /// Sees to it that the table tells of all pages. `before`: what is done before each part.
+    fn list(&self, mut before: impl FnMut()) {
+        for part in self.space.parts() {
+            before();
+            if self.ended.load(Ordering::Acquire) {
+                return;
+            }
+            if let Err(damage) = self.space.list(part) {
+                self.stop(&self.space, &damage.into());
+                return;
+            }
+            self.prefetch.look_again();
+        }
+        // Perhaps none is left.
+        self.announce();
+    }
+
     fn learnt(&self) -> Learnt {
         Learnt { order: self.recorder().merged(&self.known) }
     }
@@ -222,8 +254,13 @@ impl Pager {
     fn settle(self: &Arc<Self>) {
         let mut faults = Vec::new();
         loop {
-            while let Ok(Some(told)) = self.space.next_event() {
-                serve::note(self, told, &mut faults);
+            match self.space.next_event() {
+                Ok(Some(told)) => {
+                    serve::note(self, told, &mut faults);
+                    continue;
+                }
+                Ok(None) => {}
+                Err(stop) => self.stop(&self.space, &stop),
             }
             if self.space.settle_moves() {
                 break;

@@ -102,7 +102,12 @@ impl Plan {
                 return Some(batch.to_vec());
             }
             if self.all.load(Ordering::Acquire) {
-                return state.rest(space).map(|pages| vec![pages]);
+                // What is listed comes into the table before.
+                let is_listed = space.is_listed();
+                let rest = state.rest(space);
+                if rest.is_some() || is_listed {
+                    return rest.map(|pages| vec![pages]);
+                }
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -152,7 +157,7 @@ pub fn start(pager: &Arc<Pager>) -> io::Result<()> {
 /// Waits while the program waits for pages again and again: what it touches is what it needs, and bringing the rest would
 /// take processor and memory from that, and hide what it touches from the record. `seen`: how many faults there had been
 /// when this thread last looked.
-fn give_way(pager: &Pager, seen: &mut u64) {
+pub fn give_way(pager: &Pager, seen: &mut u64) {
     let mut pauses = 0;
     loop {
         let before = std::mem::replace(seen, pager.statistics.faults());

@@ -72,7 +72,7 @@ pub(super) fn answer(pager: &Pager, listener: &UnixListener) {
         fault_median_ns: statistics.quantile(500),
         fault_p99_ns: statistics.quantile(990),
         complete_us: statistics.complete_us(),
-        source: pager.source.clone(),
+        source: pager.space.describe_source(),
         pager_pid: std::process::id(),
     };
     if let Ok(bytes) = postcard::to_allocvec(&progress) {

@@ -84,11 +84,15 @@ fn wait(space: &Space) {
 }
 
 fn next(pager: &Arc<Pager>, space: &Space) -> Result<Option<Told>, Stop> {
-    space.next_event().map_err(|error| {
-        // A child whose memory nobody looks after would find zeros.
-        super::report::tell(&pager.pidfd, &format!("{}: a child of it: {error}", pager.whose));
-        Stop::Refused { page: 0, error: stasis_sys::Errno(error.raw_os_error().unwrap_or(libc::ENOMEM)) }
-    })
+    match space.next_event()? {
+        Some(Told::Orphan(error)) => {
+            // A child whose memory nobody looks after would find zeros.
+            super::report::tell(&pager.pidfd, &format!("{}: a child of it: {error}", pager.whose));
+            let error = stasis_sys::Errno(error.raw_os_error().unwrap_or(libc::ENOMEM));
+            Err(Stop::Refused { page: 0, error })
+        }
+        told => Ok(told),
+    }
 }
 
 /// Does what is to be done about an event; a fault is noted.
@@ -96,7 +100,7 @@ pub fn note(pager: &Arc<Pager>, told: Told, faults: &mut Vec<u64>) {
     match told {
         Told::Fault(page) => faults.push(page),
         Told::Child(child) => look_after(pager, child),
-        Told::Noted => {
+        Told::Orphan(_) | Told::Noted => {
             pager.prefetch.look_again();
             if pager.space.left() == 0 {
                 pager.announce();
@@ -133,6 +137,7 @@ fn fault(
         }
         Ok(())
     };
+    space.list(&(page..page + 1))?;
     if !space.is_absent(page) {
         pager.statistics.zero();
         return space.zero(page, relieve);

@@ -18,7 +18,7 @@ use std::{
     },
 };
 
-use stasis_protocol::pager::Map;
+use stasis_protocol::pager::{Map, PAGES};
 use stasis_sys::{
     Errno,
     userfaultfd::{self, Event},
@@ -142,7 +142,35 @@ impl Space {
 
     /// How many pages are still to come.
     pub fn left(&self) -> u64 {
-        self.left.load(Ordering::Acquire)
+        // First: what is listed meanwhile is in the other number before.
+        let unlisted = self.source.unlisted_pages();
+        self.left.load(Ordering::Acquire) + unlisted
+    }
+
+    /// Sees to it that the table tells of the pages of a range.
+    ///
+    /// # Errors
+    /// The store does not tell of them.
+    pub fn list(&self, pages: &Pages) -> Result<(), Damage> {
+        self.source.list(pages, |run| {
+            self.left.fetch_add(run.end - run.start, Ordering::AcqRel);
+            self.table.set(Map::Stored, run.clone());
+            self.table.set(Map::Absent, run);
+        })
+    }
+
+    /// Whether the table tells of all pages.
+    pub fn is_listed(&self) -> bool {
+        self.source.is_listed()
+    }
+
+    /// The ranges by which pages are listed.
+    pub fn parts(&self) -> impl Iterator<Item = &Pages> {
+        self.source.parts()
+    }
+
+    pub fn describe_source(&self) -> String {
+        self.source.describe()
     }
 
     pub fn is_absent(&self, page: u64) -> bool {
@@ -175,11 +203,12 @@ impl Space {
 
 /// Events.
 impl Space {
-    /// Reads what the kernel tells next and notes it: the page that somebody waits for, or a child's memory.
+    /// Reads what the kernel tells next and notes it: the page that somebody waits for, or a child's memory. What is told of
+    /// is listed before: what comes into the table later would be what was there at the restart.
     ///
     /// # Errors
-    /// The child's memory cannot be looked after.
-    pub fn next_event(&self) -> std::io::Result<Option<Told>> {
+    /// The store does not tell of the pages.
+    pub fn next_event(&self) -> Result<Option<Told>, Stop> {
         let mut layout = self.write();
         if self.quiet.swap(false, Ordering::Relaxed) {
             layout.disordered.clear();
@@ -192,18 +221,27 @@ impl Space {
                 use std::os::fd::FromRawFd;
                 // SAFETY: the kernel has just made it for the reader.
                 let uffd = unsafe { OwnedFd::from_raw_fd(uffd) };
+                self.list(&(0..PAGES))?;
                 if self.left() == 0 {
                     return Ok(Some(Told::Noted));
                 }
-                return self.child(&layout, uffd).map(|child| Some(Told::Child(child)));
+                let child = self.child(&layout, uffd);
+                return Ok(Some(child.map_or_else(Told::Orphan, Told::Child)));
             }
             Event::Remove { start, end } => {
                 let pages = pages(start, end);
+                self.list(&pages)?;
                 self.gone(self.table.clear(Map::Absent, pages.clone()));
                 self.table.set(Map::Removed, pages);
             }
-            Event::Unmap { start, end } => self.unmapped(&layout, pages(start, end)),
+            Event::Unmap { start, end } => {
+                let pages = pages(start, end);
+                self.list(&pages)?;
+                self.unmapped(&layout, pages);
+            }
             Event::Remap { from, to, len } => {
+                self.list(&pages(from, from + len))?;
+                self.list(&pages(to, to + len))?;
                 self.remapped(&mut layout, pages(from, from + len), to / PAGE);
             }
         }
@@ -297,6 +335,8 @@ pub enum Told {
     /// Somebody waits for this page.
     Fault(u64),
     Child(Space),
+    /// A child whose memory cannot be looked after.
+    Orphan(std::io::Error),
     Noted,
 }
 
@@ -403,6 +443,7 @@ impl Space {
         let (mut together, mut pages): (Vec<Pages>, u64) = (Vec::new(), 0);
         let most = (buffer.len() / PAGE_SIZE) as u64;
         for range in ranges {
+            self.list(range)?;
             let mut at = range.start;
             while let Some(run) = self.table.run(Map::Absent, at..range.end) {
                 at = run.end;

@@ -38,7 +38,8 @@ use crate::{
     lease::Lease,
     manifest::Manifest,
     peers::Peer,
-    process, reference,
+    process::{Listing, Part, Reading},
+    reference,
     release::Releases,
     staging::Staging,
     transport::{self, TransportError},
@@ -70,6 +71,8 @@ struct Connection<'a> {
     peer: Option<Peer>,
     /// Once it was told where pages lie, until it asks for something else.
     lease: Option<Lease>,
+    /// Whose pages were asked for last.
+    reading: Option<Reading>,
 }
 
 /// Serves a connection until it ends.
@@ -97,6 +100,7 @@ impl<'a> Connection<'a> {
             lent: Vec::new(),
             peer: restriction.is_none().then(|| shared.store.peers().enter()),
             lease: None,
+            reading: None,
         }
     }
 
@@ -198,19 +202,30 @@ impl<'a> Connection<'a> {
                 }
             }
             Request::AbortDump => self.abort_dump(),
-            Request::ReadProcess { manifest } => {
-                let store = &self.shared.store;
-                self.lease.get_or_insert_with(|| store.leases().take());
-                match process::list(store, &manifest) {
+            Request::ReadProcess { manifest, may_wait } => {
+                let part = if may_wait.is_empty() { Part::All } else { Part::Outline(may_wait) };
+                match self.list(&manifest, &part) {
                     Err(error) => self.reply(&Reply::Refused(error.to_string()))?,
-                    Ok(listing) => {
+                    Ok((record, listing)) => {
+                        let directory = self.shared.store.directory();
                         let reply = Reply::Process {
-                            record: listing.record,
-                            key: *store.directory().key(),
-                            directory: store.directory().path().to_string_lossy().into_owned(),
+                            record,
+                            key: *directory.key(),
+                            directory: directory.path().to_string_lossy().into_owned(),
                             extents: listing.extents,
                             pages: listing.pages,
+                            later: listing.later,
+                            later_pages: listing.later_pages,
                         };
+                        self.reply_with(&reply, &listing.memfd)?;
+                    }
+                }
+            }
+            Request::ReadPages { manifest, first_page, end_page } => {
+                match self.list(&manifest, &Part::Memory(first_page..end_page)) {
+                    Err(error) => self.reply(&Reply::Refused(error.to_string()))?,
+                    Ok((_, listing)) => {
+                        let reply = Reply::Pages { extents: listing.extents, pages: listing.pages };
                         self.reply_with(&reply, &listing.memfd)?;
                     }
                 }
@@ -235,11 +250,25 @@ impl<'a> Connection<'a> {
         Ok(())
     }
 
+    /// The record of a process, and a part of its pages.
+    fn list(&mut self, manifest: &[u8; 32], part: &Part) -> Result<(Vec<u8>, Listing), StoreError> {
+        let store = &self.shared.store;
+        self.lease.get_or_insert_with(|| store.leases().take());
+        let mut reading = match self.reading.take().filter(|reading| reading.is_of(manifest)) {
+            Some(reading) => reading,
+            None => Reading::begin(store, manifest)?,
+        };
+        let listing = reading.list(store, part)?;
+        let record = if matches!(part, Part::Memory(_)) { Vec::new() } else { reading.record().to_vec() };
+        self.reading = Some(reading);
+        Ok((record, listing))
+    }
+
     /// The requests that are answered with one message.
     fn answer(&mut self, request: Request) -> Result<Reply, StoreError> {
         // What was asked before is answered before.
         self.releases.wait();
-        self.lease = None;
+        (self.lease, self.reading) = (None, None);
         let store = &self.shared.store;
         store.directory().check_in_place()?;
         Ok(match request {
@@ -296,7 +325,8 @@ impl<'a> Connection<'a> {
             | Request::Restrict { .. }
             | Request::Export { .. }
             | Request::Import
-            | Request::ReadProcess { .. } => {
+            | Request::ReadProcess { .. }
+            | Request::ReadPages { .. } => {
                 return Err(StoreError::Refused("the request is not answered this way".into()));
             }
         })

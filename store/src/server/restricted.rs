@@ -79,6 +79,7 @@ impl Restriction {
             Request::List => "List".into(),
             Request::Resolve { .. } => "Resolve".into(),
             Request::ReadProcess { .. } => "ReadProcess".into(),
+            Request::ReadPages { .. } => "ReadPages".into(),
             Request::Verify { .. } => "Verify".into(),
             Request::Usage => "Usage".into(),
             Request::Shutdown => "Shutdown".into(),

@@ -19,7 +19,7 @@ use crate::fixture::{
 };
 
 fn extents(client: &mut Client, record: &CheckpointRecord) -> Vec<Extent> {
-    client.read_process(manifest(record)).unwrap().pages().unwrap().0
+    client.read_process(manifest(record), &[]).unwrap().pages().unwrap().0
 }
 
 /// 1000 pages that compress, common to all, 300 of its own, and 200 that do not.

@@ -20,7 +20,7 @@ fn a_flipped_bit_is_found_and_named_with_the_checkpoints_it_touches() {
     let third = checkpoint(&mut client, 3, &other).unwrap();
     assert!(client.verify(None).unwrap().damage.is_empty());
 
-    let process = client.read_process(&first.draft.processes[0].manifest).unwrap();
+    let process = client.read_process(&first.draft.processes[0].manifest, &[]).unwrap();
     let (extents, names) = process.pages().unwrap();
     let offset = extents[0].offset + 5 * 4096 + 17;
     let path = store.directory.join(format!("packs/{:08x}.pack", extents[0].pack));
@@ -48,7 +48,7 @@ fn a_missing_pack_is_named_and_the_rest_goes_on() {
     let server = store.serve();
     let mut client = server.client();
     let record = checkpoint(&mut client, 1, &memory(0, 10, 0)).unwrap();
-    let process = client.read_process(&record.draft.processes[0].manifest).unwrap();
+    let process = client.read_process(&record.draft.processes[0].manifest, &[]).unwrap();
     let pack = process.directory.join(format!("packs/{:08x}.pack", process.pages().unwrap().0[0].pack));
     server.crash();
     fs::remove_file(&pack).unwrap();

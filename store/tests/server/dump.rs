@@ -21,7 +21,7 @@ fn a_committed_process_reads_back_as_it_was() {
     assert_eq!(client.resolve("latest").unwrap(), record);
     let manifest = record.draft.processes[0].manifest;
     assert!(read_back(&mut client, &manifest) == pages);
-    assert_eq!(client.read_process(&manifest).unwrap().record, b"the record");
+    assert_eq!(client.read_process(&manifest, &[]).unwrap().record, b"the record");
     let verified = client.verify(None).unwrap();
     assert_eq!((verified.pages, verified.damage.len()), (739, 0));
 
@@ -69,7 +69,7 @@ fn zero_pages_are_named_and_cost_nothing() {
     let stats = record.draft.processes[0].stats;
     assert_eq!((stats.pages, stats.zero, stats.written, stats.bytes), (5000, 5000, 0, 0));
     assert!(read_back(&mut client, &record.draft.processes[0].manifest) == pages);
-    let process = client.read_process(&record.draft.processes[0].manifest).unwrap();
+    let process = client.read_process(&record.draft.processes[0].manifest, &[]).unwrap();
     assert_eq!(process.extents, 1, "one extent says it all");
 }
 
@@ -187,7 +187,7 @@ fn a_dump_larger_than_a_pack_goes_on_in_the_next() {
     assert_eq!((stats.pages, stats.written), (count, count));
     let verified = client.verify(None).unwrap();
     assert_eq!((verified.pages, verified.damage.len()), (count, 0));
-    let process = client.read_process(&record.draft.processes[0].manifest).unwrap();
+    let process = client.read_process(&record.draft.processes[0].manifest, &[]).unwrap();
     let packs: Vec<u64> = process.pages().unwrap().0.iter().map(|extent| extent.pack).collect();
     assert_eq!(packs.len(), 2, "one extent in each of two packs: {packs:?}");
     let usage = client.usage().unwrap();
@@ -215,7 +215,7 @@ fn what_is_not_committed_is_not_there() {
     client.discard(2).unwrap();
     let problem = client.commit(2, draft(&[discarded])).unwrap_err().to_string();
     assert!(problem.contains("nothing has been dumped"), "{problem}");
-    assert!(client.read_process(&discarded.0).is_err());
+    assert!(client.read_process(&discarded.0, &[]).is_err());
 
     // A process that dies in the middle of its dump.
     let mut dying = server.client();

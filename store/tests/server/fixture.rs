@@ -245,7 +245,7 @@ pub fn manifest(record: &CheckpointRecord) -> &[u8; 32] {
 
 /// Reads a process back from the packs, as a restart does, checking every page against its name.
 pub fn read_back(client: &mut Client, manifest: &Hash) -> Pages {
-    let process = client.read_process(manifest).unwrap();
+    let process = client.read_process(manifest, &[]).unwrap();
     let (extents, names) = process.pages().unwrap();
     let mut names = names.iter();
     let mut pages = Pages::new();

@@ -102,7 +102,7 @@ fn a_reader_keeps_what_it_was_told_of() {
 
     // A restart that has been told where its pages are, and has not opened the packs.
     let mut restart = server.client();
-    let process = restart.read_process(manifest(&second)).unwrap();
+    let process = restart.read_process(manifest(&second), &[]).unwrap();
     let (extents, names) = process.pages().unwrap();
     prune(&mut client, &[&first, &second, &third]);
     let kept = checkpoint(&mut client, 4, &memory(0x1000, 500, 0)).unwrap();
@@ -319,7 +319,7 @@ fn a_damaged_page_keeps_its_pack() {
     let mut client = server.client();
     let kept = checkpoint(&mut client, 1, &memory(0x1000, 100, 0)).unwrap();
     let gone = checkpoint(&mut client, 2, &pages(2)).unwrap();
-    let extent = client.read_process(manifest(&kept)).unwrap().pages().unwrap().0[0];
+    let extent = client.read_process(manifest(&kept), &[]).unwrap().pages().unwrap().0[0];
     let path = store.directory.join(format!("packs/{:08x}.pack", extent.pack));
     flip(&path, extent.offset + 7 * 4096);
     prune(&mut client, &[&gone]);

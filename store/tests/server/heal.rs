@@ -15,7 +15,7 @@ fn manifest(record: &CheckpointRecord) -> &[u8; 32] {
 
 /// Turns over bits of a page of a process, counted from its first; again, and it is as it was.
 fn flip(store: &Store, client: &mut stasis_store::client::Client, record: &CheckpointRecord, page: u64) {
-    let extent = client.read_process(manifest(record)).unwrap().pages().unwrap().0[0];
+    let extent = client.read_process(manifest(record), &[]).unwrap().pages().unwrap().0[0];
     let path = store.directory.join(format!("packs/{:08x}.pack", extent.pack));
     let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
     let mut byte = [0];
@@ -99,7 +99,7 @@ fn a_pack_that_comes_back_is_not_damaged_for_the_next_server() {
     let mut client = server.client();
     let pages = memory(0x1000, 100, 0);
     let record = checkpoint(&mut client, 1, &pages).unwrap();
-    let extent = client.read_process(manifest(&record)).unwrap().pages().unwrap().0[0];
+    let extent = client.read_process(manifest(&record), &[]).unwrap().pages().unwrap().0[0];
     let pack = store.directory.join(format!("packs/{:08x}.pack", extent.pack));
     let aside = store.directory.with_extension("aside");
     std::fs::rename(&pack, &aside).unwrap();

@@ -149,7 +149,7 @@ fn requests_out_of_order_are_refused_and_the_connection_goes_on() {
     assert!(matches!(client.released(), Err(ClientError::Refused(_))));
     client.abort_dump().unwrap();
     assert!(client.commit(5, draft(&[])).is_err());
-    assert!(client.read_process(&[1; 32]).is_err());
+    assert!(client.read_process(&[1; 32], &[]).is_err());
     assert!(
         !client.begin_dump(1, 1, Some([2; 32])).unwrap(),
         "there is no such base, and that is told at once"

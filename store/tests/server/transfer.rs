@@ -158,7 +158,7 @@ fn a_damaged_page_is_not_exported() {
     let server = store.serve();
     let mut client = server.client();
     let record = checkpoint(&mut client, 1, &memory(0, 600, 0)).unwrap();
-    let process = client.read_process(&record.draft.processes[0].manifest).unwrap();
+    let process = client.read_process(&record.draft.processes[0].manifest, &[]).unwrap();
     let extent = process.pages().unwrap().0[0];
     let path = store.directory.join(format!("packs/{:08x}.pack", extent.pack));
     let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
