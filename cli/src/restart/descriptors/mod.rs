@@ -253,7 +253,7 @@ pub fn install(common: &Common<'_>, process: usize, reserved: &[RawFd]) -> Resul
         let fds: Vec<RawFd> = numbers_of(image, index).collect();
         pidfds::late(&description.kind, description.flags as i32, &fds, &mut installed);
         files::late(image, description, &fds, &mut installed);
-        late(description, fd, &mut installed);
+        late(&common.images, description, fd, &mut installed);
     }
     for descriptor in
         image.descriptors.iter().filter(|descriptor| descriptor.close_on_exec && placed(descriptor.fd))
@@ -264,10 +264,24 @@ pub fn install(common: &Common<'_>, process: usize, reserved: &[RawFd]) -> Resul
     Ok(installed)
 }
 
+/// Whether who is signalled belongs to the computation: what had the id of another one then may be anybody now.
+fn is_inside(images: &[&ProcessImage], (kind, id): (i32, i32)) -> bool {
+    const F_OWNER_PGRP: i32 = 2;
+    let leads =
+        |image: &&ProcessImage| image.ids.pid == id || image.zombies.iter().any(|zombie| zombie.pid == id);
+    let is_led = images.iter().any(leads);
+    if kind == F_OWNER_PGRP {
+        // Where nobody of it leads the first one's group, that is whoever's started it.
+        let outer = images.first().is_some_and(|first| first.ids.pgid == id && !is_led);
+        return !outer && images.iter().any(|image| image.ids.pgid == id);
+    }
+    is_led || images.iter().any(|image| image.threads.iter().any(|thread| thread.tid == id))
+}
+
 /// What a description needs when the program's ids are known: whom to signal, and from when on.
-fn late(description: &Description, fd: RawFd, installed: &mut Installed) {
+fn late(images: &[&ProcessImage], description: &Description, fd: RawFd, installed: &mut Installed) {
     let number = fd as u64;
-    if let Some((kind, id)) = description.owner {
+    if let Some((kind, id)) = description.owner.filter(|&owner| is_inside(images, owner)) {
         const F_SETOWN_EX: u64 = 15;
         let owner = [kind.to_ne_bytes(), id.to_ne_bytes()].concat();
         let offset = installed.keep(&owner);
