@@ -98,33 +98,35 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
     objects.seal(&images).map_err(refused)?;
     let shared = &computation.record.draft.shared;
     let mut common = Common::new(images, shared, objects, request.passed, request.policy);
-    common.make().map_err(refused)?;
+    // Where the ids can be had: what is made tells of them.
+    if let Place::Here = place {
+        common.make().map_err(refused)?;
+    }
 
     let pagers = lazy::Pagers::start(request)?;
     let handed = HandedOver::new(&common.images, request.detach);
     let board = Board::new(request.tree.nodes.len()).context("no memory for the restart")?;
     let (report, theirs) = io::pipe().context("no pipe")?;
     let report_number = Cell::new(theirs.as_raw_fd());
-    let making = Making {
-        request,
-        common: &common,
-        pagers: &pagers,
-        report: &report_number,
-        // A user namespace shows only those that it maps.
-        groups: credentials::own().groups,
-    };
-    let assembly = Assembly {
-        tree: request.tree,
-        board: &board,
-        report: &report_number,
-        subreapers: common.images.iter().map(|image| image.settings.subreaper).collect(),
-        terminals: terminal::controlling(&common, &handed),
-        foreground: terminal::foreground(&common.images, request.tree, request.detach),
-        has_terminal: common.images.iter().map(|image| image.settings.terminal != 0).collect(),
-        become_program: &|process| match making.become_program(process) {
-            Ok(never) => match never {},
-            Err(error) => error,
-        },
+    // A user namespace shows only those that it maps.
+    let groups = credentials::own().groups;
+    let start = |common: &Common<'_>, channel| {
+        let making =
+            Making { request, common, pagers: &pagers, report: &report_number, groups: groups.clone() };
+        let assembly = Assembly {
+            tree: request.tree,
+            board: &board,
+            report: &report_number,
+            subreapers: common.images.iter().map(|image| image.settings.subreaper).collect(),
+            terminals: terminal::controlling(common, &handed),
+            foreground: terminal::foreground(&common.images, request.tree, request.detach),
+            has_terminal: common.images.iter().map(|image| image.settings.terminal != 0).collect(),
+            become_program: &|process| match making.become_program(process) {
+                Ok(never) => match never {},
+                Err(error) => error,
+            },
+        };
+        assembly.start(channel);
     };
     let system_v = system_v::Objects::of(&computation.processes);
     // Whoever keeps segments that nobody has attached yet does so until this is closed.
@@ -135,7 +137,7 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
             assembly::become_subreaper();
             system_v.make(&until).map_err(unmade)?;
             common.make_queues(false).map_err(unopened)?;
-            assembly.start(None);
+            start(&common, None);
             None
         }
         Place::Namespace { user } => {
@@ -146,13 +148,14 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
                 ipc: !system_v.is_empty() || descriptors::message_queues::are_in(&common.images),
                 session: Session::of(&request.tree.nodes[0]),
             };
-            let make = || {
+            let make = |common: &mut Common<'_>| {
+                common.make().map_err(refused)?;
                 common.objects.make_linkable(&common.images).context("a file without a name")?;
                 system_v.make(&until).map_err(|unmade| unmade.error)?;
                 common.make_queues(true).map_err(|(refusal, _)| Failure::Refused(vec![refusal]).into())
             };
-            let entered = namespace::enter(&asked, |channel| match make() {
-                Ok(()) => assembly.start(Some(channel)),
+            let entered = namespace::enter(&asked, |channel| match make(&mut common) {
+                Ok(()) => start(&common, Some(channel)),
                 Err(error) => {
                     report::tell(theirs.as_raw_fd(), 0, &error, false);
                     board.give_up();

@@ -9,7 +9,7 @@ use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 
 /// The version of this record, checked before anything else of it is read.
-pub const IMAGE_VERSION: u32 = 14;
+pub const IMAGE_VERSION: u32 = 15;
 
 /// Descriptors that are on their way to a process are numbered from here on, by their places in the checkpoint thread's table. No
 /// process gets so far by itself: its table would take 8 GiB (fs.nr_open is a thousandth of it).
@@ -502,14 +502,18 @@ pub struct Datagram {
 /// What the kernel tells one end of a unix connection of who made the other (SO_PEERCRED, SO_PEERGROUPS).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
+    /// 0: outside of the pid namespace.
+    pub pid: i32,
     pub uid: u32,
     pub gid: u32,
     pub groups: Vec<u32>,
 }
 
-/// Of SCM_CREDENTIALS (unix(7)), what does not depend on which processes there are.
+/// SCM_CREDENTIALS (unix(7)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sender {
+    /// 0: outside of the pid namespace.
+    pub pid: i32,
     pub uid: u32,
     pub gid: u32,
 }

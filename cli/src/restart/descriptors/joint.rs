@@ -13,7 +13,7 @@ use std::{
 
 use stasis_protocol::{
     coordinator::Refusal,
-    image::{Datagram, Description, DescriptionKind, ProcessImage},
+    image::{Datagram, Description, DescriptionKind, Peer, ProcessImage},
     store::SharedDescriptor,
 };
 
@@ -192,14 +192,20 @@ impl Relations {
         for (process, image) in images.iter().enumerate() {
             for (index, description) in image.descriptions.iter().enumerate() {
                 let place = (process, index);
+                // Nobody else's id can be had for the moment when all processes are there.
+                let is_others =
+                    |peer: &Option<Peer>| peer.as_ref().is_some_and(|peer| peer.pid != image.ids.pid);
                 let is_addressed = match &description.kind {
-                    DescriptionKind::SocketPair { domain, pair, .. } => {
-                        *domain != libc::AF_UNIX || named.contains(pair)
+                    DescriptionKind::SocketPair { domain, pair, peer_is, .. } => {
+                        *domain != libc::AF_UNIX || named.contains(pair) || is_others(peer_is)
                     }
-                    DescriptionKind::Socket { domain, socket_type, received, waiting, peer, .. } => {
+                    DescriptionKind::Socket {
+                        domain, socket_type, received, waiting, peer, listener_is, ..
+                    } => {
                         let datagrams = *domain == libc::AF_UNIX && *socket_type == libc::SOCK_DGRAM;
                         let connecting = tcp::is_connecting(*domain, *socket_type, peer);
-                        datagrams || connecting || !received.is_empty() || !waiting.is_empty()
+                        let waits = !received.is_empty() || !waiting.is_empty();
+                        datagrams || connecting || waits || is_others(listener_is)
                     }
                     _ => false,
                 };

@@ -1,18 +1,66 @@
 //! Whose unix connections are. The kernel notes who calls socketpair(2), connect(2) and listen(2), and tells the other end
-//! (SO_PEERCRED, SO_PEERGROUPS): who makes a connection again calls as the user that it was.
+//! (SO_PEERCRED, SO_PEERGROUPS): who makes a connection again calls as the user that it was, by a process that has its id for
+//! the moment. So the number is right; a pidfd of it (SO_PEERPIDFD) is of a process that has ended.
 
-use std::io;
+use std::{io, ptr};
 
+use nix::{errno::Errno, sys::wait::waitpid, unistd::Pid};
 use stasis_protocol::image::{Peer, Sender};
 
 use super::kernel::done;
+use crate::restart::namespace::{clone3, exit};
 
 /// Makes calls as somebody else, with the capabilities of this process; `None`: as this process.
 ///
 /// # Errors
 /// PermissionDenied where this process may not be that user; else what `act` gives.
-pub fn calling_as<T>(peer: Option<&Peer>, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+pub fn calling_as<T: Copy>(peer: Option<&Peer>, act: impl Fn() -> io::Result<T>) -> io::Result<T> {
     let Some(peer) = peer else { return act() };
+    with_id(peer.pid, || as_user(peer, &act))
+}
+
+/// Makes calls by a process with this id, which has the descriptors of this one, as long as nobody has the id; by this process
+/// where it cannot be had. This process must have one thread.
+///
+/// # Errors
+/// What `act` gives.
+pub fn with_id<T: Copy>(id: i32, act: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    if id <= 0 || id as u32 == std::process::id() {
+        return act();
+    }
+    let size = size_of::<Option<T>>();
+    // SAFETY: new memory where the kernel finds room, which is shared with the child.
+    let shared = unsafe {
+        let (protection, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+        libc::mmap(ptr::null_mut(), size, protection, flags, -1, 0)
+    };
+    if shared == libc::MAP_FAILED {
+        return act();
+    }
+    let result = shared.cast::<Option<T>>();
+    // SAFETY: as long as this, and aligned to a page. The child writes plain data, which is read when it has ended.
+    let made = unsafe {
+        result.write(None);
+        match clone3(libc::CLONE_FILES as u64, Some(id)) {
+            Ok(0) => {
+                result.write(act().ok());
+                exit()
+            }
+            Ok(child) => {
+                while waitpid(Pid::from_raw(child), None) == Err(Errno::EINTR) {}
+                result.read()
+            }
+            Err(_) => None,
+        }
+    };
+    // SAFETY: nothing points there any more.
+    unsafe { libc::munmap(shared, size) };
+    // What went wrong in the child does so here, too, and is told.
+    made.map_or_else(act, Ok)
+}
+
+fn as_user<T>(peer: &Peer, act: impl Fn() -> io::Result<T>) -> io::Result<T> {
     let own = Caller::own()?;
     if own.is(peer) {
         return act();
@@ -20,7 +68,7 @@ pub fn calling_as<T>(peer: Option<&Peer>, act: impl FnOnce() -> io::Result<T>) -
     let result = match own.becomes(peer) {
         Ok(()) => act(),
         Err(_) if (own.peer.uid, own.peer.gid) == (peer.uid, peer.gid) => act(),
-        Err(_) => Err(denied(Sender { uid: peer.uid, gid: peer.gid })),
+        Err(_) => Err(denied(Sender { pid: peer.pid, uid: peer.uid, gid: peer.gid })),
     };
     own.comes_back()?;
     result
@@ -28,7 +76,7 @@ pub fn calling_as<T>(peer: Option<&Peer>, act: impl FnOnce() -> io::Result<T>) -
 
 /// That this process may not do something as somebody else.
 pub fn denied(of: Sender) -> io::Error {
-    let Sender { uid, gid } = of;
+    let Sender { uid, gid, .. } = of;
     let reason = format!("to its other end it is of uid {uid}, gid {gid}, and you may not act for them");
     io::Error::new(io::ErrorKind::PermissionDenied, reason)
 }
@@ -55,7 +103,7 @@ impl Caller {
         done(unsafe { libc::getgroups(count, groups.as_mut_ptr()) })?;
         // SAFETY: prctl(2) with numbers.
         let dumpable = unsafe { libc::prctl(libc::PR_GET_DUMPABLE) };
-        Ok(Self { peer: Peer { uid, gid, groups }, capabilities, dumpable })
+        Ok(Self { peer: Peer { pid: 0, uid, gid, groups }, capabilities, dumpable })
     }
 
     fn is(&self, peer: &Peer) -> bool {

@@ -300,7 +300,8 @@ fn make_waiting(maker: &Maker<'_>, client: Place, listener: Place) -> io::Result
     let target = socket_files::reached_at(maker.reach(listener), target);
     // Who will accept it is told of who has it now: nobody has the other end, which would know who connected.
     let own = &common.images[client.0].credentials;
-    let peer = Peer { uid: own.uid[1], gid: own.gid[1], groups: own.groups.clone() };
+    let pid = common.images[client.0].ids.pid;
+    let peer = Peer { pid, uid: own.uid[1], gid: own.gid[1], groups: own.groups.clone() };
     calling_as(Some(&peer), || connect(&socket, &target))?;
     super::kernel::set_status_flags(&socket, 0)?;
     set_options(&socket, options)?;
@@ -490,12 +491,13 @@ pub fn connected(
     one_accepted: bool,
 ) -> io::Result<(OwnedFd, OwnedFd)> {
     if one.local.is_empty() && two.local.is_empty() {
-        let mut ends = [0; 2];
-        calling_as(one.peer_is.or(two.peer_is), || {
+        let ends = calling_as(one.peer_is.or(two.peer_is), || {
+            let mut ends = [0; 2];
             // SAFETY: writes two ints.
             done(unsafe {
                 libc::socketpair(libc::AF_UNIX, socket_type | libc::SOCK_CLOEXEC, 0, ends.as_mut_ptr())
             })
+            .map(|_| ends)
         })?;
         // SAFETY: socketpair gave both to us.
         return Ok(unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) });

@@ -15,7 +15,7 @@ use stasis_protocol::image::{Sender, SocketOption};
 
 use super::{
     kernel::done,
-    peers::denied,
+    peers::{denied, with_id},
     raw,
     sockets::{End, connected, set_options},
 };
@@ -173,6 +173,16 @@ pub fn send_message(
     target: &[u8],
     rights: &[RawFd],
 ) -> io::Result<usize> {
+    with_id(of.map_or(0, |of| of.pid), || send_here(socket, bytes, of, target, rights))
+}
+
+fn send_here(
+    socket: &OwnedFd,
+    bytes: &[u8],
+    of: Option<Sender>,
+    target: &[u8],
+    rights: &[RawFd],
+) -> io::Result<usize> {
     // SAFETY: msghdr is plain data.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     let mut beside: Vec<u64> = Vec::new();
@@ -183,7 +193,7 @@ pub fn send_message(
         message.msg_name = target.as_ptr().cast_mut().cast();
         message.msg_namelen = target.len() as u32;
     }
-    if let Some(Sender { uid, gid }) = of {
+    if let Some(Sender { uid, gid, .. }) = of {
         // struct ucred. The pid must be a process', and may be another's for the privileged only (unix(7)).
         add(&mut beside, libc::SCM_CREDENTIALS, &[std::process::id(), uid, gid]);
     }

@@ -17,9 +17,9 @@ pub fn other_end(asked: &Asked) -> Option<Peer> {
     // struct ucred: pid, uid, gid.
     let mut credentials = [0u8; 12];
     socket::option(asked.socket.0, libc::SOL_SOCKET, libc::SO_PEERCRED, &mut credentials).ok()?;
-    let [_, uid, gid] = *credentials.as_chunks::<4>().0 else { return None };
-    let (uid, gid) = (u32::from_ne_bytes(uid), u32::from_ne_bytes(gid));
-    (uid != NOBODY).then(|| Peer { uid, gid, groups: groups(asked) })
+    let [pid, uid, gid] = *credentials.as_chunks::<4>().0 else { return None };
+    let (pid, uid, gid) = (i32::from_ne_bytes(pid), u32::from_ne_bytes(uid), u32::from_ne_bytes(gid));
+    (uid != NOBODY).then(|| Peer { pid, uid, gid, groups: groups(asked) })
 }
 
 fn groups(asked: &Asked) -> Vec<u32> {

@@ -33,7 +33,7 @@ impl Unread {
 /// Who sent a message; `None` where the kernel has not noted it, since nobody asked at that time.
 pub fn sender(beside: &Beside) -> Option<Sender> {
     let [pid, uid, gid] = beside.credentials?;
-    (pid != 0 || uid != NOBODY).then_some(Sender { uid, gid })
+    (pid != 0 || uid != NOBODY).then_some(Sender { pid: pid as i32, uid, gid })
 }
 
 /// What the kernel says instead of no user (kernel.overflowuid).
