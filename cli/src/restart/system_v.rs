@@ -3,6 +3,9 @@
 //! Ids are asked for by `/proc/sys/kernel/{shm,sem,msg}_next_id`. In a place with a pid namespace there is an IPC namespace
 //! of its own, too, where all ids are free. Elsewhere an object may be there still, left by the original: it is rolled
 //! back where it is the same one, and nobody has it attached.
+//!
+//! The kernel notes who makes and uses them (shmctl(2), semctl(2), msgctl(2)): that is done by processes that have those ids for
+//! the moment.
 
 use std::{
     collections::BTreeMap,
@@ -16,6 +19,7 @@ use stasis_protocol::image::{Object, ObjectKind, SystemV, SystemVContent};
 
 use super::{
     computation::Saved,
+    descriptors::with_id,
     namespace::{clone3, exit},
     objects,
 };
@@ -41,6 +45,7 @@ fn in_use(what: String) -> Unmade {
 struct Segment<'a> {
     of: &'a SystemV,
     removed: bool,
+    creator: i32,
     size: u64,
     having: Vec<(&'a Saved, &'a Object)>,
 }
@@ -58,8 +63,9 @@ impl<'a> Objects<'a> {
         let mut all = Self { segments: BTreeMap::new(), contents: Vec::new(), undo: BTreeMap::new() };
         for saved in processes {
             for object in &saved.image.objects {
-                let ObjectKind::Segment { of, removed } = &object.kind else { continue };
-                let new = || Segment { of, removed: *removed, size: object.size, having: Vec::new() };
+                let ObjectKind::Segment { of, removed, creator } = &object.kind else { continue };
+                let (removed, creator, size) = (*removed, *creator, object.size);
+                let new = || Segment { of, removed, creator, size, having: Vec::new() };
                 all.segments.entry(of.id).or_insert_with(new).having.push((saved, object));
             }
             all.contents.extend(&saved.image.system_v);
@@ -91,8 +97,10 @@ impl<'a> Objects<'a> {
         }
         for content in &self.contents {
             match content {
-                SystemVContent::Semaphores { of, values } => self.semaphores(of, values)?,
-                SystemVContent::Messages { of, most, messages } => queue(of, *most, messages)?,
+                SystemVContent::Semaphores { of, values, users } => self.semaphores(of, values, users)?,
+                SystemVContent::Messages { of, most, messages, sender, receiver } => {
+                    queue(of, *most, messages, (*sender, *receiver))?;
+                }
             }
         }
         if !attached.is_empty() && clone3(0, None).context("no more processes can be made (ulimit -u)")? == 0
@@ -105,13 +113,14 @@ impl<'a> Objects<'a> {
         Ok(())
     }
 
-    fn semaphores(&self, of: &SystemV, values: &[u16]) -> Result<(), Unmade> {
+    fn semaphores(&self, of: &SystemV, values: &[u16], users: &[i32]) -> Result<(), Unmade> {
         let what = format!("System V semaphore set {}", of.id);
         let count = i32::try_from(values.len())?;
         make(
             of,
             &what,
             "sem",
+            0,
             || {
                 // SAFETY: IPC_STAT fills in the structure.
                 let found: libc::semid_ds = unsafe { stat(|to| libc::semctl(of.id, 0, libc::IPC_STAT, to)) }?;
@@ -140,7 +149,21 @@ impl<'a> Objects<'a> {
             .collect();
         const SETALL: i32 = 17;
         // SAFETY: reads as many values as the set has.
-        done(unsafe { libc::semctl(of.id, 0, SETALL, values.as_ptr()) }).context(what)?;
+        done(unsafe { libc::semctl(of.id, 0, SETALL, values.as_ptr()) }).context(what.clone())?;
+        let mut used: BTreeMap<i32, Vec<(i32, u16)>> = BTreeMap::new();
+        for ((user, number), value) in users.iter().zip(0..).zip(values) {
+            used.entry(*user).or_default().push((number, value));
+        }
+        used.remove(&0);
+        for (user, semaphores) in used {
+            const SETVAL: i32 = 16;
+            // SAFETY: numbers.
+            let set = |&(number, value): &(i32, u16)| unsafe {
+                done(libc::semctl(of.id, number, SETVAL, i32::from(value)))
+            };
+            with_id(user, || semaphores.iter().try_for_each(|one| set(one).map(drop)))
+                .context(what.clone())?;
+        }
         Ok(())
     }
 }
@@ -154,6 +177,7 @@ impl Segment<'_> {
             of,
             &what,
             "shm",
+            if outlives_its_creator() { self.creator } else { 0 },
             || {
                 // SAFETY: IPC_STAT fills in the structure.
                 let found: libc::shmid_ds = unsafe { stat(|to| libc::shmctl(of.id, libc::IPC_STAT, to)) }?;
@@ -202,7 +226,12 @@ impl Segment<'_> {
     }
 }
 
-fn queue(of: &SystemV, most: u64, messages: &[(i64, Vec<u8>)]) -> Result<(), Unmade> {
+fn queue(
+    of: &SystemV,
+    most: u64,
+    messages: &[(i64, Vec<u8>)],
+    (sender, receiver): (i32, i32),
+) -> Result<(), Unmade> {
     let what = format!("System V message queue {}", of.id);
     // SAFETY: IPC_STAT fills in the structure.
     let stat = || unsafe { stat::<libc::msqid_ds>(|to| libc::msgctl(of.id, libc::IPC_STAT, to)) };
@@ -210,6 +239,7 @@ fn queue(of: &SystemV, most: u64, messages: &[(i64, Vec<u8>)]) -> Result<(), Unm
         of,
         &what,
         "msg",
+        0,
         || {
             let found = stat()?;
             Ok((found.msg_perm, found.msg_ctime, true))
@@ -240,24 +270,38 @@ fn queue(of: &SystemV, most: u64, messages: &[(i64, Vec<u8>)]) -> Result<(), Unm
         };
         done(set).context(what.clone())?;
     }
-    for (kind, text) in messages {
+    let send = |kind: i64, text: &[u8]| {
         let mut message = kind.to_ne_bytes().to_vec();
         message.extend_from_slice(text);
         // SAFETY: reads a word and the text behind it; the kernel does not ask for more than bytes.
         done(unsafe { libc::msgsnd(of.id, message.as_ptr().cast(), text.len(), libc::IPC_NOWAIT) })
-            .context(what.clone())?;
+    };
+    // One that says nothing, for somebody to have received something.
+    if receiver != 0 && with_id(sender, || send(1, &[])).is_ok() {
+        let receive = || {
+            let mut kind = 0i64;
+            // SAFETY: writes a word.
+            done(unsafe { libc::msgrcv(of.id, (&raw mut kind).cast(), 0, 0, libc::IPC_NOWAIT) } as i32)
+        };
+        with_id(receiver, receive).context(what.clone())?;
     }
+    if messages.is_empty() {
+        return Ok(());
+    }
+    with_id(sender, || messages.iter().try_for_each(|(kind, text)| send(*kind, text).map(drop)))
+        .context(what)?;
     Ok(())
 }
 
-/// Makes an object with its id. `find`: permissions, time of change, and whether what has the id could be it; `get` makes
-/// one.
+/// Makes an object with its id, by a process with the id `creator`. `find`: permissions, time of change, and whether what has the
+/// id could be it; `get` makes one.
 fn make(
     of: &SystemV,
     what: &str,
     kind: &str,
+    creator: i32,
     find: impl FnOnce() -> io::Result<(libc::ipc_perm, i64, bool)>,
-    get: impl FnOnce() -> i32,
+    get: impl Fn() -> i32,
 ) -> Result<(), Unmade> {
     match find() {
         Ok((perm, changed, alike)) => {
@@ -275,7 +319,7 @@ fn make(
     let next = format!("/proc/sys/kernel/{kind}_next_id");
     fs::write(&next, of.id.to_string())
         .with_context(|| format!("{what}: its id cannot be asked for ({next})"))?;
-    let made = as_creator(of, get);
+    let made = with_id(creator, || as_creator(of, &get));
     match made {
         Ok(id) if id == of.id => Ok(()),
         Ok(id) => {
@@ -297,7 +341,7 @@ fn make(
 }
 
 /// Makes something as the user who made it at first, where this user may be anybody.
-fn as_creator(of: &SystemV, get: impl FnOnce() -> i32) -> io::Result<i32> {
+fn as_creator(of: &SystemV, get: impl Fn() -> i32) -> io::Result<i32> {
     const SAME: libc::uid_t = libc::uid_t::MAX;
     // SAFETY: takes nothing.
     let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
@@ -318,6 +362,11 @@ fn as_creator(of: &SystemV, get: impl FnOnce() -> i32) -> io::Result<i32> {
     }
     set(uid, gid);
     made
+}
+
+/// Whether a segment that nobody has attached yet stays when who made it ends (proc_sys_kernel(5), shm_rmid_forced).
+fn outlives_its_creator() -> bool {
+    fs::read_to_string("/proc/sys/kernel/shm_rmid_forced").map_or(true, |forced| forced.trim() == "0")
 }
 
 fn flags(of: &SystemV) -> i32 {

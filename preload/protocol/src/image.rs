@@ -206,6 +206,8 @@ pub enum ObjectKind {
         of: SystemV,
         /// It was to go away when nobody has it attached any more (shmctl(2), IPC_RMID).
         removed: bool,
+        /// The process that made it (shm_cpid); 0: outside of the pid namespace.
+        creator: i32,
     },
 }
 
@@ -231,6 +233,8 @@ pub enum SystemVContent {
     Semaphores {
         of: SystemV,
         values: Vec<u16>,
+        /// The process that used each of them last (semctl(2), GETPID); 0: nobody.
+        users: Vec<i32>,
     },
     Messages {
         of: SystemV,
@@ -238,6 +242,9 @@ pub enum SystemVContent {
         most: u64,
         /// Type and text; the first to be received first.
         messages: Vec<(i64, Vec<u8>)>,
+        /// The processes that sent and received last (msg_lspid, msg_lrpid); 0: nobody.
+        sender: i32,
+        receiver: i32,
     },
 }
 

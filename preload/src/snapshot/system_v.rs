@@ -38,7 +38,7 @@ pub fn segment(id: i32) -> SysResult<Object> {
     let stat = system_v::shm_stat(id)?;
     let of = describe(id, &stat.shm_perm, stat.shm_ctime);
     let (mode, removed) = (of.mode & 0o777, of.mode & SHM_DEST != 0);
-    let kind = ObjectKind::Segment { of, removed };
+    let kind = ObjectKind::Segment { of, removed, creator: stat.shm_cpid };
     Ok(Object { id: 0, kind, size: stat.shm_segsz as u64, mode, key: key(Kind::Segment, id) })
 }
 
@@ -103,7 +103,8 @@ fn semaphores(id: i32) -> SysResult<SystemVContent> {
     let stat = system_v::sem_stat(id)?;
     let mut values = vec![0; stat.sem_nsems as usize];
     system_v::sem_values(id, &mut values)?;
-    Ok(SystemVContent::Semaphores { of: describe(id, &stat.sem_perm, stat.sem_ctime), values })
+    let users = (0..values.len()).map(|number| system_v::sem_user(id, number)).collect::<SysResult<_>>()?;
+    Ok(SystemVContent::Semaphores { of: describe(id, &stat.sem_perm, stat.sem_ctime), values, users })
 }
 
 fn messages(id: i32) -> SysResult<SystemVContent> {
@@ -124,6 +125,8 @@ fn messages(id: i32) -> SysResult<SystemVContent> {
         of: describe(id, &stat.msg_perm, stat.msg_ctime),
         most: stat.msg_qbytes,
         messages,
+        sender: stat.msg_lspid,
+        receiver: stat.msg_lrpid,
     })
 }
 

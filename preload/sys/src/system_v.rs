@@ -45,6 +45,13 @@ pub fn sem_values(id: i32, values: &mut [u16]) -> Result<()> {
     unsafe { call(libc::SYS_semctl, [id as usize, 0, GETALL, values.as_mut_ptr() as usize, 0, 0]) }.map(drop)
 }
 
+/// The process that has used a semaphore last.
+pub fn sem_user(id: i32, number: usize) -> Result<i32> {
+    const GETPID: usize = 11;
+    // SAFETY: numbers.
+    unsafe { call(libc::SYS_semctl, [id as usize, number, GETPID, 0, 0, 0]) }.map(|pid| pid as i32)
+}
+
 /// semop(2) with one operation.
 pub fn sem_op(id: i32, number: u16, operation: i16, flags: i16) -> Result<()> {
     let one = libc::sembuf { sem_num: number, sem_op: operation, sem_flg: flags };

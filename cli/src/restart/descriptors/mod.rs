@@ -60,6 +60,7 @@ pub use self::{
     joint::{Common, Passed},
     numbers::{Places, raise_limit},
     objects::Objects,
+    peers::with_id,
 };
 
 /// What is done about files that are not as they were.
