@@ -170,6 +170,7 @@ mod process {
         clocks: "clocks";
         executing_itself: "exec_itself";
         group_and_session: "process_group";
+        ids_that_are_remembered: "ids";
         daemons_of_a_subreaper: "subreaper";
         daemons_of_a_subreaper_that_leads_a_session: "subreaper" ["leads"];
         children_of_clone_and_of_the_first_thread: "clone_function";

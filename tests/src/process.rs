@@ -77,7 +77,7 @@ impl ProcessHandle {
     }
 
     /// Collects the process if it is a child of ours, so that no zombie stays.
-    fn reap(&self) {
+    pub fn reap(&self) {
         // ECHILD: it was somebody else's child, who collects it.
         let _ = nix::sys::wait::waitid(
             nix::sys::wait::Id::PIDFd(self.fd.as_fd()),

@@ -174,7 +174,8 @@ pub fn namespaces() -> Finding {
 
 fn enter_namespace(user: Option<(u32, u32)>) -> anyhow::Result<()> {
     const PID: i32 = 1000;
-    let request = namespace::Request { pid: PID, last_tid: PID, user, ipc: false, session: Session::Same };
+    let after = namespace::After { id: PID, remembered_from: None, limit: None };
+    let request = namespace::Request { pid: PID, after, user, ipc: false, session: Session::Same };
     let before = namespace::hold_signals()?;
     let tried = namespace::try_one(&request);
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;

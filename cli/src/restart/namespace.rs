@@ -37,8 +37,8 @@ use super::{session::Session, staging};
 pub struct Request {
     /// The pid inside of the process whose changes are told.
     pub pid: i32,
-    /// The greatest of all ids: those that the kernel chooses are above.
-    pub last_tid: i32,
+    /// After which the kernel goes on choosing ids.
+    pub after: After,
     /// With a user namespace, in which an unprivileged user may choose ids: the caller's user and group, the only
     /// ones there.
     pub user: Option<(u32, u32)>,
@@ -46,6 +46,28 @@ pub struct Request {
     pub ipc: bool,
     /// Where init belongs: with the program, so that who signals a group or session meets both or none.
     pub session: Session,
+}
+
+/// After which ids those come that the kernel chooses, so that none is one that the program remembers.
+#[derive(Clone, Copy, Debug)]
+pub struct After {
+    pub id: i32,
+    /// Where ids had begun anew meanwhile: from here on they are remembered, too.
+    pub remembered_from: Option<i32>,
+    /// The limit of ids where the namespace is made.
+    pub limit: Option<i32>,
+}
+
+impl After {
+    /// Where ids had begun anew, those above the limit that they had are new, if there are such here (Linux 6.14).
+    fn within(self, limit: Option<i32>) -> Self {
+        match (self.remembered_from, self.limit, limit) {
+            (Some(from), Some(outer), Some(own)) if from < outer && outer < own => {
+                Self { id: outer, remembered_from: None, ..self }
+            }
+            _ => self,
+        }
+    }
 }
 
 /// The first process of the namespace.
@@ -333,11 +355,35 @@ fn be_init(request: &Request, channel: OwnedFd, make: impl FnOnce(RawFd)) -> ! {
     if let Err(error) = mount_proc() {
         failed(channel.as_raw_fd(), Step::Mount, &error);
     }
-    // Otherwise the threads of the restorer, which come first, may take the ids of the program's. The file is there
-    // where set_tid is (CONFIG_CHECKPOINT_RESTORE), and for the same rights.
-    let _ = fs::write("/proc/sys/kernel/ns_last_pid", request.last_tid.to_string());
+    // Otherwise the threads of the restorer, which come first, may take the ids of the program's, too.
+    go_on_after(request.after.within(pid_limit()));
     make(channel.as_raw_fd());
     serve(&let_go(channel), request.pid)
+}
+
+/// sysctl kernel.pid_max.
+pub fn pid_limit() -> Option<i32> {
+    read_number("/proc/sys/kernel/pid_max")
+}
+
+/// Has the kernel choose ids after this one, where it would choose remembered ones. The file is there where set_tid is
+/// (CONFIG_CHECKPOINT_RESTORE), and for the same rights; where /proc/sys is read-only (a container's) all stays as it is.
+pub fn go_on_after(After { id, remembered_from, .. }: After) {
+    let is_remembered = |last: i32| last < id || remembered_from.is_some_and(|from| last >= from);
+    if last_id().is_some_and(is_remembered) {
+        let _ = fs::write(LAST, id.to_string());
+    }
+}
+
+const LAST: &str = "/proc/sys/kernel/ns_last_pid";
+
+/// Which id the kernel has given last.
+pub fn last_id() -> Option<i32> {
+    read_number(LAST)
+}
+
+fn read_number(path: &str) -> Option<i32> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
 fn failed(channel: RawFd, step: Step, error: &io::Error) -> ! {

@@ -4,15 +4,19 @@
 //! its own; for those who may not make one, inside a user namespace.
 
 use std::{
+    fs,
+    os::unix::ffi::OsStrExt,
     path::Path,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::bail;
+use stasis_protocol::image::checksum;
 
 use super::{
     credentials,
+    namespace::{self, After},
     running::Child,
     spawn::{self, Request, Unspawned},
 };
@@ -66,11 +70,65 @@ pub fn ids<'a>(request: &'a Request<'_>) -> impl Iterator<Item = i32> + 'a {
     threads.chain(request.tree.nodes.iter().map(|node| node.id))
 }
 
+/// After which ids those come that the kernel chooses: what it had given last when the checkpoint was taken.
+pub fn after(request: &Request<'_>) -> After {
+    let images = request.computation.images();
+    let last = images.iter().map(|image| image.ids.last).max().unwrap_or(0);
+    // Those of who is outside may be remembered as well ($PPID).
+    let outside = images.iter().flat_map(|image| [image.ids.ppid, image.ids.pgid, image.ids.sid]);
+    // The restorer's threads need some.
+    let room = 64 + 16 * images.len() as i32;
+    let after = past(last, ids(request).collect(), outside.max().unwrap_or(0), room);
+    After { limit: namespace::pid_limit(), ..after }
+}
+
+/// Goes on past such ids that must be had as are near, and past those of who is outside.
+fn past(mut last: i32, mut ids: Vec<i32>, outside: i32, room: i32) -> After {
+    ids.sort_unstable();
+    let is_unknown = last == 0;
+    for &id in &ids {
+        if is_unknown || id > last && id - last <= room {
+            last = id;
+        }
+    }
+    let remembered_from = ids.into_iter().find(|&id| id > last);
+    let id = if remembered_from.is_none() { last.max(outside) } else { last };
+    After { id, remembered_from, limit: None }
+}
+
+/// The same outside of a namespace: where another boot counts ids now, they go on from there as well. Not where that would give
+/// others sooner the ids that they remember.
+pub fn go_on_here(request: &Request<'_>) {
+    let images = request.computation.images();
+    let is_elsewhere = images.iter().any(|image| Some(image.machine.counts_ids) != counts_ids());
+    if is_elsewhere && (!is_first_namespace() || have_not_begun_anew()) {
+        namespace::go_on_after(after(request));
+    }
+}
+
+/// Whether this is the machine's own pid namespace (linux/nsfs.h, PID_NS_INIT_INO).
+fn is_first_namespace() -> bool {
+    fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link.as_os_str() == "pid:[4026531836]")
+}
+
+/// Whether all ids above the last one are new since the machine was started: it has made no more processes and threads.
+fn have_not_begun_anew() -> bool {
+    let made = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let made = made.lines().find_map(|line| line.strip_prefix("processes ")?.parse::<u64>().ok());
+    made.zip(namespace::last_id()).is_some_and(|(made, last)| made <= last as u64)
+}
+
+/// What counts the ids here: see [`stasis_protocol::image::Machine::counts_ids`].
+fn counts_ids() -> Option<u64> {
+    let mut bytes = fs::read("/proc/sys/kernel/random/boot_id").ok()?;
+    bytes.extend(fs::read_link("/proc/self/ns/pid").ok()?.as_os_str().as_bytes());
+    Some(checksum(&bytes))
+}
+
 fn here(request: &Request<'_>) -> Result<Place, String> {
     let ids: Vec<i32> = ids(request).collect();
     // A pid namespace of before has given higher ones than there are here: its limit is its own (Linux 6.14).
-    let limit = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok();
-    let limit: i32 = limit.and_then(|text| text.trim().parse().ok()).unwrap_or(i32::MAX);
+    let limit = namespace::pid_limit().unwrap_or(i32::MAX);
     if let Some(id) = ids.iter().find(|&&id| id >= limit) {
         return Err(format!("{id} is higher than any here (sysctl kernel.pid_max)"));
     }
@@ -118,4 +176,24 @@ fn not_init(request: &Request<'_>) -> Result<(), String> {
         return Err("1 is in use in every pid namespace".into());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_go_on_after_the_last_one_that_was_given_and_past_such_as_must_be_had() {
+        let after = |last, ids: &[i32]| {
+            let After { id, remembered_from, .. } = past(last, ids.to_vec(), 850, 80);
+            (id, remembered_from)
+        };
+        assert_eq!(after(900, &[500, 510]), (900, None));
+        // They had begun anew: what is remembered lies above.
+        assert_eq!(after(900, &[32000, 500]), (900, Some(32000)));
+        assert_eq!(after(900, &[970, 1040, 500, 32000]), (1040, Some(32000)));
+        assert_eq!(after(800, &[500]), (850, None));
+        // A kernel that does not tell.
+        assert_eq!(after(0, &[5010, 500]), (5010, None));
+    }
 }

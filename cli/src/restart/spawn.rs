@@ -134,6 +134,7 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
     let until = OwnedFd::from(until);
     let init = match place {
         Place::Here => {
+            place::go_on_here(request);
             assembly::become_subreaper();
             system_v.make(&until).map_err(unmade)?;
             common.make_queues(false).map_err(unopened)?;
@@ -143,7 +144,7 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
         Place::Namespace { user } => {
             let asked = namespace::Request {
                 pid: request.tree.nodes[request.tree.root].id,
-                last_tid: place::ids(request).max().unwrap_or(0),
+                after: place::after(request),
                 user,
                 ipc: !system_v.is_empty() || descriptors::message_queues::are_in(&common.images),
                 session: Session::of(&request.tree.nodes[0]),

@@ -66,6 +66,8 @@ pub struct Machine {
     /// The size in bytes and a checksum (FNV-1a, 64 bit) of the vDSO.
     pub vdso_len: u64,
     pub vdso_sum: u64,
+    /// A checksum of the boot id and the pid namespace: where it is the same, ids go on from what they were.
+    pub counts_ids: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +76,9 @@ pub struct Ids {
     pub ppid: i32,
     pub pgid: i32,
     pub sid: i32,
+    /// What the kernel had given last in the pid namespace (ns_last_pid): the program may remember any id up to here, of those that
+    /// have ended as well.
+    pub last: i32,
 }
 
 /// A process that has ended and whose parent has not waited for it.

@@ -287,6 +287,7 @@ pub fn capture(stopped: bool, program: Program, status: &[u8]) -> Process {
             ppid: field(4) as i32,
             pgid: field(5) as i32,
             sid: field(6) as i32,
+            last: last_id(),
         },
         argv: program.argv,
         exe: program.exe,
@@ -312,6 +313,19 @@ pub fn capture(stopped: bool, program: Program, status: &[u8]) -> Process {
     }
 }
 
+/// 0 where the kernel does not tell (CONFIG_CHECKPOINT_RESTORE).
+fn last_id() -> i32 {
+    let text = procfs::read(c"/proc/sys/kernel/ns_last_pid").unwrap_or_default();
+    procfs::decimal(text.trim_ascii()).unwrap_or(0) as i32
+}
+
+/// What counts the ids that the program sees.
+fn counts_ids() -> u64 {
+    let mut bytes = procfs::read(c"/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    bytes.extend(procfs::link(c"/proc/thread-self/ns/pid").unwrap_or_default());
+    checksum(&bytes)
+}
+
 fn machine(mappings: &[Found]) -> Machine {
     // SAFETY: utsname is plain data, filled in by uname(2).
     let mut name: libc::utsname = unsafe { core::mem::zeroed() };
@@ -335,6 +349,7 @@ fn machine(mappings: &[Found]) -> Machine {
         cpuid: processor.cpuid,
         vdso_len,
         vdso_sum,
+        counts_ids: counts_ids(),
     }
 }
 

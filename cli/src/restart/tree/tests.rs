@@ -3,7 +3,7 @@ use super::*;
 const SHELL: i32 = 10;
 
 fn ids(pid: i32, ppid: i32, pgid: i32, sid: i32) -> Ids {
-    Ids { pid, ppid, pgid, sid }
+    Ids { pid, ppid, pgid, sid, last: 0 }
 }
 
 fn zombie(pid: i32, pgid: i32, sid: i32) -> Zombie {
