@@ -1,8 +1,9 @@
 //! One peer's connection: who it is, and what is done with what it says. Whatever a peer does, only its
 //! own connection suffers.
 
-use std::{future::pending, io, path::PathBuf, rc::Rc, time::Duration};
+use std::{future::pending, io, os::fd::AsRawFd, path::PathBuf, pin::pin, rc::Rc, time::Duration};
 
+use nix::sys::socket::{Shutdown, shutdown};
 use stasis_protocol::{
     VERSION,
     coordinator::{
@@ -159,10 +160,16 @@ async fn identify(computation: &Rc<Computation>, mut stream: UnixStream) -> io::
                     rank: 0,
                 })
                 .await;
-            // A child that the library did not see being made may keep the connection open after its end.
+            let socket = reader.as_ref().as_raw_fd();
+            let mut listening = pin!(listen(computation, id, reader));
             let result = tokio::select! {
-                result = listen(computation, id, reader) => result,
-                _ = pidfd.ended() => Ok(()),
+                result = &mut listening => result,
+                Ok(()) = pidfd.ended() => {
+                    // What it said last may not have been read: that it has dumped itself. A child that the library did not see being
+                    // made may keep the connection open, which ends behind that so.
+                    let _ = shutdown(socket, Shutdown::Read);
+                    listening.await
+                }
             };
             computation.leave(id).await;
             dormant::call_the_last(computation);
