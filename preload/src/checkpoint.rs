@@ -15,7 +15,7 @@ use stasis_protocol::{
 use stasis_sys::{
     Errno, Result,
     file::{self, Fd},
-    memory, process,
+    memory, process, socket,
 };
 
 use crate::{
@@ -683,12 +683,28 @@ fn connected<'a>(
     }
     let connected = match passed {
         Some(socket) => Store::passed(socket, len),
-        None => Store::connect(path, len),
+        None => Store::greet(
+            socket::connect(path.as_bytes(), true).map_err(|error| unreachable(path, error))?,
+            len,
+        ),
     };
     match connected {
         Ok(store) => Ok(kept.insert(store)),
         Err(reason) => Err(store_refusal(reason)),
     }
+}
+
+/// Who has become another user since the coordinator asked may not connect. It is lent a connection when it is asked again.
+fn unreachable(path: &str, error: Errno) -> Vec<Refusal> {
+    let mut refusals = store_refusal(format!("the store server at {path} cannot be reached: {error}"));
+    if error == Errno(libc::EACCES) {
+        for refusal in &mut refusals {
+            refusal.remedy =
+                "take the checkpoint when it changes its user no more; see `stasis doctor` if it does not"
+                    .into();
+        }
+    }
+    refusals
 }
 
 /// As much as the program has resident, in bounds: prefaulting costs 0.7 ms a MiB.

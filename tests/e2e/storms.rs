@@ -6,13 +6,15 @@ use std::{
     collections::hash_map::RandomState,
     fs,
     hash::{BuildHasher, Hasher},
+    os::unix::fs::PermissionsExt,
     thread,
     time::Duration,
 };
 
 use nix::sys::signal::Signal;
 use stasis_tests::{
-    Lab, Launch, Running, Workload, compile::program, process::ProcessHandle, running::Files,
+    Lab, Launch, Running, Workload, compile::program, process::ProcessHandle, requirement::is_root,
+    running::Files, skip,
 };
 
 const CHECKPOINTS: usize = 50;
@@ -28,9 +30,10 @@ fn some_time() {
 }
 
 /// What a program may be refused for that is met in the middle of something.
-const PASSING: [&str; 3] = [
+const PASSING: [&str; 4] = [
     // Its parent waits for it.
     "has the memory of pid",
+    "changes its user no more",
     "ended, or executed another program",
     "joined while the others stood still",
 ];
@@ -93,6 +96,23 @@ fn a_storm_notices_natively_what_it_loses() {
 #[test]
 fn each_checkpoint_of_a_storm_of_children_comes_back() {
     survives(|lab| lab.prepare([program("storm")]), CHECKPOINTS, CHECKPOINTS);
+}
+
+/// One that is another user than when it was asked may not connect to the store any more.
+#[test]
+fn a_storm_of_children_that_give_up_root() {
+    if !is_root() {
+        return skip("only root can be given up");
+    }
+    let launch = |lab: &Lab| {
+        // Who has given it up must still reach its working directory.
+        for directory in [lab.work().parent().expect("the lab's directory"), &lab.work()] {
+            fs::set_permissions(directory, fs::Permissions::from_mode(0o755))
+                .expect("the lab's own directory");
+        }
+        lab.prepare([program("storm").as_os_str(), "users".as_ref()])
+    };
+    survives(launch, 10, 10);
 }
 
 #[test]

@@ -1,12 +1,7 @@
 //! Taking one checkpoint: every process dumps itself into the store, and when all have, the store makes
 //! a checkpoint of the dumps. Whatever goes wrong, the processes run on as if nothing had been asked.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    os::fd::OwnedFd,
-    rc::Rc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, rc::Rc, time::Duration};
 
 use stasis_protocol::{
     coordinator::{Outside, Phase, Refusal, ToProcess},
@@ -20,7 +15,9 @@ use tokio::{
 
 use super::{
     computation::{Computation, MemberId, random},
-    dormant, entangled, log,
+    dormant, entangled,
+    loans::{Lender, Lent},
+    log,
     round::{Failure, Gathered, ProcessDump, Question, Round, Subject, Suspects},
     stopped,
 };
@@ -74,9 +71,9 @@ async fn attempt(computation: &Rc<Computation>, order: Order) -> Outcome {
     const LONGEST_PAUSE: Duration = Duration::from_millis(40);
     await_newborn(computation).await;
     members(computation).map_err(one)?;
-    let (mut suspects, mut pause) = (None, PAUSE);
+    let (mut suspects, mut pause, mut wary) = (None, PAUSE, false);
     for _ in 1..MOST_ROUNDS {
-        match round(computation, &order, &mut suspects).await {
+        match round(computation, &order, &mut suspects, wary).await {
             Err(Failure::Again(refusal)) => log::line(format_args!("once more: {refusal}")),
             Err(Failure::Passing(refusals)) => {
                 for refusal in refusals {
@@ -84,13 +81,14 @@ async fn attempt(computation: &Rc<Computation>, order: Order) -> Outcome {
                 }
                 // It is the program that must do something, and it tells nobody.
                 sleep(pause).await;
+                wary = true;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
             Err(Failure::Refused(refusals)) => return Err(refusals),
             Ok(taken) => return Ok(taken),
         }
     }
-    round(computation, &order, &mut suspects).await.map_err(|failure| match failure {
+    round(computation, &order, &mut suspects, wary).await.map_err(|failure| match failure {
         Failure::Again(refusal) => one(refusal),
         Failure::Refused(refusals) | Failure::Passing(refusals) => refusals,
     })
@@ -100,6 +98,7 @@ async fn round(
     computation: &Rc<Computation>,
     order: &Order,
     suspects: &mut Option<Suspects>,
+    wary: bool,
 ) -> Result<Taken, Failure> {
     // Where the only one is executing another program it is nobody for a moment.
     let nobody = |refusal| Failure::Passing(one(refusal));
@@ -124,10 +123,11 @@ async fn round(
     for &(_, real_pid) in &members {
         stopped::settle(real_pid).await;
     }
-    let (mut store, lent) =
-        lend(store, token, &members).await.map_err(|reason| one(store_refusal(computation, reason)))?;
+    let mut lender = Lender::new(token, store, wary);
+    let lent = lender.lend(computation, &members).await;
+    let lent = lent.map_err(|reason| one(store_refusal(computation, reason)))?;
 
-    let mut round = Round::open(computation, question, suspects);
+    let mut round = Round::open(computation, question, suspects, lender);
     // Those who joined while the store was being connected to: who joins from now on is told of to the round.
     let members = self::members(computation).map_err(nobody)?;
     // A child whose parent has ended is nobody's whom the only member knows.
@@ -136,11 +136,19 @@ async fn round(
         Ok(()) => round.gather().await,
         Err(refusals) => Err(refusals.into()),
     };
-    let Gathered { dumps, shared, outside } = match gathered {
+    let store = round.end_loans();
+    let gathered = match (gathered, store) {
+        (Ok(gathered), Some(store)) => Ok((gathered, store)),
+        (Ok(_), None) => Err((one(store_refusal(computation, "its server is gone".into())).into(), None)),
+        (Err(failure), store) => Err((failure, store)),
+    };
+    let (Gathered { dumps, shared, outside }, mut store) = match gathered {
         Ok(gathered) => gathered,
-        Err(failure) => {
+        Err((failure, store)) => {
             tell(computation, &ToProcess::Abandoned { token });
-            discard(store, token).await;
+            if let Some(store) = store {
+                discard(store, token).await;
+            }
             await_stops(&round).await;
             return Err(failure);
         }
@@ -156,6 +164,11 @@ async fn round(
     };
     match committed {
         Ok(record) => {
+            computation.with_members(|members| {
+                for id in round.ids() {
+                    let _ = members.get_mut(&id).map(|member| member.is_in_a_checkpoint = true);
+                }
+            });
             tell(computation, &ToProcess::Committed { token, kill: order.kill });
             if order.kill {
                 computation.await_parting(END_DEADLINE).await;
@@ -212,31 +225,6 @@ fn members(computation: &Computation) -> Result<Vec<(MemberId, u32)>, Refusal> {
         ));
     }
     Ok(members)
-}
-
-/// Connections to the store, each for one process.
-type Lent = BTreeMap<MemberId, OwnedFd>;
-
-/// Connections for the processes of other users, which the store lets in by no other way: with these they can dump
-/// themselves for this checkpoint, and nothing else.
-async fn lend(
-    mut store: store::Client,
-    token: u64,
-    members: &[(MemberId, u32)],
-) -> Result<(store::Client, Lent), String> {
-    let own = nix::unistd::geteuid().as_raw();
-    let stranger = |real_pid| process::user(real_pid).is_some_and(|uid| uid != own);
-    let strangers: Vec<MemberId> =
-        members.iter().filter(|(_, real_pid)| stranger(*real_pid)).map(|(id, _)| *id).collect();
-    if strangers.is_empty() {
-        return Ok((store, Lent::new()));
-    }
-    blocking(move || {
-        let lent: Result<Lent, _> =
-            strangers.into_iter().map(|id| Ok((id, store.restrict(token)?))).collect();
-        lent.map(|lent| (store, lent)).map_err(|error: stasis_store::client::ClientError| error)
-    })
-    .await
 }
 
 /// Asks every process to dump itself.
@@ -364,7 +352,7 @@ async fn discard(mut store: store::Client, token: u64) {
 }
 
 /// Runs a call on the store away from the connections.
-async fn blocking<T: Send + 'static, E: std::fmt::Display + Send + 'static>(
+pub async fn blocking<T: Send + 'static, E: std::fmt::Display + Send + 'static>(
     call: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, String> {
     match spawn_blocking(call).await {
@@ -373,7 +361,7 @@ async fn blocking<T: Send + 'static, E: std::fmt::Display + Send + 'static>(
     }
 }
 
-fn store_refusal(computation: &Computation, reason: String) -> Refusal {
+pub fn store_refusal(computation: &Computation, reason: String) -> Refusal {
     refusal(
         format!("the store {}", computation.settings.store.display()),
         reason,

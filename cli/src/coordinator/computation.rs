@@ -73,6 +73,8 @@ pub struct Member {
     pub last_pause_us: Option<u64>,
     pub last_stood_us: Option<u64>,
     pub last_memory: Option<u64>,
+    /// The store has what it was once.
+    pub is_in_a_checkpoint: bool,
     /// It has prepared its end.
     pub has_parted: bool,
     /// Its place among the processes of the computation; it keeps that when it executes another program.

@@ -156,6 +156,7 @@ async fn identify(computation: &Rc<Computation>, mut stream: UnixStream) -> io::
                     last_pause_us: None,
                     last_stood_us: None,
                     last_memory: None,
+                    is_in_a_checkpoint: false,
                     has_parted: false,
                     rank: 0,
                 })

@@ -21,6 +21,7 @@ mod connection;
 mod dormant;
 mod entangled;
 mod interval;
+mod loans;
 mod log;
 mod message;
 mod namespaces;

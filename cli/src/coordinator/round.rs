@@ -25,13 +25,17 @@ use tokio::{
 };
 
 use super::{
-    checkpoint::{allowance, gone, one, overdue, refusal},
+    checkpoint::{allowance, gone, one, overdue, refusal, store_refusal},
     computation::{Computation, Event, Events, Member, MemberId},
+    loans::{Lender, Lent},
     newborn::Newborn,
     stopped,
     together::{self, Holder},
 };
-use crate::process::{self, Pidfd};
+use crate::{
+    process::{self, Pidfd},
+    store,
+};
 
 /// What a process has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -126,6 +130,9 @@ pub struct Round<'a> {
     /// The last step that all have done, and beyond which they were told to go.
     passed: Step,
     newborn: Newborn,
+    /// Those that joined and have not been asked.
+    newcomers: Vec<MemberId>,
+    lender: Option<Lender>,
     sender: Events,
     events: mpsc::Receiver<(MemberId, Event)>,
     shared: Vec<Vec<SharedDescriptor>>,
@@ -142,11 +149,14 @@ impl<'a> Round<'a> {
         computation: &'a Computation,
         question: Question,
         suspects: &'a mut Option<Suspects>,
+        lender: Lender,
     ) -> Self {
         let (sender, events) = computation.open_round(question.token);
         Self {
             computation,
             newborn: Newborn::but(&question.without),
+            newcomers: Vec::new(),
+            lender: Some(lender),
             question,
             subjects: BTreeMap::new(),
             passed: Step::Asked,
@@ -161,6 +171,15 @@ impl<'a> Round<'a> {
 
     pub fn subjects(&self) -> impl Iterator<Item = &Subject> {
         self.subjects.values()
+    }
+
+    pub fn ids(&self) -> impl Iterator<Item = MemberId> {
+        self.subjects.keys().copied()
+    }
+
+    /// The connection to the store, from which nothing is lent any more; `None` where it has failed.
+    pub fn end_loans(&mut self) -> Option<store::Client> {
+        self.lender.take()?.into_store()
     }
 
     /// Asks a process to dump itself; `lent` is its connection to the store, where it may not make one.
@@ -215,6 +234,7 @@ impl<'a> Round<'a> {
     /// Why the checkpoint cannot be taken; the processes are to be told then.
     pub async fn gather(&mut self) -> Result<Gathered, Failure> {
         loop {
+            self.ask_newcomers().await?;
             self.pass()?;
             if self.subjects.is_empty() && self.newborn.is_empty() {
                 let ended = refusal("the computation", "has ended", "start it again");
@@ -248,6 +268,24 @@ impl<'a> Round<'a> {
                 }
             }
         }
+    }
+
+    async fn ask_newcomers(&mut self) -> Result<(), Failure> {
+        let newcomers = std::mem::take(&mut self.newcomers);
+        let with_pids: Vec<(MemberId, u32)> = self.computation.with_members(|members| {
+            newcomers.iter().filter_map(|id| Some((*id, members.get(id)?.real_pid))).collect()
+        });
+        let mut lent = match &mut self.lender {
+            Some(lender) => lender
+                .lend(self.computation, &with_pids)
+                .await
+                .map_err(|reason| one(store_refusal(self.computation, reason)))?,
+            None => Lent::new(),
+        };
+        for id in newcomers {
+            self.ask(id, false, lent.remove(&id)).map_err(one)?;
+        }
+        Ok(())
     }
 
     /// A process that will not get on before somebody continues it. Another round does, as it does with those that stood
@@ -545,7 +583,8 @@ impl<'a> Round<'a> {
             let reason = "joined while the others stood still";
             return Err(Failure::Again(refusal(name, reason, "take another checkpoint")));
         }
-        self.ask(id, false, None).map_err(|refusal| one(refusal).into())
+        self.newcomers.push(id);
+        Ok(())
     }
 
     fn left(&mut self, id: MemberId) -> Result<(), Failure> {

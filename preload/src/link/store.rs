@@ -6,7 +6,7 @@ use stasis_protocol::{
     PAGE_SIZE, VERSION,
     store::{DumpStats, Hash, Reply, Request},
 };
-use stasis_sys::{Errno, file, file::Fd, memory, process, socket};
+use stasis_sys::{Errno, file, file::Fd, memory, process};
 
 use crate::dump::Rest;
 
@@ -36,13 +36,11 @@ pub struct Store {
 }
 
 impl Store {
-    /// Connects, and gives the server a staging buffer of `len` bytes (a power of two).
+    /// Introduces this process on a connected socket, and gives the server a staging buffer of `len` bytes (a power of two).
     ///
     /// # Errors
     /// What the server could not be told, or said.
-    pub fn connect(path: &str, len: usize) -> Result<Self, String> {
-        let socket = socket::connect(path.as_bytes(), true)
-            .map_err(|error| format!("the store server at {path} cannot be reached: {error}"))?;
+    pub fn greet(socket: Fd, len: usize) -> Result<Self, String> {
         Self::new(socket, len).ready(|store| {
             store.send(&Request::Hello { version: VERSION }, None)?;
             match store.receive()? {
@@ -55,7 +53,7 @@ impl Store {
     /// Takes a connection that the coordinator passed, which is restricted to one dump and needs no hello.
     ///
     /// # Errors
-    /// As [`Store::connect`].
+    /// As [`Store::greet`].
     pub fn passed(socket: Fd, len: usize) -> Result<Self, String> {
         Self::new(socket, len).ready(|store| store.give_staging())
     }
