@@ -1,6 +1,6 @@
 //! Whatever a program makes or executes belongs to its computation.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, thread, time::Duration};
 
 use stasis_tests::{
     Lab,
@@ -66,6 +66,36 @@ fn processes_that_come_and_go_are_not_disturbed_by_checkpoints() {
     running.expect_code(0);
     assert_eq!(fs::read_to_string(&files.stdout).unwrap(), format!("sum {}\n", ROUNDS * (ROUNDS + 1) / 2));
     assert!(taken > 2, "{taken} checkpoints");
+}
+
+/// It has the library, and has not got as far as to say hello: a machine may be so busy that this takes long.
+#[test]
+fn a_program_that_is_being_loaded_is_waited_for() {
+    /// Longer than one is waited for that does not look as if it came.
+    const LONG: Duration = Duration::from_millis(2500);
+    let lab = Lab::new();
+    let (loading, finish) = (lab.work().join("loading"), lab.work().join("loaded"));
+    let script = format!(
+        "LD_PRELOAD=$LD_PRELOAD:{} SLOW_CONSTRUCTOR={} sleep 1000 & echo ready; wait",
+        shared_library("slow_constructor").display(),
+        finish.display()
+    );
+    let running = lab.launch(["bash", "-c", &script]);
+    running.wait_ready();
+    while !loading.exists() {
+        thread::yield_now();
+    }
+    let asking = thread::spawn({
+        let lab = lab.clone();
+        move || lab.try_checkpoint(&[])
+    });
+    thread::sleep(LONG);
+    assert!(!asking.is_finished());
+    fs::write(&finish, "").unwrap();
+    asking.join().unwrap().expect_success();
+    assert_eq!(lab.json(["status"])["processes"].as_array().map(Vec::len), Some(2));
+    lab.run(["kill"]).expect_success();
+    running.wait_exit();
 }
 
 /// Nobody could restart the interpreter, which is a static program; what it interprets runs as without Stasis.

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::process::{self, Pidfd};
 
-/// How long one may take: it has only to be scheduled, and loaded.
+/// How long one is awaited that does not look as if it came: it may end by itself.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// In place of a member's, which these processes do not have yet.
@@ -30,6 +30,10 @@ struct Awaited {
     /// What is said of it when it does not come.
     refusal: Refusal,
     until: Instant,
+    /// When it is overdue even if it is about to come, and need only be scheduled.
+    latest: Instant,
+    /// It looked so when it was overdue first.
+    was_coming: bool,
     /// Watches for its end.
     watch: AbortHandle,
 }
@@ -47,12 +51,14 @@ pub struct Newborn {
     without: Vec<u32>,
     /// Processes that stood stopped and were continued to say hello: their threads wait for the checkpoint.
     continued: BTreeSet<u32>,
+    /// How long one may take that is about to come.
+    allowance: Duration,
 }
 
 impl Newborn {
     /// Awaits whoever must be awaited, but for these.
-    pub fn but(without: &[u32]) -> Self {
-        Self { awaited: BTreeMap::new(), without: without.to_vec(), continued: BTreeSet::new() }
+    pub fn but(without: &[u32], allowance: Duration) -> Self {
+        Self { awaited: BTreeMap::new(), without: without.to_vec(), continued: BTreeSet::new(), allowance }
     }
 
     /// Awaits the children of a process that `is_known` does not know.
@@ -136,8 +142,10 @@ impl Newborn {
                 let _ = events.send((NOBODY, Event::Ended(real_pid))).await;
             }
         });
-        let until = Instant::now() + patience;
-        self.awaited.entry(real_pid).or_insert(Awaited { refusal, until, watch: watch.abort_handle() });
+        let now = Instant::now();
+        let (until, watch) = (now + patience, watch.abort_handle());
+        let latest = if patience.is_zero() { until } else { now + self.allowance };
+        self.awaited.entry(real_pid).or_insert(Awaited { refusal, until, latest, was_coming: false, watch });
     }
 
     /// One has come, or has ended.
@@ -160,15 +168,32 @@ impl Newborn {
     }
 
     /// Why the checkpoint cannot be taken, for those that are overdue.
-    pub fn overdue(&self) -> Vec<Refusal> {
+    pub fn overdue(&mut self) -> Vec<Refusal> {
         let now = Instant::now();
+        for (&real_pid, awaited) in &mut self.awaited {
+            if awaited.until <= now && now < awaited.latest && is_coming(real_pid) {
+                awaited.until = awaited.latest.min(now + PATIENCE);
+                awaited.was_coming = true;
+            }
+        }
         let overdue = self.awaited.iter().filter(|(_, awaited)| awaited.until <= now);
-        overdue.map(|(&real_pid, awaited)| refusal(real_pid, &awaited.refusal)).collect()
+        overdue.map(|(&real_pid, awaited)| refusal(real_pid, awaited)).collect()
     }
 }
 
+/// Whether a process has the library, or is being loaded and may have it soon: then it comes when it is scheduled.
+fn is_coming(real_pid: u32) -> bool {
+    let Ok(maps) = fs::read_to_string(format!("/proc/{real_pid}/maps")) else { return false };
+    let maps = |part: &str| {
+        maps.lines().filter_map(|line| line.rsplit_once('/')).any(|(_, name)| name.starts_with(part))
+    };
+    // The loader maps what LD_PRELOAD names before what the program needs (elf/rtld.c, `dl_main`).
+    maps("libstasis.so") || (maps("ld-linux") && !maps("libc.so"))
+}
+
 /// What is said of a process that does not come.
-fn refusal(real_pid: u32, refusal: &Refusal) -> Refusal {
+fn refusal(real_pid: u32, awaited: &Awaited) -> Refusal {
+    let refusal = &awaited.refusal;
     let parent = process::parent(real_pid);
     match parent.filter(|&parent| process::shares(real_pid, parent, process::Shared::Memory)) {
         Some(parent) => Refusal {
@@ -176,6 +201,16 @@ fn refusal(real_pid: u32, refusal: &Refusal) -> Refusal {
                 "it has the memory of pid {parent} together with that (vfork(2), clone(2) with CLONE_VM)"
             ),
             remedy: "take the checkpoint when it has executed a program or ended".into(),
+            ..refusal.clone()
+        },
+        None if awaited.was_coming => Refusal {
+            reason: format!(
+                "it has not joined the computation in time, and is {} now",
+                process::state(real_pid).map_or("gone", process::state_name)
+            ),
+            remedy:
+                "checkpoint again; where that fails too, start the coordinator with a longer --deadline-seconds"
+                    .into(),
             ..refusal.clone()
         },
         None => refusal.clone(),

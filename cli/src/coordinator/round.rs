@@ -154,7 +154,7 @@ impl<'a> Round<'a> {
         let (sender, events) = computation.open_round(question.token);
         Self {
             computation,
-            newborn: Newborn::but(&question.without),
+            newborn: Newborn::but(&question.without, allowance(computation, Phase::Running, 0)),
             newcomers: Vec::new(),
             lender: Some(lender),
             question,
@@ -300,10 +300,11 @@ impl<'a> Round<'a> {
         subject.step != Step::Dumped && (subject.step == Step::Asked || subject.step <= self.passed)
     }
 
-    fn overdue(&self) -> Vec<Refusal> {
+    fn overdue(&mut self) -> Vec<Refusal> {
+        let newborn = self.newborn.overdue();
         let now = Instant::now();
         let late = self.subjects.values().filter(|subject| self.is_working(subject) && subject.until <= now);
-        late.map(|subject| overdue(subject, subject.phase)).chain(self.newborn.overdue()).collect()
+        late.map(|subject| overdue(subject, subject.phase)).chain(newborn).collect()
     }
 
     fn gathered(&mut self) -> Gathered {
