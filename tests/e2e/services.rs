@@ -2,10 +2,14 @@
 
 use std::{
     fs,
-    io::{Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
     os::unix::net::UnixStream,
     path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -106,6 +110,111 @@ fn nginx_with_two_workers_that_are_replaced_after_restarts() {
     let master = fs::read_to_string(work.join("pid")).unwrap().trim().parse().unwrap();
     let master = ProcessHandle::open(real_pid(&lab, master)).expect("nginx is there");
     master.signal(nix::sys::signal::Signal::SIGQUIT).expect("a signal");
+    running.expect_code(0);
+}
+
+/// A connection to a Redis server.
+struct Redis(BufReader<TcpStream>);
+
+impl Redis {
+    fn connect(port: u16) -> io::Result<Self> {
+        let stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_read_timeout(Some(DEADLINE))?;
+        Ok(Self(BufReader::new(stream)))
+    }
+
+    fn line(&mut self) -> io::Result<String> {
+        let mut line = String::new();
+        match self.0.read_line(&mut line)? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(line.trim_end().to_owned()),
+        }
+    }
+
+    /// The first line of the answer.
+    fn command(&mut self, command: &str) -> io::Result<String> {
+        self.0.get_mut().write_all(format!("{command}\r\n").as_bytes())?;
+        self.line()
+    }
+
+    /// An answer that is a number.
+    fn number(&mut self, command: &str) -> io::Result<u64> {
+        let answer = self.command(command)?;
+        let number = answer.strip_prefix(':').and_then(|number| number.parse().ok());
+        Ok(number.unwrap_or_else(|| panic!("`{command}` is answered by `{answer}`")))
+    }
+}
+
+/// Appends the numbers from 1 to a list, and connects again when its connection is reset. Returns how often that was.
+fn append(port: u16, appended: &AtomicU64, stop: &AtomicBool) -> usize {
+    let mut resets = 0;
+    loop {
+        let mut redis = until(|| Redis::connect(port).ok());
+        let Ok(length) = redis.number("LLEN list") else { continue };
+        let known = appended.load(Ordering::SeqCst);
+        // The last one may have been carried out, and not answered.
+        assert!(
+            (known..=known + 1).contains(&length),
+            "{length} numbers are there, {known} were acknowledged"
+        );
+        appended.store(length, Ordering::SeqCst);
+        loop {
+            if stop.load(Ordering::SeqCst) {
+                return resets;
+            }
+            let next = appended.load(Ordering::SeqCst) + 1;
+            match redis.number(&format!("RPUSH list {next}")) {
+                Ok(length) => assert_eq!(length, next),
+                Err(_) => break,
+            }
+            appended.store(next, Ordering::SeqCst);
+        }
+        resets += 1;
+    }
+}
+
+#[test]
+fn redis_with_a_client_outside_that_connects_again() {
+    let Some(server) = find_program("redis-server") else { return skip("redis-server is not installed") };
+    let lab = Lab::new();
+    // Not one that a client may be given meanwhile.
+    let port = 20_000 + (std::process::id() % 10_000) as u16;
+    let at = port.to_string();
+    let arguments = ["--port", &at, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
+    let command =
+        std::iter::once(server.as_os_str()).chain(arguments.iter().map(|argument| argument.as_ref()));
+    let mut running = lab.launch(command);
+    let (appended, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let client = thread::spawn({
+        let (appended, stop) = (Arc::clone(&appended), Arc::clone(&stop));
+        move || append(port, &appended, &stop)
+    });
+    let further = || {
+        let before = appended.load(Ordering::SeqCst);
+        until(|| (client.is_finished() || appended.load(Ordering::SeqCst) >= before + 200).then_some(()));
+        assert!(!client.is_finished(), "the client has given up");
+    };
+    for _ in 0..KILLS {
+        further();
+        // It is not reset by one that lets the server run on.
+        lab.checkpoint(&["--external-sockets=close"]);
+        further();
+        lab.checkpoint(&["--kill", "--external-sockets=close"]);
+        running.wait_exit();
+        running = lab.restart(["latest"]);
+    }
+    further();
+    stop.store(true, Ordering::SeqCst);
+    assert_eq!(client.join().expect("a client that found all in order"), KILLS as usize, "resets");
+
+    let mut redis = Redis::connect(port).unwrap();
+    let numbers = appended.load(Ordering::SeqCst);
+    assert_eq!(redis.command("LRANGE list 0 -1").unwrap(), format!("*{numbers}"));
+    for number in 1..=numbers {
+        redis.line().unwrap();
+        assert_eq!(redis.line().unwrap(), number.to_string());
+    }
+    let _ = redis.command("SHUTDOWN NOSAVE");
     running.expect_code(0);
 }
 
