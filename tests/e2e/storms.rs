@@ -88,7 +88,7 @@ fn survives(launch: impl FnOnce(&Lab) -> Launch, count: usize, restarts: usize) 
 
 #[test]
 fn a_storm_notices_natively_what_it_loses() {
-    for program in ["storm", "library_churn", "pair_churn", "many"] {
+    for program in ["storm", "library_churn", "pair_churn", "many", "lone_parent"] {
         Workload { program, arguments: &[] }.notices_what_is_lost();
     }
 }
@@ -113,6 +113,13 @@ fn a_storm_of_children_that_give_up_root() {
         lab.prepare([program("storm").as_os_str(), "users".as_ref()])
     };
     survives(launch, 10, 10);
+}
+
+/// What is made while a process that was alone is being stored is not of its checkpoint.
+#[test]
+#[ignore = "about one run in twelve still fails: a restarted parent finds a child that it had waited for"]
+fn a_process_that_is_alone_in_the_checkpoint_and_has_a_child_a_moment_later() {
+    survives(|lab| lab.prepare([program("lone_parent")]), 20, 20);
 }
 
 #[test]

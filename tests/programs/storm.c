@@ -144,7 +144,8 @@ static void command(long number) {
         FILE *pipe = popen(text, "r");
         REQUIRE(pipe);
         CHECK(fgets(said, sizeof said, pipe) && atol(said) == number, "popen: `%s` instead of %ld", said, number);
-        CHECK(pclose(pipe) == 0, "popen's status");
+        int status = pclose(pipe);
+        CHECK(status == 0, "the status of popen's %ld is %#x", number, status);
     }
     ended++;
 }

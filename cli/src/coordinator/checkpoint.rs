@@ -71,10 +71,14 @@ async fn attempt(computation: &Rc<Computation>, order: Order) -> Outcome {
     const LONGEST_PAUSE: Duration = Duration::from_millis(40);
     await_newborn(computation).await;
     members(computation).map_err(one)?;
-    let (mut suspects, mut pause, mut wary) = (None, PAUSE, false);
+    let (mut suspects, mut pause, mut wary, mut may_be_alone) = (None, PAUSE, false, true);
     for _ in 1..MOST_ROUNDS {
-        match round(computation, &order, &mut suspects, wary).await {
+        match round(computation, &order, &mut suspects, wary, may_be_alone).await {
             Err(Failure::Again(refusal)) => log::line(format_args!("once more: {refusal}")),
+            Err(Failure::NotAlone(refusal)) => {
+                log::line(format_args!("once more: {refusal}"));
+                may_be_alone = false;
+            }
             Err(Failure::Passing(refusals)) => {
                 for refusal in refusals {
                     log::line(format_args!("once more: {refusal}"));
@@ -88,8 +92,8 @@ async fn attempt(computation: &Rc<Computation>, order: Order) -> Outcome {
             Ok(taken) => return Ok(taken),
         }
     }
-    round(computation, &order, &mut suspects, wary).await.map_err(|failure| match failure {
-        Failure::Again(refusal) => one(refusal),
+    round(computation, &order, &mut suspects, wary, may_be_alone).await.map_err(|failure| match failure {
+        Failure::Again(refusal) | Failure::NotAlone(refusal) => one(refusal),
         Failure::Refused(refusals) | Failure::Passing(refusals) => refusals,
     })
 }
@@ -99,6 +103,7 @@ async fn round(
     order: &Order,
     suspects: &mut Option<Suspects>,
     wary: bool,
+    may_be_alone: bool,
 ) -> Result<Taken, Failure> {
     // Where the only one is executing another program it is nobody for a moment.
     let nobody = |refusal| Failure::Passing(one(refusal));
@@ -131,7 +136,7 @@ async fn round(
     // Those who joined while the store was being connected to: who joins from now on is told of to the round.
     let members = self::members(computation).map_err(nobody)?;
     // A child whose parent has ended is nobody's whom the only member knows.
-    let alone = members.len() == 1 && computation.births().is_empty();
+    let alone = may_be_alone && members.len() == 1 && computation.births().is_empty();
     let gathered = match ask(&mut round, &members, alone, lent) {
         Ok(()) => round.gather().await,
         Err(refusals) => Err(refusals.into()),

@@ -99,6 +99,8 @@ pub enum Failure {
     Passing(Vec<Refusal>),
     /// Somebody came too late: another round may succeed.
     Again(Refusal),
+    /// Others have come while one that seemed to be alone did all steps: it is not to do so in the next round.
+    NotAlone(Refusal),
 }
 
 impl From<Vec<Refusal>> for Failure {
@@ -132,6 +134,9 @@ pub struct Round<'a> {
     newborn: Newborn,
     /// Those that joined and have not been asked.
     newcomers: Vec<MemberId>,
+    /// The only process was asked to do all steps by itself, and has not said that it does otherwise. Who comes meanwhile may
+    /// have been made before it stood still, or after.
+    alone: bool,
     lender: Option<Lender>,
     sender: Events,
     events: mpsc::Receiver<(MemberId, Event)>,
@@ -156,6 +161,7 @@ impl<'a> Round<'a> {
             computation,
             newborn: Newborn::but(&question.without, allowance(computation, Phase::Running, 0)),
             newcomers: Vec::new(),
+            alone: false,
             lender: Some(lender),
             question,
             subjects: BTreeMap::new(),
@@ -187,6 +193,7 @@ impl<'a> Round<'a> {
     /// # Errors
     /// Why it cannot be asked.
     pub fn ask(&mut self, id: MemberId, alone: bool, lent: Option<OwnedFd>) -> Result<(), Refusal> {
+        self.alone = alone;
         let asked = self
             .computation
             .with_members(|members| members.get(&id).map(|member| (member.real_pid, member.name())));
@@ -271,6 +278,9 @@ impl<'a> Round<'a> {
     }
 
     async fn ask_newcomers(&mut self) -> Result<(), Failure> {
+        if self.alone {
+            return Ok(());
+        }
         let newcomers = std::mem::take(&mut self.newcomers);
         let with_pids: Vec<(MemberId, u32)> = self.computation.with_members(|members| {
             newcomers.iter().filter_map(|id| Some((*id, members.get(id)?.real_pid))).collect()
@@ -282,7 +292,7 @@ impl<'a> Round<'a> {
                 .map_err(|reason| one(store_refusal(self.computation, reason)))?,
             None => Lent::new(),
         };
-        for id in newcomers {
+        for id in newcomers.into_iter().filter(|id| !self.subjects.contains_key(id)).collect::<Vec<_>>() {
             self.ask(id, false, lent.remove(&id)).map_err(one)?;
         }
         Ok(())
@@ -360,8 +370,31 @@ impl<'a> Round<'a> {
                 let entry = ProcessEntry { pid, command, manifest, stats, tracker };
                 subject.dump = Some(ProcessDump { entry, pause_us });
                 subject.step = Step::Dumped;
+                if self.alone {
+                    return self.end_alone(id);
+                }
             }
         }
+        Ok(())
+    }
+
+    /// The only process has done all steps by itself. Children that it has now were made after it stood still, or it would have
+    /// said that it has some; of all others nobody knows.
+    fn end_alone(&mut self, id: MemberId) -> Result<(), Failure> {
+        let Some(subject) = self.subjects.get(&id) else { return Ok(()) };
+        let joined = self.computation.with_members(|members| {
+            let joined = self.newcomers.iter().filter_map(|newcomer| members.get(newcomer));
+            joined.map(|member| member.real_pid).collect::<Vec<u32>>()
+        });
+        let born = self.computation.births().into_iter().filter_map(|pid| self.computation.real_pid(pid));
+        let mut others = joined.into_iter().chain(born).filter(|&other| other != subject.real_pid);
+        if others.any(|other| process::parent(other).is_some_and(|parent| parent != subject.real_pid)) {
+            let reason = "was copied by itself while another process joined";
+            return Err(Failure::NotAlone(refusal(&subject.name, reason, "take another checkpoint")));
+        }
+        self.newcomers.clear();
+        self.alone = false;
+        self.passed = Step::Captured;
         Ok(())
     }
 
@@ -369,9 +402,15 @@ impl<'a> Round<'a> {
     fn reach(&mut self, id: MemberId, step: Step, has_children: bool) -> Result<(), Failure> {
         let Some(subject) = self.subjects.get_mut(&id) else { return Ok(()) };
         subject.step = step;
+        self.alone = false;
         if has_children {
             let (real_pid, name) = (subject.real_pid, subject.name.clone());
-            let members: Vec<u32> = self.subjects.values().map(|subject| subject.real_pid).collect();
+            let mut members: Vec<u32> = self.subjects.values().map(|subject| subject.real_pid).collect();
+            // They are asked next. A call (`stopped::call`) might be taken by their checkpoint threads, which would stop.
+            self.computation.with_members(|all| {
+                members
+                    .extend(self.newcomers.iter().filter_map(|id| all.get(id)).map(|member| member.real_pid));
+            });
             let is_known = |child| members.contains(&child);
             self.newborn.await_children((real_pid, &name), is_known, &self.sender);
         }
@@ -603,6 +642,7 @@ impl<'a> Round<'a> {
             // What it was is in the store.
             return Ok(());
         }
+        self.alone = false;
         // Its connection may be seen to close before its end.
         self.ended = Some(gone(subject, subject.phase));
         if !subject.pidfd.has_ended() {
