@@ -200,7 +200,13 @@ impl Relations {
                         *domain != libc::AF_UNIX || named.contains(pair) || is_others(peer_is)
                     }
                     DescriptionKind::Socket {
-                        domain, socket_type, received, waiting, peer, listener_is, ..
+                        domain,
+                        socket_type,
+                        received,
+                        waiting,
+                        peer,
+                        listener_is,
+                        ..
                     } => {
                         let datagrams = *domain == libc::AF_UNIX && *socket_type == libc::SOCK_DGRAM;
                         let connecting = tcp::is_connecting(*domain, *socket_type, peer);
