@@ -15,7 +15,7 @@ use super::Catalog;
 use crate::{
     error::StoreError,
     index::Changes,
-    pack::{FULL, PAGE, Place, set::PlaceSet},
+    pack::{Place, SLOTS, set::PlaceSet},
 };
 
 impl Catalog {
@@ -84,7 +84,7 @@ impl Catalog {
     pub fn note_away(&self, pack: u32, first: u32) {
         let mut known = self.damaged.write().unwrap_or_else(PoisonError::into_inner);
         let mut passing = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
-        for slot in first..(FULL / PAGE) as u32 {
+        for slot in first..SLOTS as u32 {
             let place = Place { pack, slot };
             if !known.contains(place) {
                 known.insert(place, 1);

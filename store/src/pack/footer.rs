@@ -19,7 +19,7 @@
 
 use stasis_protocol::store::{BLOCK, BLOCK_PAGES, kind};
 
-use super::{AlignedPage, FULL, Form, PAGE};
+use super::{AlignedPage, Form, PAGE, SLOTS};
 use crate::hash::{Hash, PAGE_SIZE};
 
 const HEADER_MAGIC: &[u8; 8] = b"STASISPK";
@@ -76,7 +76,7 @@ impl Run {
         };
         let slots = u64::from(self.slot) + u64::from(self.pages);
         fits && self.slot > 0
-            && slots <= FULL / PAGE + 1
+            && slots <= SLOTS + 1
             && self.offset >= segment
             && self.offset.checked_add(self.stored.into()).is_some_and(|behind| behind <= end)
     }
@@ -202,7 +202,7 @@ impl Footer {
     /// No footer takes more bytes.
     #[must_use]
     pub fn longest() -> u64 {
-        let pages = (FULL / PAGE) as usize + 1;
+        let pages = SLOTS as usize + 1;
         ((FIXED + pages * (COMPRESSED_RUN + 32) + TRAILER) as u64).next_multiple_of(PAGE)
     }
 }
@@ -210,7 +210,7 @@ impl Footer {
 /// How many runs the footer of a compressed pack that begins with `bytes` has.
 #[must_use]
 pub fn run_count(bytes: &[u8]) -> usize {
-    read_u32(bytes, 12).map_or(0, |runs| runs as usize).min((FULL / PAGE) as usize)
+    read_u32(bytes, 12).map_or(0, |runs| runs as usize).min(SLOTS as usize)
 }
 
 /// The bytes of such a footer up to the end of its runs.
@@ -290,7 +290,7 @@ mod tests {
             Run { offset: 4095, ..last },
             Run { offset: u64::MAX, ..last },
             Run { slot: 0, ..last },
-            Run { slot: (FULL / PAGE) as u32, ..last },
+            Run { slot: SLOTS as u32, ..last },
             Run { kind: kind::RAW, ..last },
         ] {
             assert!(Footer::decode(&encode(vec![block, raw, wrong]).0).is_err(), "{wrong:?}");

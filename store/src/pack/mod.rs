@@ -23,6 +23,7 @@ pub mod writer;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use stasis_protocol::store::BLOCK_PAGES;
 
 use crate::hash::PAGE_SIZE;
 
@@ -31,6 +32,10 @@ pub const PAGE: u64 = PAGE_SIZE as u64;
 
 /// A pack that has reached this length, in bytes, takes no more segments.
 pub const FULL: u64 = 256 << 20;
+
+/// Pages have slots below this one. Packs that are filled by this program end before, but earlier ones put the last block of a
+/// compressed pack over the end.
+pub const SLOTS: u64 = FULL / PAGE + BLOCK_PAGES as u64;
 
 /// How a pack gives slots to pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use stasis_protocol::store::kind;
+use stasis_protocol::store::{BLOCK_PAGES, kind};
 
 use super::{
     AlignedPage, FULL, Form, PAGE, Place,
@@ -145,14 +145,10 @@ impl OpenPack {
         self.allocated = if result == 0 { end } else { FULL };
     }
 
-    /// How many pages it still takes.
+    /// How many pages it still takes. A compressed pack takes blocks, and has no room where it has none for a whole one.
     #[must_use]
     pub fn room(&self) -> u64 {
-        let lying = FULL.saturating_sub(self.end) / PAGE;
-        match self.form {
-            Form::Plain => lying,
-            Form::Compressed => lying.min((FULL / PAGE).saturating_sub(self.next_slot())),
-        }
+        room(self.form, self.end, self.next_slot())
     }
 
     /// Of a compressed pack: which page comes next.
@@ -274,6 +270,18 @@ impl OpenPack {
 
     fn truncate(&self) -> Result<(), StoreError> {
         self.file.file.set_len(self.end).map_err(StoreError::io("cannot truncate", &self.file.path))
+    }
+}
+
+/// How many pages a pack takes that ends at `end`, in bytes, and whose next page has the slot `next`.
+pub fn room(form: Form, end: u64, next: u64) -> u64 {
+    let lying = FULL.saturating_sub(end) / PAGE;
+    match form {
+        Form::Plain => lying,
+        Form::Compressed => {
+            let room = lying.min((FULL / PAGE).saturating_sub(next));
+            if room < BLOCK_PAGES as u64 { 0 } else { room }
+        }
     }
 }
 

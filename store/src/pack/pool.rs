@@ -9,7 +9,10 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use super::{FULL, Form, PAGE, open::OpenPack};
+use super::{
+    Form,
+    open::{OpenPack, room},
+};
 use crate::{error::StoreError, index::PackRecord};
 
 /// How many packs stay open when nobody appends to them.
@@ -154,5 +157,35 @@ impl State {
 
 /// As [`OpenPack::room`] would say.
 fn has_room(record: &PackRecord) -> bool {
-    record.committed < FULL && (record.form == Form::Plain || record.pages + 1 < FULL / PAGE)
+    room(record.form, record.committed, 1 + record.pages) > 0
+}
+
+#[cfg(test)]
+mod tests {
+    use stasis_protocol::store::{BLOCK_PAGES, kind};
+
+    use super::*;
+    use crate::pack::{FULL, PAGE, block::Block};
+
+    #[test]
+    fn a_pack_without_room_for_a_block_is_not_lent() {
+        let directory = tempfile::tempdir().unwrap();
+        let block = Block { kind: kind::LZ4, names: vec![[1; 32]; BLOCK_PAGES], bytes: vec![0; 100] };
+        drop(OpenPack::create(directory.path(), 0, Form::Compressed).unwrap());
+        for left in [1, BLOCK_PAGES as u64 - 1, BLOCK_PAGES as u64, 2 * BLOCK_PAGES as u64] {
+            let record = PackRecord { pages: FULL / PAGE - 1 - left, ..PackRecord::new(Form::Compressed) };
+            let pool = PackPool::new(directory.path(), [(0, record)], 1 + left as u32);
+            let mut pack = pool.lease(Form::Compressed).unwrap();
+            assert_eq!(pack.file.number == 0, left >= BLOCK_PAGES as u64, "{left} pages are left");
+            let last = pack.append_block(&block).slot as usize + BLOCK_PAGES;
+            assert!(last as u64 <= FULL / PAGE, "{left} pages are left");
+            // Nor is one that has come to be full.
+            let has_room = pack.room() > 0;
+            pack.commit();
+            pool.give_back(pack);
+            let next = pool.lease(Form::Compressed).unwrap();
+            assert_eq!(next.file.number == 0, left >= 2 * BLOCK_PAGES as u64);
+            assert!(has_room || next.file.number != 0);
+        }
+    }
 }

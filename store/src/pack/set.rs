@@ -2,10 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{FULL, PAGE, Place};
-
-/// Pages start below this slot; what claims to lie elsewhere is nowhere.
-const SLOTS: u64 = FULL / PAGE;
+// What claims to lie elsewhere is nowhere.
+use super::{Place, SLOTS};
 
 #[derive(Clone, Debug, Default)]
 pub struct PlaceSet {
