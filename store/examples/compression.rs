@@ -113,7 +113,7 @@ struct Reading {
 
 impl Reading {
     fn measure(client: &mut Client, manifest: &Hash, rounds: usize) -> Outcome<Self> {
-        let process = client.read_process(manifest)?;
+        let process = client.read_process(manifest, &[])?;
         let (extents, names) = process.pages()?;
         let end = extents.last().map_or(0, |extent| extent.first_page + extent.pages);
         let everything = 0..end;

@@ -108,7 +108,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         store.push(committed.as_secs_f64());
 
         let started = Instant::now();
-        client.read_process(&manifest)?;
+        client.read_process(&manifest, &[])?;
         println!("store: listed in {:.3?}", started.elapsed());
         // Five small checkpoints, as of a tiny process.
         for turn in 0..5u64 {

@@ -117,7 +117,6 @@ fn a_storm_of_children_that_give_up_root() {
 
 /// What is made while a process that was alone is being stored is not of its checkpoint.
 #[test]
-#[ignore = "about one run in twelve still fails: a restarted parent finds a child that it had waited for"]
 fn a_process_that_is_alone_in_the_checkpoint_and_has_a_child_a_moment_later() {
     survives(|lab| lab.prepare([program("lone_parent")]), 20, 20);
 }

@@ -28,8 +28,9 @@ int main(int argc, char **argv) {
             execl(self, self, status_text, (char *)NULL);
             _exit(127);
         }
-        CHECK(waitpid(-1, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == expected,
-              "child %d: wait status %#x", number, status);
+        pid_t waited = waitpid(-1, &status, 0);
+        CHECK(waited == child && WIFEXITED(status) && WEXITSTATUS(status) == expected,
+              "child %d: pid %d and not %d, wait status %#x; it was given %s", number, waited, child, status, status_text);
     }
     return verdict();
 }

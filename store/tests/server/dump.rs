@@ -1,6 +1,7 @@
 //! Dumping, committing, reading back.
 
-use stasis_protocol::store::DumpStats;
+use stasis_protocol::store::{DumpStats, Hash};
+use stasis_store::client::ListedPages;
 
 use crate::fixture::{Pages, Store, checkpoint, draft, dump, memory, page, read_back, send};
 
@@ -70,7 +71,57 @@ fn zero_pages_are_named_and_cost_nothing() {
     assert_eq!((stats.pages, stats.zero, stats.written, stats.bytes), (5000, 5000, 0, 0));
     assert!(read_back(&mut client, &record.draft.processes[0].manifest) == pages);
     let process = client.read_process(&record.draft.processes[0].manifest, &[]).unwrap();
-    assert_eq!(process.extents, 1, "one extent says it all");
+    assert_eq!(process.list.extents, 1, "one extent says it all");
+}
+
+/// Where the pages of a list lie, each with its name.
+fn places(list: &ListedPages) -> Vec<(u32, u64, u64, u64, Hash)> {
+    let (extents, names) = list.pages().unwrap();
+    let pages = extents.iter().flat_map(|extent| {
+        let at = (0..extent.pages).map(|at| (extent.first_page + at, extent.offset + at * 4096));
+        at.map(|(page, offset)| (extent.space, page, extent.pack, offset))
+    });
+    pages
+        .zip(names.iter())
+        .map(|((space, page, pack, offset), name)| (space, page, pack, offset, *name))
+        .collect()
+}
+
+#[test]
+fn memory_of_which_there_is_much_is_listed_later_and_piece_by_piece() {
+    const LEAF: u64 = 512;
+    let store = Store::new();
+    let server = store.serve();
+    let mut client = server.client();
+    // Twenty leaves side by side, the last one with one page, another object, and memory beside it.
+    let mut pages = memory(10 * LEAF + 100, 19 * LEAF, 0);
+    pages.extend(memory(10, 5, 50_000));
+    pages.extend((0..3).map(|at| ((3, at + 11 * LEAF), page(60_000 + at))));
+    let record = checkpoint(&mut client, 1, &pages).unwrap();
+    let manifest = record.draft.processes[0].manifest;
+    let whole = places(&client.read_process(&manifest, &[]).unwrap().list);
+    assert_eq!(whole.len(), pages.len());
+
+    let range = 10 * LEAF + 100..29 * LEAF + 100;
+    let few = client.read_process(&manifest, &[0..100, range.start..range.start + 10 * LEAF]).unwrap();
+    assert!(few.later.is_empty() && few.later_pages == 0 && places(&few.list) == whole);
+    let outline = client.read_process(&manifest, std::slice::from_ref(&range)).unwrap();
+    // Whole leaves: what lies beside them in their first and last one may be others'.
+    assert_eq!(outline.later, [11 * LEAF..29 * LEAF]);
+    assert_eq!(outline.later_pages, 18 * LEAF);
+    let is_later =
+        |&(space, page, ..): &(u32, u64, u64, u64, Hash)| space == 0 && outline.later[0].contains(&page);
+    let mut all = places(&outline.list);
+    assert!(!all.iter().any(is_later));
+    for part in [11 * LEAF..12 * LEAF + 7, 12 * LEAF + 7..12 * LEAF + 9, 12 * LEAF + 9..29 * LEAF] {
+        all.extend(places(&client.read_pages(&manifest, part).unwrap()));
+    }
+    all.sort_unstable();
+    let mut sorted = whole;
+    sorted.sort_unstable();
+    assert!(all == sorted);
+    assert!(places(&client.read_pages(&manifest, 0..10).unwrap()).is_empty());
+    assert!(client.read_pages(&[7; 32], 0..10).is_err());
 }
 
 #[test]

@@ -134,7 +134,8 @@ fn every_other_request_is_refused_by_name_and_ends_it() {
     let manifest = secret.draft.processes[0].manifest;
     let own = format!("{TOKEN:#x}");
     for (request, name) in [
-        (Request::ReadProcess { manifest }, "ReadProcess"),
+        (Request::ReadProcess { manifest, may_wait: Vec::new() }, "ReadProcess"),
+        (Request::ReadPages { manifest, first_page: 0, end_page: 10 }, "ReadPages"),
         (Request::List, "List"),
         (Request::Resolve { reference: "latest".into() }, "Resolve"),
         (Request::Verify { id: None }, "Verify"),
