@@ -133,7 +133,7 @@ pub struct Round<'a> {
     passed: Step,
     newborn: Newborn,
     /// Those that joined and have not been asked.
-    newcomers: Vec<MemberId>,
+    newcomers: Vec<Newcomer>,
     /// The only process was asked to do all steps by itself, and has not said that it does otherwise. Who comes meanwhile may
     /// have been made before it stood still, or after.
     alone: bool,
@@ -146,6 +146,14 @@ pub struct Round<'a> {
     suspects: &'a mut Option<Suspects>,
     /// The last process that has ended.
     ended: Option<Refusal>,
+}
+
+/// One that joined, as it was then: it may have left when it is to be asked.
+struct Newcomer {
+    id: MemberId,
+    real_pid: u32,
+    name: String,
+    pidfd: Rc<Pidfd>,
 }
 
 impl<'a> Round<'a> {
@@ -281,10 +289,20 @@ impl<'a> Round<'a> {
         if self.alone {
             return Ok(());
         }
-        let newcomers = std::mem::take(&mut self.newcomers);
-        let with_pids: Vec<(MemberId, u32)> = self.computation.with_members(|members| {
-            newcomers.iter().filter_map(|id| Some((*id, members.get(id)?.real_pid))).collect()
-        });
+        let mut newcomers = std::mem::take(&mut self.newcomers);
+        newcomers.retain(|newcomer| !self.subjects.contains_key(&newcomer.id));
+        let is_member = |id| self.computation.with_members(|members| members.contains_key(&id));
+        let (there, gone): (Vec<_>, Vec<_>) =
+            newcomers.into_iter().partition(|newcomer| is_member(newcomer.id));
+        for Newcomer { real_pid, name, pidfd, .. } in gone {
+            // Its connection may have closed before its end: until then its parent has it neither as a process nor as one that
+            // has ended. Where it has come back under another program, it is another newcomer.
+            if !pidfd.has_ended() && !there.iter().any(|newcomer| newcomer.real_pid == real_pid) {
+                self.newborn.await_program(real_pid, &name, pidfd, &self.sender);
+            }
+        }
+        let with_pids: Vec<(MemberId, u32)> =
+            there.iter().map(|newcomer| (newcomer.id, newcomer.real_pid)).collect();
         let mut lent = match &mut self.lender {
             Some(lender) => lender
                 .lend(self.computation, &with_pids)
@@ -292,8 +310,11 @@ impl<'a> Round<'a> {
                 .map_err(|reason| one(store_refusal(self.computation, reason)))?,
             None => Lent::new(),
         };
-        for id in newcomers.into_iter().filter(|id| !self.subjects.contains_key(id)).collect::<Vec<_>>() {
+        for Newcomer { id, real_pid, name, pidfd } in there {
             self.ask(id, false, lent.remove(&id)).map_err(one)?;
+            if !self.subjects.contains_key(&id) && !pidfd.has_ended() {
+                self.newborn.await_program(real_pid, &name, pidfd, &self.sender);
+            }
         }
         Ok(())
     }
@@ -383,7 +404,7 @@ impl<'a> Round<'a> {
     fn end_alone(&mut self, id: MemberId) -> Result<(), Failure> {
         let Some(subject) = self.subjects.get(&id) else { return Ok(()) };
         let joined = self.computation.with_members(|members| {
-            let joined = self.newcomers.iter().filter_map(|newcomer| members.get(newcomer));
+            let joined = self.newcomers.iter().filter_map(|newcomer| members.get(&newcomer.id));
             joined.map(|member| member.real_pid).collect::<Vec<u32>>()
         });
         let born = self.computation.births().into_iter().filter_map(|pid| self.computation.real_pid(pid));
@@ -408,8 +429,8 @@ impl<'a> Round<'a> {
             let mut members: Vec<u32> = self.subjects.values().map(|subject| subject.real_pid).collect();
             // They are asked next. A call (`stopped::call`) might be taken by their checkpoint threads, which would stop.
             self.computation.with_members(|all| {
-                members
-                    .extend(self.newcomers.iter().filter_map(|id| all.get(id)).map(|member| member.real_pid));
+                let there = self.newcomers.iter().filter(|newcomer| all.contains_key(&newcomer.id));
+                members.extend(there.map(|newcomer| newcomer.real_pid));
             });
             let is_known = |child| members.contains(&child);
             self.newborn.await_children((real_pid, &name), is_known, &self.sender);
@@ -613,17 +634,21 @@ impl<'a> Round<'a> {
         if self.subjects.contains_key(&id) {
             return Ok(());
         }
-        let name = self.computation.with_members(|members| members.get(&id).map(Member::name));
-        let Some(name) = name else { return Ok(()) };
+        let newcomer = self.computation.with_members(|members| {
+            let member = members.get(&id)?;
+            let (real_pid, name, pidfd) = (member.real_pid, member.name(), Rc::clone(&member.pidfd));
+            Some(Newcomer { id, real_pid, name, pidfd })
+        });
+        let Some(newcomer) = newcomer else { return Ok(()) };
         if self.passed == Step::Captured {
             // Made since the others went on.
             return Ok(());
         }
         if self.passed == Step::Stopped {
             let reason = "joined while the others stood still";
-            return Err(Failure::Again(refusal(name, reason, "take another checkpoint")));
+            return Err(Failure::Again(refusal(newcomer.name, reason, "take another checkpoint")));
         }
-        self.newcomers.push(id);
+        self.newcomers.push(newcomer);
         Ok(())
     }
 
