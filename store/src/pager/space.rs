@@ -546,6 +546,9 @@ impl Space {
     /// As for [`Space::fetch`].
     pub fn zero(&self, page: u64, mut relieve: impl FnMut() -> Result<(), Stop>) -> Result<(), Stop> {
         static ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
+        let granule = (page / GRANULE + 1) * GRANULE;
+        // Zeros where nothing is known of a page would be taken for the page.
+        self.list(&(page..granule))?;
         loop {
             let layout = self.read();
             if self.is_absent(page) {
@@ -553,7 +556,6 @@ impl Space {
                 userfaultfd::wake(self.uffd(), page * PAGE, PAGE);
                 return Ok(());
             }
-            let granule = (page / GRANULE + 1) * GRANULE;
             let end = self.table.run(Map::Absent, page..granule).map_or(granule, |absent| absent.start);
             let len = (end - page) * PAGE;
             let mut given = userfaultfd::zero(self.uffd(), page * PAGE, len);
