@@ -37,6 +37,15 @@ pub fn is_ending(pid: u32) -> bool {
         || flags().is_none_or(|flags| flags & GOING != 0)
 }
 
+/// The files that a process has mapped, by what comes last in their paths.
+///
+/// # Errors
+/// /proc/PID/maps cannot be read.
+pub fn mapped_files(pid: u32) -> io::Result<Vec<String>> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    Ok(maps.lines().filter_map(|line| Some(line.rsplit_once('/')?.1.to_owned())).collect())
+}
+
 /// Whether a signal stopped the process. Its state letter is its first thread's, which may have ended
 /// before the others.
 pub fn is_stopped(pid: u32) -> bool {

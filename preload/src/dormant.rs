@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 use stasis_sys::{process, sync};
 
-use crate::start;
+use crate::{credentials, start};
 
 /// One of the values below. A futex.
 static STATE: AtomicU32 = AtomicU32::new(AWAKE);
@@ -61,16 +61,15 @@ pub fn wake() {
 }
 
 /// In the stop signal's handler: the coordinator needs the checkpoint thread. False in a child that has just been made, whose
-/// memory is its parent's as it was: whether threads are to stop there does not concern it.
+/// memory is its parent's as it was: whether threads are to stop there does not concern it. Nor in the checkpoint thread: a call goes
+/// to the process, which may be awake.
 pub fn called() -> bool {
-    let pid = process::getpid();
-    let has_begun = OWNER.load(Ordering::Acquire) == pid;
-    if has_begun {
-        make_thread();
-    } else {
-        CALLED.store(pid, Ordering::Release);
+    if !is_own() {
+        CALLED.store(process::getpid(), Ordering::Release);
+        return false;
     }
-    has_begun
+    make_thread();
+    process::gettid() != credentials::thread()
 }
 
 /// False where there is one, or another thread is about to make it.

@@ -135,8 +135,7 @@ pub extern "C" fn handle(signal: i32, info: *mut Siginfo, context: *mut libc::uc
         COOKIE_STOPPED => await_stop(),
         // The coordinator had not seen the filter when it called: calls that are not allowed would end the program.
         COOKIE_CALL | COOKIE_CALL_STOPPED if confined::has(confined::FILTERS) => return,
-        // Sent to the process, which may be awake: its checkpoint thread may take it, and must not stop.
-        COOKIE_CALL => stops = dormant::called() && process::gettid() != credentials::thread(),
+        COOKIE_CALL => stops = dormant::called(),
         COOKIE_CALL_STOPPED => {
             stops = dormant::called();
             if stops {

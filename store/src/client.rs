@@ -324,10 +324,10 @@ impl Client {
         let may_wait = may_wait.iter().map(|pages| (pages.start, pages.end)).collect();
         self.send(&Request::ReadProcess { manifest: *manifest, may_wait })?;
         match self.receive()? {
-            (Reply::Process { record, key, directory, extents, pages, later, later_pages }, descriptors) => {
+            (Reply::Process { key, directory, extents, pages, later, later_pages }, descriptors) => {
                 let list = ListedPages { memfd: beside(descriptors)?, extents, pages };
                 let later = later.into_iter().map(|(first, end)| first..end).collect();
-                Ok(StoredProcess { record, key, directory: directory.into(), list, later, later_pages })
+                Ok(StoredProcess { key, directory: directory.into(), list, later, later_pages })
             }
             (other, _) => Err(unexpected(&other)),
         }

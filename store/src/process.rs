@@ -74,10 +74,6 @@ impl Reading {
         self.name == *manifest
     }
 
-    pub fn record(&self) -> &[u8] {
-        &self.manifest.record
-    }
-
     /// Lists pages. Who is told needs a [`crate::lease::Lease`] from before.
     ///
     /// # Errors

@@ -25,8 +25,6 @@ use stasis_protocol::store::{Extent, Hash};
 /// A dumped process, as [`crate::client::Client::read_process`] hands it out.
 #[derive(Debug)]
 pub struct StoredProcess {
-    /// The encoded [`stasis_protocol::image::ProcessImage`].
-    pub record: Vec<u8>,
     /// The key that page names are made with.
     pub key: [u8; 32],
     /// The store's directory; pack N is `packs/{N:08x}.pack` in it.

@@ -122,26 +122,9 @@ impl Drop for Occupied {
     }
 }
 
-#[test]
-fn are_right_where_they_are_free_in_the_third_generation() {
-    if !is_root() {
-        return skip("only root may ask for ids");
-    }
-    let lab = Lab::new();
-    let Original { mut running, output: _pipe } = launch(&lab);
-    let files = running.files().clone();
-    let first = checkpoint_kill(&lab, running);
-    running = restart(&lab, &first, "first", &files);
-    for _ in 0..2 {
-        assert!(is_here(&lab));
-        running = go_round(&lab, running);
-    }
-    assert!(is_here(&lab));
-    running.expect_ok();
-}
-
-#[test]
-fn are_right_where_somebody_else_has_them_in_the_third_generation() {
+/// Goes on where the ids are free, or somebody else has that of the first process, and is checkpointed and restarted there.
+#[track_caller]
+fn goes_on_in_the_third_generation(are_free: bool) {
     if !is_root() {
         return skip("only root may ask for ids");
     }
@@ -150,14 +133,24 @@ fn are_right_where_somebody_else_has_them_in_the_third_generation() {
     let files = running.files().clone();
     let first = checkpoint_kill(&lab, running);
     let pid = lab.json(["show", &first])["images"][0]["pid"].as_i64().expect("a pid") as i32;
-    let _occupied = Occupied::new(pid);
+    let _occupied = (!are_free).then(|| Occupied::new(pid));
     running = restart(&lab, &first, "first", &files);
     for _ in 0..2 {
-        assert!(!is_here(&lab));
+        assert_eq!(is_here(&lab), are_free);
         running = go_round(&lab, running);
     }
-    assert!(!is_here(&lab));
+    assert_eq!(is_here(&lab), are_free);
     running.expect_ok();
+}
+
+#[test]
+fn are_right_where_they_are_free_in_the_third_generation() {
+    goes_on_in_the_third_generation(true);
+}
+
+#[test]
+fn are_right_where_somebody_else_has_them_in_the_third_generation() {
+    goes_on_in_the_third_generation(false);
 }
 
 #[test]

@@ -171,7 +171,9 @@ async fn round(
         Ok(record) => {
             computation.with_members(|members| {
                 for id in round.ids() {
-                    let _ = members.get_mut(&id).map(|member| member.is_in_a_checkpoint = true);
+                    if let Some(member) = members.get_mut(&id) {
+                        member.is_in_a_checkpoint = true;
+                    }
                 }
             });
             tell(computation, &ToProcess::Committed { token, kill: order.kill });

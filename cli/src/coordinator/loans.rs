@@ -17,7 +17,7 @@ pub type Lent = BTreeMap<MemberId, OwnedFd>;
 /// The coordinator's own connection to the store, from which those are made for one checkpoint.
 pub struct Lender {
     token: u64,
-    /// `None` when it has failed.
+    /// `None` when it has failed, or nothing is lent any more.
     store: Option<store::Client>,
     /// A process has become another user between being asked and connecting: whoever may be about to is lent one.
     wary: bool,
@@ -28,9 +28,9 @@ impl Lender {
         Self { token, store: Some(store), wary }
     }
 
-    /// The coordinator's connection, when nothing is lent any more.
-    pub fn into_store(self) -> Option<store::Client> {
-        self.store
+    /// The coordinator's connection, from which nothing is lent any more; `None` where it has failed.
+    pub fn end(&mut self) -> Option<store::Client> {
+        self.store.take()
     }
 
     /// Makes connections for those of the processes, given with their pids here, that need one.

@@ -18,7 +18,10 @@ use super::{
     computation::{Event, Events, MemberId},
     stopped,
 };
-use crate::process::{self, Pidfd};
+use crate::{
+    locate,
+    process::{self, Pidfd},
+};
 
 /// How long one is awaited that does not look as if it came: it may end by itself.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -183,12 +186,10 @@ impl Newborn {
 
 /// Whether a process has the library, or is being loaded and may have it soon: then it comes when it is scheduled.
 fn is_coming(real_pid: u32) -> bool {
-    let Ok(maps) = fs::read_to_string(format!("/proc/{real_pid}/maps")) else { return false };
-    let maps = |part: &str| {
-        maps.lines().filter_map(|line| line.rsplit_once('/')).any(|(_, name)| name.starts_with(part))
-    };
+    let Ok(files) = process::mapped_files(real_pid) else { return false };
+    let maps = |part: &str| files.iter().any(|name| name.starts_with(part));
     // The loader maps what LD_PRELOAD names before what the program needs (elf/rtld.c, `dl_main`).
-    maps("libstasis.so") || (maps("ld-linux") && !maps("libc.so"))
+    maps(locate::LIBRARY.file) || (maps("ld-linux") && !maps("libc.so"))
 }
 
 /// What is said of a process that does not come.

@@ -27,7 +27,7 @@ use tokio::{
 use super::{
     checkpoint::{allowance, gone, one, overdue, refusal, store_refusal},
     computation::{Computation, Event, Events, Member, MemberId},
-    loans::{Lender, Lent},
+    loans::Lender,
     newborn::Newborn,
     stopped,
     together::{self, Holder},
@@ -137,7 +137,7 @@ pub struct Round<'a> {
     /// The only process was asked to do all steps by itself, and has not said that it does otherwise. Who comes meanwhile may
     /// have been made before it stood still, or after.
     alone: bool,
-    lender: Option<Lender>,
+    lender: Lender,
     sender: Events,
     events: mpsc::Receiver<(MemberId, Event)>,
     shared: Vec<Vec<SharedDescriptor>>,
@@ -170,7 +170,7 @@ impl<'a> Round<'a> {
             newborn: Newborn::but(&question.without, allowance(computation, Phase::Running, 0)),
             newcomers: Vec::new(),
             alone: false,
-            lender: Some(lender),
+            lender,
             question,
             subjects: BTreeMap::new(),
             passed: Step::Asked,
@@ -193,7 +193,7 @@ impl<'a> Round<'a> {
 
     /// The connection to the store, from which nothing is lent any more; `None` where it has failed.
     pub fn end_loans(&mut self) -> Option<store::Client> {
-        self.lender.take()?.into_store()
+        self.lender.end()
     }
 
     /// Asks a process to dump itself; `lent` is its connection to the store, where it may not make one.
@@ -285,34 +285,35 @@ impl<'a> Round<'a> {
         }
     }
 
+    /// The pids here of the newcomers that have not left.
+    fn newcomers_there(&self) -> Vec<u32> {
+        self.computation.with_members(|members| {
+            let there = self.newcomers.iter().filter(|newcomer| members.contains_key(&newcomer.id));
+            there.map(|newcomer| newcomer.real_pid).collect()
+        })
+    }
+
     async fn ask_newcomers(&mut self) -> Result<(), Failure> {
         if self.alone {
             return Ok(());
         }
         let mut newcomers = std::mem::take(&mut self.newcomers);
         newcomers.retain(|newcomer| !self.subjects.contains_key(&newcomer.id));
-        let is_member = |id| self.computation.with_members(|members| members.contains_key(&id));
-        let (there, gone): (Vec<_>, Vec<_>) =
-            newcomers.into_iter().partition(|newcomer| is_member(newcomer.id));
-        for Newcomer { real_pid, name, pidfd, .. } in gone {
-            // Its connection may have closed before its end: until then its parent has it neither as a process nor as one that
-            // has ended. Where it has come back under another program, it is another newcomer.
-            if !pidfd.has_ended() && !there.iter().any(|newcomer| newcomer.real_pid == real_pid) {
-                self.newborn.await_program(real_pid, &name, pidfd, &self.sender);
-            }
-        }
         let with_pids: Vec<(MemberId, u32)> =
-            there.iter().map(|newcomer| (newcomer.id, newcomer.real_pid)).collect();
-        let mut lent = match &mut self.lender {
-            Some(lender) => lender
-                .lend(self.computation, &with_pids)
-                .await
-                .map_err(|reason| one(store_refusal(self.computation, reason)))?,
-            None => Lent::new(),
-        };
-        for Newcomer { id, real_pid, name, pidfd } in there {
+            newcomers.iter().map(|newcomer| (newcomer.id, newcomer.real_pid)).collect();
+        let mut lent = self
+            .lender
+            .lend(self.computation, &with_pids)
+            .await
+            .map_err(|reason| one(store_refusal(self.computation, reason)))?;
+        for &(id, _) in &with_pids {
             self.ask(id, false, lent.remove(&id)).map_err(one)?;
-            if !self.subjects.contains_key(&id) && !pidfd.has_ended() {
+        }
+        for Newcomer { real_pid, name, pidfd, .. } in newcomers {
+            // It has left meanwhile, and its connection may have closed before its end: until then its parent has it neither as a
+            // process nor as one that has ended. Where it has come back under another program, that was asked.
+            let is_asked = self.subjects.values().any(|subject| subject.real_pid == real_pid);
+            if !is_asked && !pidfd.has_ended() {
                 self.newborn.await_program(real_pid, &name, pidfd, &self.sender);
             }
         }
@@ -403,10 +404,7 @@ impl<'a> Round<'a> {
     /// said that it has some; of all others nobody knows.
     fn end_alone(&mut self, id: MemberId) -> Result<(), Failure> {
         let Some(subject) = self.subjects.get(&id) else { return Ok(()) };
-        let joined = self.computation.with_members(|members| {
-            let joined = self.newcomers.iter().filter_map(|newcomer| members.get(&newcomer.id));
-            joined.map(|member| member.real_pid).collect::<Vec<u32>>()
-        });
+        let joined = self.newcomers_there();
         let born = self.computation.births().into_iter().filter_map(|pid| self.computation.real_pid(pid));
         let mut others = joined.into_iter().chain(born).filter(|&other| other != subject.real_pid);
         if others.any(|other| process::parent(other).is_some_and(|parent| parent != subject.real_pid)) {
@@ -427,11 +425,8 @@ impl<'a> Round<'a> {
         if has_children {
             let (real_pid, name) = (subject.real_pid, subject.name.clone());
             let mut members: Vec<u32> = self.subjects.values().map(|subject| subject.real_pid).collect();
-            // They are asked next. A call (`stopped::call`) might be taken by their checkpoint threads, which would stop.
-            self.computation.with_members(|all| {
-                let there = self.newcomers.iter().filter(|newcomer| all.contains_key(&newcomer.id));
-                members.extend(there.map(|newcomer| newcomer.real_pid));
-            });
+            // They are asked next.
+            members.extend(self.newcomers_there());
             let is_known = |child| members.contains(&child);
             self.newborn.await_children((real_pid, &name), is_known, &self.sender);
         }

@@ -133,11 +133,11 @@ pub fn may_wait(image: &ProcessImage) -> Vec<Range<u64>> {
     ranges
 }
 
-/// How many bytes of a range are in ranges of pages, which are in address order.
-fn common(range: &Range<u64>, pages: &[Range<u64>]) -> u64 {
-    let from = pages.partition_point(|pages| pages.end * PAGE <= range.start);
-    let met = pages[from..].iter().take_while(|pages| pages.start * PAGE < range.end);
-    met.map(|pages| range.end.min(pages.end * PAGE) - range.start.max(pages.start * PAGE)).sum()
+/// How many pages of a range are in other ranges, which are in address order.
+fn common(range: &Range<u64>, others: &[Range<u64>]) -> u64 {
+    let from = others.partition_point(|other| other.end <= range.start);
+    let met = others[from..].iter().take_while(|other| other.start < range.end);
+    met.map(|other| range.end.min(other.end) - range.start.max(other.start)).sum()
 }
 
 /// Private anonymous memory of which much is in the checkpoint, and how many pages that are, at most.
@@ -162,7 +162,7 @@ pub fn regions(image: &ProcessImage, pages: &Pages) -> (Vec<Range<u64>>, u64) {
             }
             extents.next();
         }
-        let later = common(&(mapping.start..mapping.end), &pages.later.0) / PAGE;
+        let later = common(&(mapping.start / PAGE..mapping.end / PAGE), &pages.later.0);
         stored += later;
         if (stored >= few || later > 0) && is_fit(mapping) {
             regions.push(mapping.start..mapping.end);
@@ -234,11 +234,10 @@ fn start(computation: &Computation, process: usize, regions: &[Range<u64>]) -> a
     let pages = &saved.pages;
     let regions: Vec<Range<u64>> =
         regions.iter().map(|region| region.start / PAGE..region.end / PAGE).collect();
-    let (later, count) = match few() {
-        Some(_) => (&regions, regions.iter().map(|region| region.end - region.start).sum()),
-        None => (&pages.later.0, pages.later.1),
+    let (listed, later, count) = match few() {
+        Some(_) => (&[][..], &regions, regions.iter().map(|region| region.end - region.start).sum()),
+        None => (&regions[..], &pages.later.0, pages.later.1),
     };
-    let listed = if few().is_some() { &[][..] } else { &regions[..] };
     let source =
         Source::open(&pages.directory, &saved.key, &pages.extents, pages.hashes.try_clone()?, listed)
             .context("the store's packs")?

@@ -100,7 +100,8 @@ fn past(mut last: i32, mut ids: Vec<i32>, outside: i32, room: i32) -> After {
 /// others sooner the ids that they remember.
 pub fn go_on_here(request: &Request<'_>) {
     let images = request.computation.images();
-    let is_elsewhere = images.iter().any(|image| Some(image.machine.counts_ids) != counts_ids());
+    let here = counts_ids();
+    let is_elsewhere = images.iter().any(|image| Some(image.machine.counts_ids) != here);
     if is_elsewhere && (!is_first_namespace() || have_not_begun_anew()) {
         namespace::go_on_after(after(request));
     }

@@ -19,7 +19,12 @@ use stasis_protocol::{
 };
 
 use super::client::Tracer;
-use crate::{address::Address, client::Client, locate, output, process::Pidfd};
+use crate::{
+    address::Address,
+    client::Client,
+    locate, output,
+    process::{self, Pidfd},
+};
 
 /// How long a process may take to load the library and say hello, or to end by itself.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -193,8 +198,8 @@ fn why(task: &Task) -> Option<(&'static str, String, String)> {
         }
     };
     let program = shown.unwrap_or_else(|_| task.command.clone());
-    let has_library = fs::read_to_string(format!("/proc/{}/maps", task.pid))
-        .is_ok_and(|maps| maps.lines().any(|line| line.ends_with(&format!("/{}", locate::LIBRARY.file))));
+    let has_library = process::mapped_files(task.pid)
+        .is_ok_and(|files| files.iter().any(|name| name == locate::LIBRARY.file));
     if has_library {
         let reason =
             format!("it is a copy of {program} that was made by a raw system call, not by the C library");

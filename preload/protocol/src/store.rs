@@ -189,7 +189,6 @@ pub enum Reply {
     /// `pages` hashes of 32 bytes, in the order of the extents, then `extents` values of [`Extent`], as laid
     /// out by `repr(C)`. Extents are sorted by space and first page and do not overlap.
     Process {
-        record: Vec<u8>,
         /// The key that page hashes are made with.
         key: [u8; 32],
         /// The store's directory; pack N is `packs/{N:08x}.pack` in it.

@@ -106,6 +106,7 @@ fn with<T>(environment: Strings, execute: impl FnOnce(Strings) -> T) -> T {
     result
 }
 
+/// execve(2), and execvpe(3).
 type Execve = unsafe extern "C" fn(*const c_char, Strings, Strings) -> c_int;
 
 /// By the next definition, so that a library of the user's sees the call, too.
@@ -155,10 +156,9 @@ pub unsafe extern "C" fn execv(path: *const c_char, arguments: Strings) -> c_int
 /// execvpe(3)'s.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn execvpe(file: *const c_char, arguments: Strings, environment: Strings) -> c_int {
-    type Execvpe = unsafe extern "C" fn(*const c_char, Strings, Strings) -> c_int;
     let Some(address) = EXECVPE.get() else { return returned(-libc::ENOSYS as isize) as c_int };
     // SAFETY: a function of this type, by its name.
-    let execvpe: Execvpe = unsafe { core::mem::transmute(address) };
+    let execvpe: Execve = unsafe { core::mem::transmute(address) };
     // SAFETY: the caller's call, with another environment.
     with(environment, |environment| unsafe { execvpe(file, arguments, environment) })
 }

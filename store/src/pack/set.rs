@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-// What claims to lie elsewhere is nowhere.
 use super::{Place, SLOTS};
 
 #[derive(Clone, Debug, Default)]
@@ -16,6 +15,7 @@ impl PlaceSet {
         if first == Place::ZERO {
             return;
         }
+        // What claims to lie elsewhere is nowhere.
         let start = u64::from(first.slot).min(SLOTS) as usize;
         let end = (u64::from(first.slot) + pages as u64).min(SLOTS) as usize;
         let words = self.packs.entry(first.pack).or_default();

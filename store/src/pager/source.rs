@@ -234,7 +234,7 @@ impl Source {
         }
     }
 
-    /// The first pages of the parts.
+    /// The ranges by which pages are listed, in address order.
     pub fn parts(&self) -> impl Iterator<Item = &Pages> {
         self.parts.iter().map(|part| &part.pages)
     }

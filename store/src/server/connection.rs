@@ -206,10 +206,9 @@ impl<'a> Connection<'a> {
                 let part = if may_wait.is_empty() { Part::All } else { Part::Outline(may_wait) };
                 match self.list(&manifest, &part) {
                     Err(error) => self.reply(&Reply::Refused(error.to_string()))?,
-                    Ok((record, listing)) => {
+                    Ok(listing) => {
                         let directory = self.shared.store.directory();
                         let reply = Reply::Process {
-                            record,
                             key: *directory.key(),
                             directory: directory.path().to_string_lossy().into_owned(),
                             extents: listing.extents,
@@ -224,7 +223,7 @@ impl<'a> Connection<'a> {
             Request::ReadPages { manifest, first_page, end_page } => {
                 match self.list(&manifest, &Part::Memory(first_page..end_page)) {
                     Err(error) => self.reply(&Reply::Refused(error.to_string()))?,
-                    Ok((_, listing)) => {
+                    Ok(listing) => {
                         let reply = Reply::Pages { extents: listing.extents, pages: listing.pages };
                         self.reply_with(&reply, &listing.memfd)?;
                     }
@@ -250,8 +249,8 @@ impl<'a> Connection<'a> {
         Ok(())
     }
 
-    /// The record of a process, and a part of its pages.
-    fn list(&mut self, manifest: &[u8; 32], part: &Part) -> Result<(Vec<u8>, Listing), StoreError> {
+    /// A part of a process' pages.
+    fn list(&mut self, manifest: &[u8; 32], part: &Part) -> Result<Listing, StoreError> {
         let store = &self.shared.store;
         self.lease.get_or_insert_with(|| store.leases().take());
         let mut reading = match self.reading.take().filter(|reading| reading.is_of(manifest)) {
@@ -259,9 +258,8 @@ impl<'a> Connection<'a> {
             None => Reading::begin(store, manifest)?,
         };
         let listing = reading.list(store, part)?;
-        let record = if matches!(part, Part::Memory(_)) { Vec::new() } else { reading.record().to_vec() };
         self.reading = Some(reading);
-        Ok((record, listing))
+        Ok(listing)
     }
 
     /// The requests that are answered with one message.

@@ -22,7 +22,7 @@ fn a_committed_process_reads_back_as_it_was() {
     assert_eq!(client.resolve("latest").unwrap(), record);
     let manifest = record.draft.processes[0].manifest;
     assert!(read_back(&mut client, &manifest) == pages);
-    assert_eq!(client.read_process(&manifest, &[]).unwrap().record, b"the record");
+    assert_eq!(client.read_record(&manifest).unwrap(), b"the record");
     let verified = client.verify(None).unwrap();
     assert_eq!((verified.pages, verified.damage.len()), (739, 0));
 
