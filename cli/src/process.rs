@@ -50,13 +50,20 @@ pub fn mapped_files(pid: u32) -> io::Result<Vec<String>> {
 /// before the others.
 pub fn is_stopped(pid: u32) -> bool {
     match state(pid) {
-        Some('Z') => threads(pid).is_ok_and(|threads| {
-            threads
-                .iter()
-                .any(|thread| state_in(&format!("/proc/{pid}/task/{}/stat", thread.tid)) == Some('T'))
-        }),
+        Some('Z') => thread_states(pid).is_ok_and(|mut states| states.any(|state| state == 'T')),
         state => state == Some('T'),
     }
+}
+
+/// Whether every thread of the process has stopped: its parent is told only then (signal.c, `task_participate_group_stop`).
+pub fn has_stopped(pid: u32) -> bool {
+    is_stopped(pid)
+        && thread_states(pid).is_ok_and(|mut states| states.all(|state| matches!(state, 'T' | 'Z' | 'X')))
+}
+
+fn thread_states(pid: u32) -> io::Result<impl Iterator<Item = char>> {
+    let states = threads(pid)?.into_iter();
+    Ok(states.filter_map(move |thread| state_in(&format!("/proc/{pid}/task/{}/stat", thread.tid))))
 }
 
 fn state_in(path: &str) -> Option<char> {

@@ -29,9 +29,8 @@ use crate::{
     restart,
     snapshot::{self, Checked, Children, Share, advice, mappings},
     state::{self, Stop},
-    tracker::Tracker,
-    vdso,
-    wrappers::{self, userfault},
+    tracker::{self, Tracker},
+    vdso, wrappers,
 };
 
 /// What the checkpoint thread keeps between checkpoints. Nothing of it is in the arena.
@@ -101,7 +100,7 @@ pub fn stack_top() -> usize {
 /// Forgets connections that are another process', and what was known of its memory.
 pub fn forget_inherited() {
     dump::forget_backlog();
-    userfault::set_watching(-1);
+    tracker::adopt(-1);
     let kept = kept();
     (kept.store, kept.tracker, kept.base) = (None, None, None);
     advice().forget();
@@ -110,8 +109,8 @@ pub fn forget_inherited() {
     processor::forget();
 }
 
-/// Notes what this process was restored from. Nothing of its memory is watched yet, so the next checkpoint takes all of
-/// it; but the store compares it with what was at the same address before it looks any further.
+/// Notes what this process was restored from. What of its memory nobody watches yet the next checkpoint takes whole; but the
+/// store compares it with what was at the same address before it looks any further.
 pub fn restored_from(manifest: Hash, objects: u32) {
     if manifest != [0; 32] {
         kept().base = Some(Base { token: 0, manifest, objects, looked_ns: None, committed: true });
@@ -386,7 +385,7 @@ extern "C" fn given_up() -> ! {
         state::release();
     }
     dump::unmap_backlog();
-    userfault::set_watching(-1);
+    tracker::adopt(-1);
     let kept = kept();
     (kept.tracker, kept.base) = (None, None);
     if let Some(store) = kept.store.take() {

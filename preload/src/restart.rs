@@ -25,7 +25,7 @@ use crate::{
     },
     state, stop, system_v,
     threads::{self, Slot},
-    unread_events,
+    tracker, unread_events,
 };
 
 struct Info(UnsafeCell<RestartInfo>);
@@ -119,6 +119,7 @@ pub extern "C" fn checkpoint_thread() -> ! {
     // SAFETY: see `Info`.
     let info = unsafe { *INFO.0.get() };
     lazy::adopt(&info);
+    tracker::adopt(info.watching);
     await_threads(info.threads);
     // SAFETY: the area holds the handover until it is unmapped below.
     let handover =
@@ -144,14 +145,10 @@ pub extern "C" fn checkpoint_thread() -> ! {
         put_back();
     }
     let socket = info.coordinator_fd;
-    let coordinator = if socket >= 0 {
-        let [pager, userfaultfd, table] = lazy::descriptors(&info);
-        checkpoint::keep_these([socket, pager, userfaultfd, table]);
-        Coordinator::greet_again(socket, checkpoint(), stops).ok()
-    } else {
-        checkpoint::keep_these(lazy::descriptors(&info));
-        None
-    };
+    let [pager, userfaultfd, table] = lazy::descriptors(&info);
+    checkpoint::keep_these([socket, pager, userfaultfd, table, info.watching]);
+    let coordinator =
+        if socket >= 0 { Coordinator::greet_again(socket, checkpoint(), stops).ok() } else { None };
     if stops {
         // Before others go on, who may continue it.
         let _ = process::kill(process::getpid(), libc::SIGSTOP);

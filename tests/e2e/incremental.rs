@@ -86,6 +86,66 @@ fn only_what_was_written_is_copied_again() {
     let _ = running.wait_exit();
 }
 
+/// A program with 64 MiB sleeps, is killed and restarted with these options: the next checkpoint takes little of it.
+#[track_caller]
+fn the_first_one_after_a_restart_is_incremental(options: &[&str]) {
+    let lab = Lab::new();
+    let idle = "import os, time\nheap = os.urandom(64 << 20)\nprint('ready', flush=True)\ntime.sleep(3600)";
+    let running = lab.launch(["python3", "-c", idle]);
+    running.wait_ready();
+    lab.checkpoint_kill(running);
+    let running = lab.prepare_restart(["latest"].iter().chain(options)).start();
+    lab.wait_joined(&running);
+    lab.checkpoint(&[]);
+    let (all, received) = pages(&lab);
+    assert!(all > 16_384 && received < all / 10, "it sleeps: {received} of {all} pages");
+    lab.checkpoint_kill(running);
+    let running = lab.restart(["latest"]);
+    lab.wait_joined(&running);
+    lab.run(["kill"]).expect_success();
+    let _ = running.wait_exit();
+}
+
+#[test]
+fn the_first_one_after_an_eager_restart_takes_what_was_written() {
+    if stasis_tests::kernel::has_wp_async() {
+        the_first_one_after_a_restart_is_incremental(&["--eager"]);
+    }
+}
+
+#[test]
+fn the_first_one_after_a_lazy_restart_takes_what_was_written() {
+    if stasis_tests::kernel::has_wp_async() {
+        the_first_one_after_a_restart_is_incremental(&["--lazy"]);
+    }
+}
+
+/// Random steps after an eager restart, from whose first moment on writes are tracked: every checkpoint, restored, is byte for byte
+/// what it was.
+#[track_caller]
+fn random_memory_after_a_restart(seed: &str) {
+    let lab = Lab::new();
+    let program = compile::program(RANDOM_MEMORY.program);
+    let mut running = lab.launch([program.to_str().expect("an ASCII path"), seed]);
+    running.wait_ready();
+    let mut ids = vec![checkpoint(&lab)];
+    for generation in 0..4 {
+        lab.run(["kill"]).expect_success();
+        let _ = running.wait_exit();
+        let restart = lab.prepare_restart([ids[ids.len() - 1].as_str(), "--eager"]);
+        running = restart.environment("STASIS_LAZY_FROM", "1").start();
+        lab.wait_joined(&running);
+        for number in 0..2 {
+            thread::sleep(Duration::from_millis(1 + 5 * generation + 7 * number));
+            ids.push(checkpoint(&lab));
+        }
+    }
+    running.expect_ok();
+    for id in &ids {
+        lab.restart([id.as_str()]).expect_ok();
+    }
+}
+
 /// At first too large to be tracked with its holes, for what the process has; later not.
 #[test]
 fn holes_stay_holes_when_there_is_more_to_track() {
@@ -282,6 +342,13 @@ macro_rules! seeds {
                 if stasis_tests::kernel::has_soft_dirty() {
                     super::random_memory($seed, "wp-async", "soft-dirty");
                 }
+            })*
+        }
+
+        mod after_a_restart {
+            $(#[test]
+            fn $name() {
+                super::random_memory_after_a_restart($seed);
             })*
         }
 

@@ -87,6 +87,13 @@ fn what_clones_read_they_share_and_what_they_write_is_their_own() {
     let ids: Vec<String> = clones.iter().map(|(lab, _)| lab.checkpoint(&[])).collect();
     let shown = writer_lab.json(["show", &ids[1]]);
     assert_eq!(shown["checkpoint"]["parent"].as_str(), Some(&id[..]), "{shown}");
+    // And only for what it has written since the restart.
+    let shown = clones[0].0.json(["show", &ids[0]]);
+    let process = &shown["checkpoint"]["processes"][0];
+    let number = |key: &str| process[key].as_u64().unwrap_or_else(|| panic!("{key} in {process}"));
+    if stasis_tests::kernel::has_wp_async() {
+        assert!(number("pages_received") < number("pages") / 10, "{process}");
+    }
     running.expect_ok();
     for id in &ids {
         lab.restart([id.as_str(), "--eager"]).expect_ok();

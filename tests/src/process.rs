@@ -98,12 +98,31 @@ pub(crate) fn adopt_orphans() {
     nix::sys::prctl::set_child_subreaper(true).expect("prctl(PR_SET_CHILD_SUBREAPER)");
 }
 
-/// The processes that carry `NAME=VALUE` in their environment, as proc(5) shows it.
+/// The environment of a process, as proc(5) shows it: empty for a kernel thread and a zombie. While a program is being
+/// executed it looks empty as well (the new memory is there before its stack is, `begin_new_exec` in fs/exec.c, Linux 6.18):
+/// that is waited out.
+fn environment(pid: u32) -> Vec<u8> {
+    loop {
+        let bytes = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        if !bytes.is_empty() || !is_being_executed(pid) {
+            return bytes;
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// Whether a process has memory, but no environment in it yet, not even an empty one (`env_end` of proc_pid_stat(5)).
+fn is_being_executed(pid: u32) -> bool {
+    const ENV_END: usize = 51;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The third field is the first one behind the name.
+    let env_end = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(ENV_END - 3));
+    env_end.map(str::trim_end) == Some("0") && fs::read_link(format!("/proc/{pid}/exe")).is_ok()
+}
+
+/// The processes that carry `NAME=VALUE` in their environment.
 pub(crate) fn with_environment(entry: &str) -> Vec<ProcessHandle> {
-    let carries = |pid: u32| {
-        fs::read(format!("/proc/{pid}/environ"))
-            .is_ok_and(|bytes| bytes.split(|byte| *byte == 0).any(|found| found == entry.as_bytes()))
-    };
+    let carries = |pid: u32| environment(pid).split(|byte| *byte == 0).any(|found| found == entry.as_bytes());
     let mut found = Vec::new();
     for item in fs::read_dir("/proc").expect("/proc can be read").flatten() {
         let Some(pid) = item.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };

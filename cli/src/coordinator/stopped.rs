@@ -10,7 +10,7 @@ use std::{io, mem, os::fd::OwnedFd, time::Duration};
 use stasis_protocol::coordinator::ToProcess;
 use tokio::time::{Instant, sleep};
 
-use super::computation::Member;
+use super::{computation::Member, log};
 use crate::process::{self, Pidfd};
 
 /// The signal that stops a program's threads. glibc keeps 32 and 33 for itself (nptl/internal-signals.h:
@@ -44,11 +44,20 @@ pub async fn settle(real_pid: u32) {
     }
 }
 
-/// Waits until a process that stood stopped, and is restarted or was continued for a checkpoint, has stopped itself: nobody may go
-/// on before, who might continue it too early.
+/// Waits until a process that stood stopped, and is restarted or was continued for a checkpoint, has stopped itself, and its parent
+/// knows: nobody may go on before, who might continue it too early. (A shell continues jobs only of which it knows that they stand.)
 pub async fn await_stop(real_pid: u32) {
     let until = Instant::now() + STOP_DEADLINE;
-    while !process::is_stopped(real_pid) && process::state(real_pid).is_some() && Instant::now() < until {
+    while !process::has_stopped(real_pid) {
+        if process::state(real_pid).is_none() {
+            return;
+        }
+        if Instant::now() >= until {
+            log::line(format_args!(
+                "process {real_pid} was to stop itself, and has not after {STOP_DEADLINE:?}"
+            ));
+            return;
+        }
         sleep(LOOK).await;
     }
 }

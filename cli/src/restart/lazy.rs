@@ -172,6 +172,38 @@ pub fn regions(image: &ProcessImage, pages: &Pages) -> (Vec<Range<u64>>, u64) {
     (regions, all)
 }
 
+/// Of memory that is whole when the program goes on, what is tracked from then on: the mappings, as address and length, and
+/// what of them is as the checkpoint has it. `left` to a pager is the rest.
+///
+/// The same mappings as a pager may have: what the program has little of costs less to be compared by hash.
+pub fn watched(image: &ProcessImage, pages: &Pages, left: &[Range<u64>]) -> (Vec<[u64; 2]>, Vec<[u64; 2]>) {
+    /// Holes that are smaller are protected, too: that makes page tables, of which there is one for so much.
+    const HOLE: u64 = 2 << 20;
+    let is_whole = |region: &Range<u64>| left.binary_search_by_key(&region.start, |left| left.start).is_err();
+    let (mut watched, mut unwritten) = (Vec::new(), Vec::<[u64; 2]>::new());
+    let mut extents = pages.of(MEMORY).map(|(extent, _)| extent).filter(|extent| extent.kind != kind::ZERO);
+    let mut next = extents.next();
+    for region in regions(image, pages).0.into_iter().filter(is_whole) {
+        watched.push([region.start, region.end - region.start]);
+        let first = unwritten.len();
+        while let Some(extent) = next {
+            let (start, end) = (extent.first_page * PAGE, (extent.first_page + extent.pages) * PAGE);
+            let (from, to) = (start.max(region.start), end.min(region.end));
+            if from < to {
+                match unwritten[first..].last_mut() {
+                    Some([last, len]) if from - (*last + *len) < HOLE => *len = to - *last,
+                    _ => unwritten.push([from, to - from]),
+                }
+            }
+            if end > region.end {
+                break;
+            }
+            next = extents.next();
+        }
+    }
+    (watched, unwritten)
+}
+
 /// The kernel gives userfaultfd only private anonymous memory whole; locked memory is to be there, and the main stack
 /// grows.
 fn is_fit(mapping: &Mapping) -> bool {

@@ -24,6 +24,10 @@ pub struct Plan {
     pub fills: Vec<Fill>,
     /// Address and length of mappings that are left to the pager.
     pub lazy: Vec<[u64; 2]>,
+    /// Address and length of mappings of which it is tracked from the restart on what is written, and of what of them is as the
+    /// checkpoint has it.
+    pub watched: Vec<[u64; 2]>,
+    pub unwritten: Vec<[u64; 2]>,
     /// Where memory lies that is whole already, where it is to be, its length.
     pub staged: Vec<[u64; 3]>,
     pub calls: Vec<Call>,
@@ -79,6 +83,8 @@ impl Plan {
             + size_of_val(&*self.huge)
             + size_of_val(&*self.fills)
             + size_of_val(&*self.lazy)
+            + size_of_val(&*self.watched)
+            + size_of_val(&*self.unwritten)
             + size_of_val(&*self.staged)
             + calls * size_of::<Call>()
             + self.threads.len() * size_of::<Thread>()
@@ -97,6 +103,8 @@ impl Plan {
         self.header.huge = append(&mut bytes, &self.huge);
         self.header.fills = append(&mut bytes, &self.fills);
         self.header.lazy = append(&mut bytes, &self.lazy);
+        self.header.watched = append(&mut bytes, &self.watched);
+        self.header.unwritten = append(&mut bytes, &self.unwritten);
         self.header.staged = append(&mut bytes, &self.staged);
         self.calls.append(&mut self.seals);
         self.header.calls = append(&mut bytes, &self.calls);

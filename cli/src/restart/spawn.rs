@@ -284,6 +284,7 @@ impl Making<'_> {
             let memfd = places.place(memfd)? as u64;
             plan.seals.push(call(libc::SYS_fcntl, &[memfd, libc::F_ADD_SEALS as u64, seals as u64]));
         }
+        (plan.watched, plan.unwritten) = lazy::watched(image, pages, self.request.memory.regions(process));
         plan.staged = self.request.staging.map_or_else(Vec::new, |staging| staging.moves(process));
         let exe = match File::open(&image.exe.path) {
             Ok(exe) => Some(places.place(exe.into())?),

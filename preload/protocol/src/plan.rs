@@ -68,6 +68,10 @@ pub struct Header {
     pub fillers: u64,
     /// Of pairs of words: address and length of mappings whose pages the pager brings; in address order.
     pub lazy: Array,
+    /// Of pairs of words: address and length of mappings of which it is tracked from here on what is written.
+    pub watched: Array,
+    /// Of pairs of words: address and length of what of them is as the checkpoint has it; in address order.
+    pub unwritten: Array,
     /// Of triples of words: where memory lies that is whole already, where it is to be, its length; in the order of the
     /// first. Nothing of the layout to come is there.
     pub staged: Array,
@@ -219,6 +223,8 @@ pub struct RestartInfo {
     pub pager_fd: i32,
     pub userfaultfd: i32,
     pub table_fd: i32,
+    /// There, too: the userfaultfd that tracks what is written to memory that is there; -1: none.
+    pub watching: i32,
 }
 
 impl RestartInfo {
@@ -238,6 +244,7 @@ impl RestartInfo {
         pager_fd: -1,
         userfaultfd: -1,
         table_fd: -1,
+        watching: -1,
     };
 }
 

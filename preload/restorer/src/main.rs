@@ -26,6 +26,7 @@ mod plan;
 mod relocate;
 mod report;
 mod threads;
+mod watch;
 
 use plan::Plan;
 
@@ -52,6 +53,7 @@ extern "C" fn second(plan: &Plan) -> ! {
     layout::replace(plan);
     lazy::leave_to_pager(plan);
     fill::fill(plan);
+    watch::watch(plan);
     plan.make_calls(plan.calls(), stasis_protocol::plan::step::CALL);
     threads::go_on(plan)
 }

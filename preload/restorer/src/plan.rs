@@ -85,6 +85,14 @@ impl Plan {
         self.array(self.header().lazy)
     }
 
+    pub fn watched(&self) -> &[[u64; 2]] {
+        self.array(self.header().watched)
+    }
+
+    pub fn unwritten(&self) -> &[[u64; 2]] {
+        self.array(self.header().unwritten)
+    }
+
     pub fn staged(&self) -> &[[u64; 3]] {
         self.array(self.header().staged)
     }

@@ -7,7 +7,7 @@ use crate::{
     lazy,
     plan::Plan,
     relocate::{self, STACK, THREAD_STACK},
-    report,
+    report, watch,
 };
 
 /// What a new thread finds at the upper end of its stack.
@@ -25,6 +25,7 @@ pub fn go_on(plan: &Plan) -> ! {
         area_len: area.len as u64,
         handover: plan.data(header.info.handover),
         userfaultfd: lazy::userfaultfd(),
+        watching: watch::userfaultfd(),
         ..header.info
     };
     // SAFETY: the plan's author has checked that a mapping holds it.
@@ -40,9 +41,9 @@ pub fn go_on(plan: &Plan) -> ! {
     }
     // The checkpoint thread has a descriptor table of its own.
     report::set_holder(make(plan, &header.checkpoint_thread, shared, stacks, others.len()));
-    if lazy::userfaultfd() >= 0 {
-        // The program's table is to hold the program's descriptors only.
-        let _ = stasis_sys::file::close(lazy::userfaultfd());
+    // The program's table is to hold the program's descriptors only.
+    for uffd in [lazy::userfaultfd(), watch::userfaultfd()].into_iter().filter(|&uffd| uffd >= 0) {
+        let _ = stasis_sys::file::close(uffd);
     }
     plan.make_calls(plan.last_calls(), step::LAST_CALL);
     // SAFETY: set_tid_address(2) notes an address.

@@ -17,7 +17,7 @@ use stasis_sys::{Result, memory};
 
 pub use ahead::Ahead;
 pub use soft_dirty::SoftDirty;
-pub use wp_async::WpAsync;
+pub use wp_async::{WpAsync, adopt};
 
 use crate::{
     pagemap::{Pagemap, Run, State, Which},

@@ -6,6 +6,7 @@
 //! process_vm_writev(2) by another process that is under way, of devices (RDMA).
 
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicI32, Ordering};
 
 use stasis_protocol::PAGE_SIZE;
 use stasis_sys::{
@@ -21,6 +22,15 @@ use crate::{
     wrappers::userfault,
 };
 
+/// The userfaultfd by which the restorer had memory watched before anything ran in it, in the checkpoint thread's table; -1: none.
+static ADOPTED: AtomicI32 = AtomicI32::new(-1);
+
+/// Takes over what the restorer has made; -1: nothing, and what there was is not ours or not there any more.
+pub fn adopt(uffd: Fd) {
+    ADOPTED.store(uffd, Ordering::Relaxed);
+    userfault::set_watching(uffd);
+}
+
 pub struct WpAsync {
     uffd: Fd,
     /// Some memory may be protected.
@@ -30,6 +40,10 @@ pub struct WpAsync {
 impl WpAsync {
     /// `None` where the kernel has none of it.
     pub fn open() -> Option<Self> {
+        let adopted = ADOPTED.swap(-1, Ordering::Relaxed);
+        if adopted >= 0 {
+            return Some(Self { uffd: adopted, has_looked: true });
+        }
         let uffd = userfaultfd::open(userfaultfd::WP_ASYNC | userfaultfd::WP_UNPOPULATED).ok()?;
         userfault::set_watching(uffd);
         Some(Self { uffd, has_looked: false })

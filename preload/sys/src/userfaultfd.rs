@@ -172,7 +172,20 @@ pub fn wake(uffd: Fd, start: u64, len: u64) {
 /// # Errors
 /// EAGAIN: an event waits to be read; ENOENT: nothing is registered there.
 pub fn unprotect(uffd: Fd, start: u64, len: u64) -> Result<()> {
-    let mut argument = [start, len, 0];
+    write_protect(uffd, start, len, 0)
+}
+
+/// Protects a range: its pages, those that are not there included, count as not written.
+///
+/// # Errors
+/// As for [`unprotect`]; ENOMEM.
+pub fn protect(uffd: Fd, start: u64, len: u64) -> Result<()> {
+    const WP: u64 = 1 << 0;
+    write_protect(uffd, start, len, WP)
+}
+
+fn write_protect(uffd: Fd, start: u64, len: u64, mode: u64) -> Result<()> {
+    let mut argument = [start, len, mode];
     // SAFETY: UFFDIO_WRITEPROTECT reads one uffdio_writeprotect.
     unsafe { file::ioctl(uffd, UFFDIO_WRITEPROTECT, &mut argument) }.map(drop)
 }
