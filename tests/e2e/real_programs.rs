@@ -17,6 +17,10 @@ use stasis_tests::{
 /// How often each is killed.
 const KILLS: u32 = 3;
 
+/// How memory comes back after each of them; lazily, all that a pager can bring does.
+const WAYS: [&str; KILLS as usize] = ["--lazy", "--eager", "--lazy"];
+const ALL: &str = "STASIS_LAZY_FROM";
+
 /// A program's work, done in a directory of its own.
 struct Work<'a> {
     command: Vec<OsString>,
@@ -54,7 +58,7 @@ impl Work<'_> {
         for kill in 1..=KILLS {
             (self.reach)(&running, &disturbed, kill);
             lab.checkpoint_kill(running);
-            running = lab.restart(["latest"]);
+            running = lab.prepare_restart(["latest", WAYS[kill as usize - 1]]).environment(ALL, "1").start();
         }
         script::let_finish(&disturbed);
         running.expect_code(0);
