@@ -225,6 +225,12 @@ pub fn sort_out(runs: &mut Vec<Run>, words: &mut Words) -> Result<bool> {
         }
         let (mut page, end) = (run.start / PAGE, run.end / PAGE);
         while page < end {
+            let known = Words::known(table, page).min(end);
+            if page < known {
+                add(page * PAGE, known * PAGE, run.state);
+                page = known;
+                continue;
+            }
             let next = ((page / 64 + 1) * 64).min(end);
             let [absent, removed, stored] = words.get(table, page, last)?;
             let as_it_was = if run.state == State::Hole { stored & !removed } else { stored & absent };
@@ -270,6 +276,22 @@ pub struct Words {
 impl Words {
     /// Pages whose bits are read at once: 1 GiB.
     const PAGES: u64 = 1 << 18;
+
+    /// The first page from this one on of which the table may tell. A program may have reserved terabytes; what there is of the table
+    /// for them is looked for where a page of it begins.
+    fn known(table: Fd, page: u64) -> u64 {
+        /// What a page of the table tells of.
+        const KNOWN_BY_ONE: u64 = 8 * PAGE;
+        if !page.is_multiple_of(KNOWN_BY_ONE) {
+            return page;
+        }
+        let first = |map: Map| match file::seek(table, map.offset(page) as i64, libc::SEEK_DATA) {
+            Ok(data) => page.max(data.saturating_sub(map.offset(0)) * 8),
+            Err(Errno(libc::ENXIO)) => u64::MAX,
+            Err(_) => page,
+        };
+        first(Map::Stored).min(first(Map::Absent))
+    }
 
     /// What was read may not hold any more.
     const fn forget(&mut self) {

@@ -87,14 +87,25 @@ impl Reading {
     }
 }
 
-/// Of ranges of pages, the leaves that lie in them whole, where those are many. Both are in order.
+/// Of ranges of pages, the leaves that lie in them whole, where those are many. Both are in order. What is reserved and not
+/// used, terabytes perhaps, is in none.
 fn much(ranges: &[(u64, u64)], leaves: &[u64]) -> Vec<Range<u64>> {
-    let whole = |&(first, end): &(u64, u64)| first.div_ceil(LEAF_PAGES as u64)..end / LEAF_PAGES as u64;
-    let in_it = |range: &Range<u64>| {
+    /// Fewer leaves between two that there are make no difference: 16 MiB.
+    const GAP: u64 = 8;
+    let mut near: Vec<Range<u64>> = Vec::new();
+    for &(first, end) in ranges {
         let before = |end: u64| leaves.partition_point(|&leaf| leaf < end);
-        before(range.end).saturating_sub(before(range.start))
-    };
-    ranges.iter().map(whole).filter(|range| in_it(range) >= MUCH).collect()
+        let (from, to) = (before(first.div_ceil(LEAF_PAGES as u64)), before(end / LEAF_PAGES as u64));
+        let Some(inside) = leaves.get(from..to).filter(|inside| inside.len() >= MUCH) else { continue };
+        let begun = near.len();
+        for &leaf in inside {
+            match near[begun..].last_mut() {
+                Some(last) if leaf < last.end + GAP => last.end = leaf + 1,
+                _ => near.push(leaf..leaf + 1),
+            }
+        }
+    }
+    near
 }
 
 fn list(
@@ -300,4 +311,21 @@ fn encode(extent: &Extent) -> [u8; EXTENT] {
     bytes[40..44].copy_from_slice(&extent.stored.to_ne_bytes());
     bytes[44..48].copy_from_slice(&extent.skipped.to_ne_bytes());
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn much_is_what_there_is_and_not_what_is_reserved() {
+        let page = |leaf: u64| leaf * LEAF_PAGES as u64;
+        let leaves: Vec<u64> =
+            (10..30).chain(33..35).chain([1000, 1 << 20]).chain(1 << 21..(1 << 21) + 15).collect();
+        let ranges = [(page(5), page(1 << 20) + 1), (page(1 << 20) + 1, page(1 << 22))];
+        assert_eq!(much(&ranges, &leaves), [10..35, 1000..1001]);
+        let whole = [(0, page(1 << 22))];
+        let end = (1 << 21) + 15;
+        assert_eq!(much(&whole, &leaves), [10..35, 1000..1001, 1 << 20..(1 << 20) + 1, 1 << 21..end]);
+    }
 }

@@ -177,3 +177,51 @@ fn what_grows_to_where_moved_memory_was_unmapped_is_zeros() {
 fn the_growing_program_notices_natively_when_a_word_is_lost() {
     REGROWN.notices_what_is_lost();
 }
+
+/// 8 TiB reserved, as runtimes do, of which there are 64 MiB here and there. The upper half is discarded when it is told so.
+const RESERVED: &str = "\
+import mmap, os, random, sys, time
+SIZE, PIECE = 8 << 40, 1 << 20
+def wait(path):
+    while not os.path.exists(path): time.sleep(0.01)
+memory = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)
+pieces = {n * (SIZE // 64): random.Random(n).randbytes(PIECE) for n in range(64)}
+for at, piece in pieces.items():
+    memory[at:at + PIECE] = piece
+print('ready', flush=True)
+wait('discard')
+memory.madvise(mmap.MADV_DONTNEED, SIZE // 2, SIZE // 2)
+print('discarded', flush=True)
+wait(os.environ['STASIS_TEST_GO'])
+whole = all(memory[at:at + PIECE] == (piece if at < SIZE // 2 else bytes(PIECE)) for at, piece in pieces.items())
+print('ok' if whole else 'FAIL: memory', flush=True)
+sys.exit(not whole)
+";
+
+#[test]
+fn what_a_program_has_reserved_costs_its_pager_nothing() {
+    for all in [&[][..], &[ALL]] {
+        let lab = Lab::new();
+        let restart = |id: &str, disabled: &str| {
+            let restart = lab.prepare_restart([id, "--lazy"]).environment("STASIS_DISABLE", disabled);
+            all.iter().fold(restart, |restart, (name, value)| restart.environment(name, value)).start()
+        };
+        let running = lab.prepare(["python3", "-c", RESERVED]).directory(lab.work()).start();
+        running.wait_ready();
+        let id = checkpoint_and_end(&lab, running);
+        let running = restart(&id, "prefetch");
+        lab.wait_joined(&running);
+        assert!(lab.memory()["left"].as_u64() > Some(8_192), "{}", lab.memory());
+        fs::write(lab.work().join("discard"), "").expect("a file of the lab");
+        running.wait_line("discarded");
+        let again = checkpoint(&lab);
+        let pager = lab.memory()["pager_pid"].as_u64().expect("a pager");
+        let status = fs::read_to_string(format!("/proc/{pager}/status")).expect("it is there");
+        let shared =
+            status.lines().find_map(|line| line.strip_prefix("RssShmem:")).expect("a line of proc(5)");
+        let kibibytes: u64 = shared.trim().trim_end_matches(" kB").parse().expect("a number");
+        assert!(kibibytes < 16 << 10, "{kibibytes} KiB of the table of pages");
+        running.expect_ok();
+        restart(&again, "").expect_ok();
+    }
+}

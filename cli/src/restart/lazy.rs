@@ -266,8 +266,9 @@ fn start(computation: &Computation, process: usize, regions: &[Range<u64>]) -> a
     let pages = &saved.pages;
     let regions: Vec<Range<u64>> =
         regions.iter().map(|region| region.start / PAGE..region.end / PAGE).collect();
-    let (listed, later, count) = match few() {
-        Some(_) => (&[][..], &regions, regions.iter().map(|region| region.end - region.start).sum()),
+    let all = few().map(|_| held(pages, &regions));
+    let (listed, later, count) = match &all {
+        Some(all) => (&[][..], all, all.iter().map(|range| range.end - range.start).sum()),
         None => (&regions[..], &pages.later.0, pages.later.1),
     };
     let source =
@@ -301,6 +302,27 @@ fn start(computation: &Computation, process: usize, regions: &[Range<u64>]) -> a
             be_pager(task, kept, lease, learns)
         }
     }
+}
+
+/// What of `regions` the checkpoint has, in pages and in address order, and small holes with it.
+fn held(pages: &Pages, regions: &[Range<u64>]) -> Vec<Range<u64>> {
+    const HOLE: u64 = (16 << 20) / PAGE;
+    let extents = pages.of(MEMORY).map(|(extent, _)| extent.first_page..extent.first_page + extent.pages);
+    let mut known: Vec<Range<u64>> = extents.chain(pages.later.0.iter().cloned()).collect();
+    known.sort_unstable_by_key(|range| range.start);
+    let mut held = Vec::<Range<u64>>::new();
+    for region in regions {
+        let begun = held.len();
+        let from = known.partition_point(|range| range.end <= region.start);
+        for range in known[from..].iter().take_while(|range| range.start < region.end) {
+            let (start, end) = (range.start.max(region.start), range.end.min(region.end));
+            match held[begun..].last_mut() {
+                Some(last) if start < last.end + HOLE => last.end = last.end.max(end),
+                _ => held.push(start..end),
+            }
+        }
+    }
+    held
 }
 
 /// Asks the store where pages lie, by a connection of the pager's own. Packs stay where they are by that of `stasis restart`, which

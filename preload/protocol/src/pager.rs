@@ -29,7 +29,7 @@ pub const MAP: u64 = PAGES / 8;
 pub enum Map {
     /// Still to come: its content is that of the checkpoint.
     Absent = 0,
-    /// Discarded, or moved away, at some time since the restart. Never taken back.
+    /// Discarded, or moved away, at some time since the restart; told of what is [`Map::Stored`]. Never taken back.
     Removed = 1,
     /// Was to come when the process was restarted, and has not been unmapped or moved since.
     Stored = 2,

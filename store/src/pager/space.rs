@@ -232,7 +232,7 @@ impl Space {
                 let pages = pages(start, end);
                 self.list(&pages)?;
                 self.gone(self.table.clear(Map::Absent, pages.clone()));
-                self.table.set(Map::Removed, pages);
+                self.table.set_where(Map::Removed, Map::Stored, pages);
             }
             Event::Unmap { start, end } => {
                 let pages = pages(start, end);
@@ -291,9 +291,8 @@ impl Space {
                 self.table.clear(Map::Absent, run);
             }
         }
-        self.table.set(Map::Removed, from);
+        self.table.set_where(Map::Removed, Map::Stored, from);
         // Whatever was there before: for a checkpoint only what is absent or written counts now.
-        self.table.set(Map::Removed, to..to + len);
         self.table.clear(Map::Stored, to..to + len);
         if self.has_several_threads() {
             layout.disordered.push(to..to + len);

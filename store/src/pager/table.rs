@@ -15,9 +15,12 @@ use nix::{
         mman::{MapFlags, ProtFlags, mmap, munmap},
         resource::{Resource, getrlimit},
     },
-    unistd::ftruncate,
+    unistd::{Whence, ftruncate, lseek},
 };
-use stasis_protocol::pager::{COMPLETE, HURRY, LEN, Map, PAGES};
+use stasis_protocol::{
+    PAGE_SIZE,
+    pager::{COMPLETE, HURRY, LEN, Map, PAGES},
+};
 
 /// Pages of a range: from the first to the one behind the last.
 pub type Pages = std::ops::Range<u64>;
@@ -74,14 +77,25 @@ impl Table {
     /// Clears bits; how many were set.
     pub fn clear(&self, map: Map, pages: Pages) -> u64 {
         let mut cleared = 0;
-        each_word(pages, |page, mask| {
-            let word = self.word(map, page);
-            // Most of what is unmapped was never in the table: its words are not to come into being.
-            if word.load(Ordering::Acquire) & mask != 0 {
-                cleared += u64::from((word.fetch_and(!mask, Ordering::AcqRel) & mask).count_ones());
-            }
-        });
+        let mut at = pages.start;
+        // Most of what is unmapped was never in the table: its words are not to come into being.
+        while let Some(run) = self.run(map, at..pages.end) {
+            at = run.end;
+            each_word(run, |page, mask| {
+                let before = self.word(map, page).fetch_and(!mask, Ordering::AcqRel);
+                cleared += u64::from((before & mask).count_ones());
+            });
+        }
         cleared
+    }
+
+    /// Sets the bits of one map where another has them.
+    pub fn set_where(&self, map: Map, other: Map, pages: Pages) {
+        let mut at = pages.start;
+        while let Some(run) = self.run(other, at..pages.end) {
+            at = run.end;
+            self.set(map, run);
+        }
     }
 
     /// The first run of set bits in a range.
@@ -91,18 +105,33 @@ impl Table {
         Some(start..end)
     }
 
-    /// The first page of a range whose bit is `set`.
+    /// The first page of a range whose bit is `set`. What there is not of the table has none, and does not come into being: a program
+    /// may have reserved terabytes, and a mapping of a file in memory has a page for whoever reads it.
     fn next(&self, map: Map, pages: Pages, set: bool) -> Option<u64> {
+        /// What a page of the table tells of.
+        const KNOWN_BY_ONE: u64 = 8 * PAGE_SIZE as u64;
+        let end = pages.end.min(PAGES);
         let mut at = pages.start;
-        while at < pages.end {
+        while at < end {
+            let is_far = end - at > KNOWN_BY_ONE;
+            if set && is_far && (at == pages.start || at.is_multiple_of(KNOWN_BY_ONE)) {
+                at = self.existing(map, at, end)?;
+            }
             let word = self.word(map, at).load(Ordering::Acquire);
             let bits = if set { word } else { !word } >> (at % 64);
             if bits != 0 {
-                return Some(at + u64::from(bits.trailing_zeros())).filter(|&found| found < pages.end);
+                return Some(at + u64::from(bits.trailing_zeros())).filter(|&found| found < end);
             }
             at = (at / 64 + 1) * 64;
         }
         None
+    }
+
+    /// The first page from `at` on, and before `end`, of which there is a word in the table.
+    fn existing(&self, map: Map, at: u64, end: u64) -> Option<u64> {
+        let data = lseek(self.memfd.as_fd(), map.offset(at) as i64, Whence::SeekData).ok()?;
+        let found = at.max((data as u64).saturating_sub(map.offset(0)) * 8);
+        (found < end).then_some(found)
     }
 
     fn header(&self, offset: u64) -> &AtomicU32 {
@@ -171,6 +200,22 @@ mod tests {
         assert_eq!(table.run(Map::Absent, 0..1_000), Some(128..200));
         assert!(table.get(Map::Absent, 199) && !table.get(Map::Absent, 200));
         table.set(Map::Stored, PAGES - 64..PAGES);
+        assert_eq!(table.run(Map::Stored, 0..PAGES), Some(PAGES - 64..PAGES));
         assert_eq!(table.run(Map::Stored, PAGES - 100..PAGES), Some(PAGES - 64..PAGES));
+        table.set_where(Map::Removed, Map::Stored, 0..PAGES - 32);
+        assert_eq!(table.run(Map::Removed, 0..PAGES), Some(PAGES - 64..PAGES - 32));
+    }
+
+    #[test]
+    fn what_there_is_not_of_it_does_not_come_into_being() {
+        let table = Table::make().unwrap();
+        table.set(Map::Absent, 1 << 30..(1 << 30) + 10);
+        let blocks = || nix::sys::stat::fstat(&table).unwrap().st_blocks;
+        let before = blocks();
+        assert_eq!(table.run(Map::Absent, 0..PAGES), Some(1 << 30..(1 << 30) + 10));
+        assert_eq!(table.clear(Map::Absent, 5..PAGES), 10);
+        table.set_where(Map::Removed, Map::Stored, 0..PAGES);
+        assert_eq!(table.run(Map::Absent, 7..PAGES), None);
+        assert_eq!(blocks(), before);
     }
 }
