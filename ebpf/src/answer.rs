@@ -1,10 +1,6 @@
 //! What is done for each request: who may ask for it, and the answer.
 
-use std::{
-    collections::HashMap,
-    os::{fd::OwnedFd, unix::fs::FileExt},
-    path::Path,
-};
+use std::{collections::HashMap, os::fd::OwnedFd};
 
 use stasis_events::{Counter, Request as Registration, Task, User, flag};
 use stasis_protocol::{
@@ -33,6 +29,9 @@ pub enum Answer {
     Userfaultfd,
     /// [`Reply::Done`], and then events.
     Watch(Option<u64>),
+    /// What [`crate::turns`] says.
+    NextPid(u32),
+    GoOn(u32),
 }
 
 pub fn refused(what: impl Into<String>, reason: impl Into<String>, remedy: impl Into<String>) -> Reply {
@@ -62,7 +61,14 @@ pub fn answer(
             Ok(_) => return Answer::Userfaultfd,
             Err(refusal) => refusal,
         },
-        Request::NextPid { pid } => next_pid(loaded, settings, asker, pid).unwrap_or_else(|refusal| refusal),
+        Request::NextPid { pid } => match may_have_ids(loaded, asker) {
+            Ok(()) => return Answer::NextPid(pid),
+            Err(refusal) => refusal,
+        },
+        Request::GoOn { after } => match may_have_ids(loaded, asker) {
+            Ok(()) => return Answer::GoOn(after),
+            Err(refusal) => refusal,
+        },
         Request::State => Reply::State(state(loaded)),
     })
 }
@@ -233,28 +239,15 @@ fn member(loaded: &Loaded, asker: &Asker) -> Result<Task, Reply> {
     }
 }
 
-fn next_pid(loaded: &Loaded, settings: &Settings, asker: &Asker, pid: u32) -> Result<Reply, Reply> {
-    let what = format!("pid {pid}");
+/// Whether the asker may have ids given to what it makes.
+fn may_have_ids(loaded: &Loaded, asker: &Asker) -> Result<(), Reply> {
     let task = member(loaded, asker)?;
-    let Some(last_pid) = &settings.last_pid else {
-        return Err(refused(
-            what,
-            "pids are not given by this tracer",
-            "its administrator started it with --no-pids, or it lacks CAP_CHECKPOINT_RESTORE",
-        ));
-    };
     if task.ns_pid != task.tgid {
-        return Err(refused(what, "is asked for in another pid namespace", "make the pid there"));
+        return Err(refused(
+            format!("pid {}", asker.pid),
+            "is in another pid namespace, and asks for ids of this one",
+            "let it choose ids there",
+        ));
     }
-    // Low pids are the system's own; 300 is where the kernel begins again (RESERVED_PIDS).
-    if !(300..=1 << 22).contains(&pid) {
-        return Err(refused(what, "is not for programs", "let the kernel choose"));
-    }
-    if Path::new(&format!("/proc/{pid}")).exists() {
-        return Err(refused(what, "is in use", "end it, or let the kernel choose"));
-    }
-    last_pid
-        .write_all_at((pid - 1).to_string().as_bytes(), 0)
-        .map_err(|error| refused(what, format!("ns_last_pid: {error}"), "see `stasis doctor`"))?;
-    Ok(Reply::Done)
+    Ok(())
 }

@@ -35,6 +35,8 @@ pub struct Client {
     pub lost: u64,
     /// No request of its is looked at before this.
     pub not_before: Option<Instant>,
+    /// Its turn, and with it the answer to its request, is to come.
+    pub waits: bool,
     pub ended: bool,
     input: Vec<u8>,
     beside: Option<OwnedFd>,
@@ -58,6 +60,7 @@ impl Client {
             watches: None,
             lost: 0,
             not_before: None,
+            waits: false,
             ended: false,
             input: Vec::new(),
             beside: None,

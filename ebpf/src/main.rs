@@ -7,7 +7,8 @@
 //! without it, and knows less.
 //!
 //! [`programs`] are loaded at the offsets that [`btf`] finds and kept as [`pinned`] says; [`server`] is the loop,
-//! [`client`] a connection, [`answer`] what is done for a request, [`users`] how much of it anybody may ask;
+//! [`client`] a connection, [`answer`] what is done for a request, [`turns`] ids that are asked for, [`users`] how much
+//! anybody may ask;
 //! [`privilege`] and [`seccomp`] are what is given up.
 //!
 //! Not here: the programs (`ebpf/programs`), what is made of their news (`cli/`).
@@ -25,6 +26,7 @@ mod privilege;
 mod programs;
 mod seccomp;
 mod server;
+mod turns;
 mod users;
 mod values;
 
@@ -80,7 +82,7 @@ fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     let object = programs::object(&arguments.object)?;
     let (pinned, loaded) = programs::load(&object, &arguments.pin)?;
     drop(object);
-    let settings = settings(arguments);
+    let (settings, last_pid) = (settings(arguments), last_pid(arguments));
     let (listener, socket) = match passed {
         Some(listener) => (listener, None),
         None => {
@@ -89,7 +91,7 @@ fn serve(arguments: &Arguments) -> anyhow::Result<()> {
         }
     };
     listener.set_nonblocking(true)?;
-    let kept = privilege::give_up(settings.last_pid.is_some(), || loaded.try_maps())?;
+    let kept = privilege::give_up(last_pid.is_some(), || loaded.try_maps())?;
     if arguments.seccomp {
         seccomp::confine().context("seccomp")?;
         loaded.try_maps().context("with the system calls that are left")?;
@@ -97,7 +99,7 @@ fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     announce(&loaded, &kept);
     manager.tell("READY=1");
 
-    let ended_by = Server::new(listener, signals, loaded, settings).run()?;
+    let ended_by = Server::new(listener, signals, loaded, settings, last_pid).run()?;
     manager.tell("STOPPING=1");
     // SIGHUP: to be started again, by whoever watches over it.
     let leaves = !arguments.keep && ended_by != Signal::SIGHUP as u32;
@@ -142,16 +144,18 @@ fn signals() -> anyhow::Result<SignalFd> {
 
 /// What is handed out is opened while that is allowed.
 fn settings(arguments: &Arguments) -> Settings {
-    let open = |path: &str, wanted: bool| -> Option<File> {
-        let write = path.starts_with("/proc");
-        let opened = OpenOptions::new().read(true).write(write).open(path);
-        opened.inspect_err(|error| eprintln!("{path}: {error}")).ok().filter(|_| wanted)
-    };
-    Settings {
-        limit: arguments.user_tasks,
-        userfaultfd: open("/dev/userfaultfd", arguments.userfaultfd).map(Into::into),
-        last_pid: open("/proc/sys/kernel/ns_last_pid", arguments.pids),
-    }
+    let device = arguments.userfaultfd.then(|| open("/dev/userfaultfd", false)).flatten();
+    Settings { limit: arguments.user_tasks, userfaultfd: device.map(Into::into) }
+}
+
+/// And what the service itself writes to.
+fn last_pid(arguments: &Arguments) -> Option<File> {
+    arguments.pids.then(|| open("/proc/sys/kernel/ns_last_pid", true)).flatten()
+}
+
+fn open(path: &str, write: bool) -> Option<File> {
+    let opened = OpenOptions::new().read(true).write(write).open(path);
+    opened.inspect_err(|error| eprintln!("{path}: {error}")).ok()
 }
 
 /// Everybody may connect: who it is the kernel tells.

@@ -14,6 +14,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_read,
     libc::SYS_write,
     libc::SYS_writev,
+    libc::SYS_pread64,
     libc::SYS_pwrite64,
     libc::SYS_close,
     libc::SYS_fstat,

@@ -24,7 +24,8 @@ use crate::{
     client::Client,
     events,
     programs::Loaded,
-    users::Users,
+    turns::{self, Turns},
+    users::{self, Users},
     values::text,
 };
 
@@ -46,8 +47,6 @@ pub struct Settings {
     /// Tracked processes of one user.
     pub limit: u64,
     pub userfaultfd: Option<OwnedFd>,
-    /// /proc/sys/kernel/ns_last_pid
-    pub last_pid: Option<File>,
 }
 
 pub struct Server {
@@ -55,6 +54,7 @@ pub struct Server {
     signals: SignalFd,
     loaded: Loaded,
     settings: Settings,
+    turns: Turns<File>,
     clients: BTreeMap<u64, Client>,
     next: u64,
     users: Users,
@@ -65,13 +65,21 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn new(listener: UnixListener, signals: SignalFd, loaded: Loaded, settings: Settings) -> Self {
+    /// `last_pid`: /proc/sys/kernel/ns_last_pid, where ids are given.
+    pub fn new(
+        listener: UnixListener,
+        signals: SignalFd,
+        loaded: Loaded,
+        settings: Settings,
+        last_pid: Option<File>,
+    ) -> Self {
         let (dropped, untracked) = (loaded.counter(Counter::Dropped), loaded.counter(Counter::Untracked));
         Self {
             listener,
             signals,
             loaded,
             settings,
+            turns: Turns::new(last_pid),
             clients: BTreeMap::new(),
             next: 0,
             users: Users::default(),
@@ -115,12 +123,14 @@ impl Server {
             }
             self.serve(now);
             self.part(now);
+            self.give_turns(now);
         }
     }
 
     /// Whether a request is to be looked at now.
     fn is_due(client: &Client, now: Instant) -> bool {
         !client.ended
+            && !client.waits
             && client.watches.is_none()
             && client.is_flushed()
             && client.not_before.is_none_or(|at| at <= now)
@@ -129,12 +139,15 @@ impl Server {
 
     /// One that has not read its answers, or has no credit, is not.
     fn is_listened_to(client: &Client) -> bool {
-        client.is_flushed() && client.watches.is_none() && client.not_before.is_none()
+        client.is_flushed() && !client.waits && client.watches.is_none() && client.not_before.is_none()
     }
 
     fn wait(&self) -> io::Result<Ready> {
         let now = Instant::now();
-        let mut deadline = self.drain_at;
+        let mut deadline = match (self.drain_at, self.turns.deadline()) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
         let mut sooner = |at: Instant| deadline = Some(deadline.map_or(at, |deadline| deadline.min(at)));
         for client in self.clients.values() {
             if Self::is_due(client, now) {
@@ -211,7 +224,7 @@ impl Server {
 
     /// One request of every client that has one, and whatever is to be sent.
     fn serve(&mut self, now: Instant) {
-        for client in self.clients.values_mut() {
+        for (&id, client) in &mut self.clients {
             if client.not_before.is_some_and(|at| at <= now) {
                 client.not_before = None;
             }
@@ -221,9 +234,16 @@ impl Server {
             if Self::is_due(client, now) {
                 match self.users.spend(client.uid, now) {
                     Ok(()) => {
-                        if carry_out(client, &mut self.loaded, &self.settings).is_err() {
-                            client.ended = true;
-                        }
+                        let carried_out =
+                            carry_out(client, &mut self.loaded, &self.settings).and_then(|asks| match asks {
+                                Some(asks) => {
+                                    self.users.give_back(client.uid, users::CHEAP);
+                                    let asker = turns::Asker { client: id, uid: client.uid };
+                                    take_turn(client, &mut self.turns, asker, &asks, now)
+                                }
+                                None => Ok(()),
+                            });
+                        client.ended |= carried_out.is_err();
                     }
                     Err(wait) => client.not_before = Some(now + wait),
                 }
@@ -235,15 +255,29 @@ impl Server {
     }
 
     fn part(&mut self, now: Instant) {
-        let Self { clients, users, .. } = self;
-        clients.retain(|_, client| {
+        let Self { clients, users, turns, .. } = self;
+        clients.retain(|&id, client| {
             let late = !client.greeted && client.since + HELLO <= now;
             let stays = !client.ended && !late;
             if !stays {
                 users.disconnect(client.uid, now);
+                turns.forget(id, now);
             }
             stays
         });
+    }
+
+    /// Ends a turn that has taken too long, and answers those who have one now.
+    fn give_turns(&mut self, now: Instant) {
+        let answers = self.turns.advance(now);
+        for (uid, time) in self.turns.had.drain(..) {
+            self.users.charge(uid, time);
+        }
+        for (asker, answer) in answers {
+            let Some(client) = self.clients.get_mut(&asker.client) else { continue };
+            client.waits = false;
+            client.ended |= reply(client, &answer).and_then(|()| client.flush()).is_err();
+        }
     }
 
     /// Reads the ring buffer and tells the watchers.
@@ -331,32 +365,57 @@ fn tell<'a>(clients: impl Iterator<Item = &'a mut Client>, event: &Event) {
     }
 }
 
-/// Carries out a client's next request.
-fn carry_out(client: &mut Client, loaded: &mut Loaded, settings: &Settings) -> io::Result<()> {
+/// Carries out a client's next request; `Some`: what it asks for depends on whose turn it is.
+fn carry_out(client: &mut Client, loaded: &mut Loaded, settings: &Settings) -> io::Result<Option<Asks>> {
     let (payload, beside) = client.take_request();
     if !client.greeted {
         wire::decode::<tracer::Hello>(&payload).map_err(io::Error::other)?;
         // One of another version learns ours, and goes.
         client.greeted = true;
-        return reply(client, &Reply::Hello { version: tracer::VERSION, pid: std::process::id() });
+        reply(client, &Reply::Hello { version: tracer::VERSION, pid: std::process::id() })?;
+        return Ok(None);
     }
     let request: Request = wire::decode(&payload).map_err(io::Error::other)?;
     let asker = Asker { uid: client.uid, pid: client.pid, lives: client.lives() };
     match answer::answer(loaded, settings, &asker, request, beside) {
-        Answer::Reply(answer) => reply(client, &answer),
+        Answer::Reply(answer) => reply(client, &answer)?,
         Answer::Watch(computation) => {
             // Records from before are not for it; they are few, or nobody was there to read them.
             client.watches = Some(computation);
-            reply(client, &Reply::Done)
+            reply(client, &Reply::Done)?;
         }
         Answer::Userfaultfd => {
             let frame = wire::frame(&Reply::Done).map_err(io::Error::other)?;
-            match &settings.userfaultfd {
-                Some(device) => client.send_beside(&frame, device.as_fd()),
-                None => Ok(()),
+            if let Some(device) = &settings.userfaultfd {
+                client.send_beside(&frame, device.as_fd())?;
             }
         }
+        Answer::NextPid(pid) => return Ok(Some(Asks::NextPid(pid))),
+        Answer::GoOn(after) => return Ok(Some(Asks::GoOn(after))),
     }
+    Ok(None)
+}
+
+/// What is answered in turns.
+enum Asks {
+    NextPid(u32),
+    GoOn(u32),
+}
+
+/// Answers, or notes that the client waits for its turn.
+fn take_turn(
+    client: &mut Client,
+    turns: &mut Turns<File>,
+    asker: turns::Asker,
+    asks: &Asks,
+    now: Instant,
+) -> io::Result<()> {
+    let answer = match *asks {
+        Asks::NextPid(pid) => turns.ask(asker, pid, now),
+        Asks::GoOn(after) => Some(turns.go_on(asker, after, now)),
+    };
+    client.waits = answer.is_none();
+    answer.map_or(Ok(()), |answer| reply(client, &answer))
 }
 
 fn reply(client: &mut Client, reply: &Reply) -> io::Result<()> {

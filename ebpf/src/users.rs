@@ -12,6 +12,11 @@ const CONNECTIONS: usize = 64;
 const BURST: f64 = 500.0;
 const RATE: f64 = 250.0;
 
+/// What a request for an id is given back, which is none of that: a restart makes two for each thread.
+pub const CHEAP: f64 = 0.8;
+/// What a millisecond of one's turns costs: who has nothing but turns has them a twentieth of the time.
+const MILLISECOND: f64 = RATE / 1000.0 * 20.0;
+
 #[derive(Default)]
 pub struct Users(HashMap<u32, Account>);
 
@@ -53,6 +58,17 @@ impl Users {
         account.credit -= 1.0;
         Ok(())
     }
+
+    pub fn give_back(&mut self, uid: u32, credit: f64) {
+        if let Some(account) = self.0.get_mut(&uid) {
+            account.credit += credit;
+        }
+    }
+
+    /// Takes the price of a turn, which may be more than there is.
+    pub fn charge(&mut self, uid: u32, time: Duration) {
+        self.give_back(uid, -MILLISECOND * 1000.0 * time.as_secs_f64());
+    }
 }
 
 impl Account {
@@ -76,6 +92,24 @@ mod tests {
         assert!(users.spend(2, now).is_ok());
         let wait = users.spend(1, now).unwrap_err();
         assert!(users.spend(1, now + wait + Duration::from_micros(1)).is_ok());
+    }
+
+    #[test]
+    fn who_has_nothing_but_turns_has_them_a_twentieth_of_the_time() {
+        let (mut users, mut now) = (Users::default(), Instant::now());
+        assert!(users.connect(1, now));
+        let (turn, begun) = (Duration::from_millis(50), now);
+        let mut had = Duration::ZERO;
+        while now < begun + Duration::from_secs(100) {
+            match users.spend(1, now) {
+                Ok(()) => {
+                    users.charge(1, turn);
+                    (now, had) = (now + turn, had + turn);
+                }
+                Err(wait) => now += wait,
+            }
+        }
+        assert!((4..=6).contains(&had.as_secs()), "{had:?}");
     }
 
     #[test]

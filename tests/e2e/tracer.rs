@@ -173,7 +173,12 @@ fn doctor_says_whether_it_runs_and_what_is_lost_without_it() {
     let Some(tracer) = Tracer::start(&lab, &[]) else { return };
     let with = probe(&lab);
     assert_eq!(with["state"], "ok", "{with:#}");
-    for words in [format!("pid {}", tracer.pid()).as_str(), "forks, execs, exits", "hands out userfaultfds"] {
+    for words in [
+        format!("pid {}", tracer.pid()).as_str(),
+        "forks, execs, exits",
+        "hands out userfaultfds",
+        "their ids",
+    ] {
         assert!(with["detail"].as_str().unwrap().contains(words), "{with:#}");
     }
 }
@@ -302,7 +307,9 @@ fn ordinary_users_see_their_own_computations_and_root_sees_all() {
     assert_eq!(refused.status.code(), Some(4), "{refused:?}");
     assert!(text(refused).contains("busybox sleep 1000"));
     let doctor = text(user.run(&["doctor"]));
-    assert!(doctor.contains("hands out userfaultfds"), "{doctor}");
+    for words in ["hands out userfaultfds", "gives restarted programs their ids"] {
+        assert!(doctor.contains(words), "{doctor}");
+    }
 
     // Side by side with one of root's, which is not the user's to see.
     let _roots = shell(&lab, "busybox sleep 1001 & echo ready; wait");

@@ -126,7 +126,7 @@ pub fn set_tid() -> Finding {
     match namespaces() {
         Finding::Works(how) => Finding::falls(
             format!("clone3 with set_tid: {denied}; {how}, which takes its place"),
-            "for the same pids without a namespace, CAP_CHECKPOINT_RESTORE",
+            "for the same pids without a namespace, CAP_CHECKPOINT_RESTORE, or the tracer",
         ),
         _ => Finding::missing(
             format!("clone3 with set_tid: {denied}"),

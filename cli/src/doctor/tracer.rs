@@ -27,7 +27,7 @@ pub fn service(context: &Context) -> Finding {
                     state.features.join(", "),
                     state.dropped
                 );
-                let text = format!("{text}; {}", userfaultfd(context));
+                let text = format!("{text}; {}; {}", userfaultfd(context), ids(context));
                 if missing.is_empty() {
                     Finding::Works(text)
                 } else {
@@ -42,6 +42,14 @@ pub fn service(context: &Context) -> Finding {
             None => Finding::falls(format!("STASIS_TRACER is empty: {LOST}"), "unset STASIS_TRACER"),
         },
         Err(error) => Finding::falls(format!("{error:#}: {LOST}"), REMEDY),
+    }
+}
+
+/// Asks, as a restart of an ordinary user does.
+fn ids(context: &Context) -> String {
+    match context.address().and_then(|address| tracer::of_ids(&address)) {
+        Ok(_) => "gives restarted programs their ids".into(),
+        Err(error) => format!("gives no ids ({error:#})"),
     }
 }
 

@@ -14,7 +14,8 @@ use nix::{
 
 use super::{
     board::{Board, GivenUp, Stage},
-    namespace::{self, clone3, exit},
+    ids,
+    namespace::{self, exit},
     report,
     terminal::{self, Controlling},
     tree::{Kind, Node, Tree},
@@ -80,7 +81,7 @@ impl Assembly<'_> {
 
     fn make(&self, at: usize, channel: Option<RawFd>) -> Result<(), Failed> {
         let id = self.tree.nodes[at].id;
-        match clone3(0, Some(id)) {
+        match ids::make(0, id) {
             Ok(0) => {
                 self.told(id, self.be(at, channel));
                 exit()
@@ -95,7 +96,7 @@ impl Assembly<'_> {
 
     /// By a child that ends: whoever is to adopt it does.
     fn make_stray(&self, at: usize, channel: Option<RawFd>) -> Result<(), Failed> {
-        let made = clone3(0, None).context("no more processes can be made (ulimit -u)")?;
+        let made = ids::make_any().context("no more processes can be made (ulimit -u)")?;
         if made == 0 {
             self.told(self.tree.nodes[at].id, self.make(at, channel));
             exit()

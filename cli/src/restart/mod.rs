@@ -14,7 +14,7 @@
 //! - `tree`: who makes whom; `assembly`, `board`: they are made, and wait for each other
 //! - `spawn`: the children that become the processes of the computation; `session`: where init belongs
 //! - `terminal`: controlling terminals, of the computation's own and the one that this runs on
-//! - `place`, `namespace`: where their ids can be had: here, or in a pid namespace of their own
+//! - `place`, `namespace`: where their ids can be had: here, or in a pid namespace of their own; `ids`: who gives them
 //! - `running`: until all of them are there; `progress`: how far their memory has come; `supervise`: standing in for the program
 
 mod assembly;
@@ -23,6 +23,7 @@ mod clones;
 mod computation;
 mod credentials;
 mod descriptors;
+mod ids;
 mod layout;
 mod lazy;
 mod machine;

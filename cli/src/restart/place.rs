@@ -1,7 +1,7 @@
 //! Where the ids of a computation can be had: all of them in one place.
 //!
-//! Here, when they are free and may be asked for: then nothing differs from before. Otherwise in a pid namespace of
-//! its own; for those who may not make one, inside a user namespace.
+//! Here, when they are free and may be asked for, of the kernel or of the tracer: then nothing differs from before.
+//! Otherwise in a pid namespace of its own; for those who may not make one, inside a user namespace.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use anyhow::bail;
 use stasis_protocol::image::checksum;
 
 use super::{
-    credentials,
+    credentials, ids,
     namespace::{self, After},
     running::Child,
     spawn::{self, Request, Unspawned},
@@ -49,6 +49,16 @@ pub fn spawn(request: &Request<'_>) -> anyhow::Result<Child> {
             Ok(place) => spawn::spawn(request, place),
             Err(reason) => Err(Unspawned::Ids(reason)),
         };
+        let asked_tracer = ids::are_the_tracer_s();
+        ids::forget_tracer();
+        if asked_tracer
+            && request.shows_progress
+            && let Err(Unspawned::Ids(reason)) = &spawned
+        {
+            eprintln!(
+                "stasis: the tracer gives ids, but not all of these, so a pid namespace is tried: {reason}"
+            );
+        }
         match spawned {
             Ok(child) => return Ok(child),
             Err(Unspawned::Other(error)) => return Err(error),
@@ -103,7 +113,12 @@ pub fn go_on_here(request: &Request<'_>) {
     let here = counts_ids();
     let is_elsewhere = images.iter().any(|image| Some(image.machine.counts_ids) != here);
     if is_elsewhere && (!is_first_namespace() || have_not_begun_anew()) {
-        namespace::go_on_after(after(request));
+        let after = after(request);
+        match ids::are_the_tracer_s() {
+            // All users' processes are there: it only goes forward.
+            true => ids::go_on_after(after.id),
+            false => namespace::go_on_after(after),
+        }
     }
 }
 
@@ -133,6 +148,10 @@ fn here(request: &Request<'_>) -> Result<Place, String> {
     if let Some(id) = ids.iter().find(|&&id| id >= limit) {
         return Err(format!("{id} is higher than any here (sysctl kernel.pid_max)"));
     }
+    let may_choose = credentials::own().effective & (CAP_CHECKPOINT_RESTORE | CAP_SYS_ADMIN) != 0;
+    if !may_choose && let Err(why_not) = ids::ask_tracer(request.address) {
+        return Err(format!("you may not choose ids (CAP_CHECKPOINT_RESTORE), and {why_not}"));
+    }
     let until = Instant::now() + REAPING;
     // A zombie has its id still, and is seen here.
     while let Some(taken) = ids.iter().find(|id| Path::new(&format!("/proc/{id}")).exists()) {
@@ -141,9 +160,6 @@ fn here(request: &Request<'_>) -> Result<Place, String> {
             return Err(format!("{taken} is in use"));
         }
         thread::sleep(Duration::from_millis(5));
-    }
-    if credentials::own().effective & (CAP_CHECKPOINT_RESTORE | CAP_SYS_ADMIN) == 0 {
-        return Err("you may not choose ids (CAP_CHECKPOINT_RESTORE)".into());
     }
     Ok(Place::Here)
 }

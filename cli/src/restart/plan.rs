@@ -31,6 +31,8 @@ pub struct Plan {
     /// Where memory lies that is whole already, where it is to be, its length.
     pub staged: Vec<[u64; 3]>,
     pub calls: Vec<Call>,
+    /// Those that are made in a user namespace.
+    pub namespaced: Vec<Call>,
     /// Where segments are attached before they are moved to their places.
     pub scratch: std::ops::Range<u64>,
     /// What is sealed when all else of memory is as it was.
@@ -75,8 +77,12 @@ impl Plan {
     /// How many bytes the plan will have: an upper bound.
     pub fn len(&self) -> usize {
         let calls: usize = self.threads.iter().map(|(_, calls)| calls.len()).sum();
-        let calls =
-            calls + self.seals.len() + self.calls.len() + self.last_calls.len() + self.thread_calls.len();
+        let calls = calls
+            + self.namespaced.len()
+            + self.seals.len()
+            + self.calls.len()
+            + self.last_calls.len()
+            + self.thread_calls.len();
         size_of::<Header>()
             + size_of_val(&*self.kernel_mappings)
             + size_of_val(&*self.mappings)
@@ -108,6 +114,7 @@ impl Plan {
         self.header.staged = append(&mut bytes, &self.staged);
         self.calls.append(&mut self.seals);
         self.header.calls = append(&mut bytes, &self.calls);
+        self.header.namespaced = append(&mut bytes, &self.namespaced);
         self.header.last_calls = append(&mut bytes, &self.last_calls);
         self.header.thread_calls = append(&mut bytes, &self.thread_calls);
         let threads: Vec<Thread> = self

@@ -78,7 +78,9 @@ fn of_restorer(failure: &Report, computation: &Computation) -> Unspawned {
         return anyhow!("nothing was restarted").into();
     };
     let message = with_pid(failure.pid as i32, explain(failure, &saved.image, &saved.pages), computation);
-    if failure.step == step::THREAD && failure.errno == libc::EEXIST as u64 {
+    // It is in use, or the tracer does not answer any more.
+    const NOT_HAD: [i32; 5] = [libc::EEXIST, libc::EPIPE, libc::ECONNRESET, libc::ETIMEDOUT, libc::EPROTO];
+    if failure.step == step::THREAD && NOT_HAD.iter().any(|&errno| failure.errno == errno as u64) {
         return Unspawned::Ids(message);
     }
     if failure.step == step::CORRUPT || failure.step == step::FILL {

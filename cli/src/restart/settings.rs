@@ -60,9 +60,10 @@ pub fn check(image: &ProcessImage, refusals: &mut Vec<Refusal>) {
     }
 }
 
-/// Settings that are made by the restored process itself, before its credentials.
-pub fn plan(image: &ProcessImage, exe: Option<i32>, plan: &mut Plan) {
-    memory_map(image, exe, plan);
+/// Settings that are made by the restored process itself, before its credentials. `namespaced`: what needs capabilities there
+/// is left to a child in a user namespace.
+pub fn plan(image: &ProcessImage, exe: Option<i32>, namespaced: bool, plan: &mut Plan) {
+    memory_map(image, exe, namespaced, plan);
     for limit in &image.limits {
         let own = own_limit(limit.resource);
         if own == Some((limit.soft, limit.hard)) {
@@ -100,8 +101,8 @@ fn keys(keys: u32, plan: &mut Plan) {
 }
 
 /// prctl(2), PR_SET_MM_MAP: where the program's parts, its arguments and its environment are. The link
-/// /proc/self/exe needs CAP_CHECKPOINT_RESTORE; without, the rest is set all the same.
-fn memory_map(image: &ProcessImage, exe: Option<i32>, plan: &mut Plan) {
+/// /proc/self/exe needs CAP_CHECKPOINT_RESTORE, in whichever user namespace; without, the rest is set all the same.
+fn memory_map(image: &ProcessImage, exe: Option<i32>, namespaced: bool, plan: &mut Plan) {
     const PR_SET_MM: u64 = 35;
     const PR_SET_MM_MAP: u64 = 14;
     const MAP_SIZE: u64 = 104;
@@ -135,7 +136,8 @@ fn memory_map(image: &ProcessImage, exe: Option<i32>, plan: &mut Plan) {
         plan.pointers.push((at + 11 * 8, auxv_at));
         let set = pointing(call(libc::SYS_prctl, &[PR_SET_MM, PR_SET_MM_MAP, 0, MAP_SIZE, 0]), 2, at);
         // CONFIG_CHECKPOINT_RESTORE may be missing: then ps(1) shows the restorer's arguments.
-        plan.calls.push(Call { may_fail: 1, ..set });
+        let calls = if namespaced && exe >= 0 { &mut plan.namespaced } else { &mut plan.calls };
+        calls.push(Call { may_fail: 1, ..set });
     }
 }
 

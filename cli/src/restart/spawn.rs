@@ -28,7 +28,7 @@ use super::{
     computation::{Computation, Saved},
     credentials,
     descriptors::{self, Common, Objects, Places, path_now},
-    layout, lazy, namespace, objects,
+    ids, layout, lazy, namespace, objects,
     place::{self, Place},
     plan::{Plan, call},
     report,
@@ -290,7 +290,12 @@ impl Making<'_> {
             Ok(exe) => Some(places.place(exe.into())?),
             Err(_) => None,
         };
-        settings::plan(image, exe, &mut plan);
+        let tracer = ids::for_restorer().context("no descriptor for the tracer")?;
+        settings::plan(image, exe, tracer.is_some(), &mut plan);
+        (plan.header.tracer_fd, plan.header.turns_fd) = match tracer {
+            Some([connection, turns]) => (places.place(connection)?.into(), places.place(turns)?.into()),
+            None => (-1, -1),
+        };
         threads(image, &mut plan);
         plan.header.restart_info = image.resume.restart_info;
         plan.header.info = self.info(saved, plan.keep(&image.handover));

@@ -17,12 +17,7 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use stasis_protocol::image::{Object, ObjectKind, SystemV, SystemVContent};
 
-use super::{
-    computation::Saved,
-    descriptors::with_id,
-    namespace::{clone3, exit},
-    objects,
-};
+use super::{computation::Saved, descriptors::with_id, ids, namespace::exit, objects};
 
 /// Why an object cannot be made.
 pub struct Unmade {
@@ -103,7 +98,7 @@ impl<'a> Objects<'a> {
                 }
             }
         }
-        if !attached.is_empty() && clone3(0, None).context("no more processes can be made (ulimit -u)")? == 0
+        if !attached.is_empty() && ids::make_any().context("no more processes can be made (ulimit -u)")? == 0
         {
             keep(until);
         }
@@ -317,8 +312,12 @@ fn make(
         Err(error) => return Err(anyhow::Error::from(error).context(what.to_owned()).into()),
     }
     let next = format!("/proc/sys/kernel/{kind}_next_id");
-    fs::write(&next, of.id.to_string())
-        .with_context(|| format!("{what}: its id cannot be asked for ({next})"))?;
+    if let Err(error) = fs::write(&next, of.id.to_string()) {
+        // In a namespace of its own this user may.
+        let ids = error.kind() == io::ErrorKind::PermissionDenied;
+        let error = anyhow!(error).context(format!("{what}: its id cannot be asked for ({next})"));
+        return Err(Unmade { error, ids });
+    }
     let made = with_id(creator, || as_creator(of, &get));
     match made {
         Ok(id) if id == of.id => Ok(()),

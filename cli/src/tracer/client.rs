@@ -175,6 +175,17 @@ impl Tracer {
         }
     }
 
+    /// Asks whether it gives ids to this process, which must be registered.
+    ///
+    /// # Errors
+    /// [`Failure::Refused`] when it does not.
+    pub fn gives_ids(&mut self) -> anyhow::Result<()> {
+        match self.request(&Request::GoOn { after: 0 })? {
+            Reply::Done => Ok(()),
+            reply => bail!(unexpected(&reply)),
+        }
+    }
+
     /// Calls `look` with every event from now on, until it says that it has seen enough.
     ///
     /// # Errors
@@ -200,6 +211,13 @@ impl Tracer {
                 reply => bail!(unexpected(&reply)),
             }
         }
+    }
+}
+
+/// For whoever speaks with it in another way: every request so far has its reply.
+impl From<Tracer> for OwnedFd {
+    fn from(tracer: Tracer) -> Self {
+        tracer.stream.into()
     }
 }
 

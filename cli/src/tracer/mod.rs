@@ -48,8 +48,22 @@ pub fn join(address: &Address) {
 /// # Errors
 /// Why there is none.
 pub fn userfaultfd(address: &Address) -> anyhow::Result<File> {
+    registered(address)?.userfaultfd()
+}
+
+/// A tracer that gives ids to this process, which becomes part of the computation for that.
+///
+/// # Errors
+/// Why there is none.
+pub fn of_ids(address: &Address) -> anyhow::Result<client::Tracer> {
+    let mut tracer = registered(address)?;
+    tracer.gives_ids()?;
+    Ok(tracer)
+}
+
+fn registered(address: &Address) -> anyhow::Result<client::Tracer> {
     let Some(mut tracer) = client::Tracer::connect()? else { anyhow::bail!("no tracer runs") };
     let own = crate::process::Pidfd::open(std::process::id())?;
     tracer.register(number(address), &label(address), &own)?;
-    tracer.userfaultfd()
+    Ok(tracer)
 }

@@ -1,5 +1,9 @@
 //! What it hands to ordinary users.
 
+use std::time::{Duration, Instant};
+
+use stasis_protocol::tracer::TURN_MS;
+
 use crate::{NOBODY, Python, client::Client, tracer};
 
 /// Speaks for itself: the service looks at who connected.
@@ -15,7 +19,7 @@ def receive():
 def ask(request):
     s.sendall(struct.pack('<I', len(request)) + request)
     return receive()
-ask(b'\\x01')
+ask(b'\\x02')
 def number(n):
     out = b''
     while n > 127:
@@ -56,12 +60,12 @@ input()
 #[test]
 fn an_administrator_can_keep_both_back() {
     let Some((tracer, _directory)) = tracer(&["--no-userfaultfd", "--no-pids"]) else { return };
-    let rest = "print(ask(b'\\x04')[0][0], ask(b'\\x05' + number(40000))[0][0], flush=True)\ninput()";
+    let rest = "print(ask(b'\\x04')[0][0], ask(b'\\x05' + number(40000))[0][0], ask(b'\\x06\\x00')[0][0], flush=True)\ninput()";
     let mut tracked = speaker(NOBODY, rest);
     Client::connect_as(&tracer, NOBODY).register(7, tracked.pid());
     tracked.go();
     tracked.say(&tracer.socket().display().to_string());
-    assert_eq!(tracked.line(), "2 2");
+    assert_eq!(tracked.line(), "2 2 2");
 }
 
 #[test]
@@ -79,6 +83,7 @@ for attempt in range(100):
     if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)
+    ask(b'\\x06\\x00')
     if pid == wanted:
         print('got', flush=True)
         break
@@ -87,9 +92,14 @@ print(reply[0], ask(b'\\x05' + number(2))[0][0], flush=True)
 input()
 ";
     let mut tracked = speaker(NOBODY, rest);
+    let mut stranger =
+        speaker(NOBODY, "print(ask(b'\\x05' + number(40000))[0][0], ask(b'\\x06\\x00')[0][0], flush=True)");
     Client::connect_as(&tracer, NOBODY).register(7, tracked.pid());
-    tracked.go();
-    tracked.say(&tracer.socket().display().to_string());
+    for python in [&mut tracked, &mut stranger] {
+        python.go();
+        python.say(&tracer.socket().display().to_string());
+    }
+    assert_eq!(stranger.line(), "2 2", "it is not registered");
     // A pid that was somebody's a moment ago is free.
     let mut child = std::process::Command::new("true").spawn().unwrap();
     let free = child.id();
@@ -97,4 +107,35 @@ input()
     tracked.say(&free.to_string());
     assert_eq!(tracked.line(), "got");
     assert_eq!(tracked.line(), "2 2", "what is in use, and what is the system's, is not given");
+}
+
+#[test]
+fn who_keeps_its_turn_loses_it_and_the_ids_go_on_where_they_were() {
+    let Some((tracer, _directory)) = tracer(&[]) else { return };
+    let rest = "
+print(ask(b'\\x05' + number(int(input())))[0][0], flush=True)
+input()
+";
+    let last = || -> u32 {
+        std::fs::read_to_string("/proc/sys/kernel/ns_last_pid").unwrap().trim().parse().unwrap()
+    };
+    let mut speakers = [speaker(NOBODY, rest), speaker(NOBODY - 1, rest), speaker(NOBODY, rest)];
+    for (python, uid) in speakers.iter_mut().zip([NOBODY, NOBODY - 1, NOBODY]) {
+        Client::connect_as(&tracer, uid).register(7, python.pid());
+        python.go();
+        python.say(&tracer.socket().display().to_string());
+    }
+    let (before, begun) = (last(), Instant::now());
+    let free = (1000..).filter(|id| !std::path::Path::new(&format!("/proc/{id}")).exists());
+    for (python, wanted) in speakers.iter_mut().zip(free.step_by(100)) {
+        python.say(&wanted.to_string());
+    }
+    for python in &mut speakers {
+        // It never says that its turn is over.
+        assert_eq!(python.line(), "1");
+    }
+    assert!(begun.elapsed() >= Duration::from_millis(2 * TURN_MS), "three have had a turn");
+    while last() < before {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{} and not {before}", last());
+    }
 }

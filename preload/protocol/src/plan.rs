@@ -78,6 +78,13 @@ pub struct Header {
     /// An open /dev/userfaultfd, where userfaultfd(2) is not for this user; -1: none. The socket to the pager is
     /// [`RestartInfo::pager_fd`].
     pub userfaultfd_device: i64,
+    /// Where the tracer gives the threads their ids, since this user may not ask the kernel for them: the connection to it, and
+    /// the file whose lock the restart's processes have in turns (`turns.rs` of the restorer). -1: both are none.
+    pub tracer_fd: i64,
+    pub turns_fd: i64,
+    /// Of [`Call`]: made, before the others, by a child that shares this memory and has a user namespace of its own, which gives
+    /// it the capability to set /proc/PID/exe. All may fail.
+    pub namespaced: Array,
 }
 
 #[repr(C)]

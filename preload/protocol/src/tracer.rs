@@ -10,16 +10,19 @@ use alloc::{string::String, vec::Vec};
 
 use serde::{Deserialize, Serialize};
 
-use crate::coordinator::Refusal;
+use crate::{coordinator::Refusal, wire};
 
 /// Of these messages: the service serves all users of a machine and is older or newer than what they installed.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Where it listens, unless STASIS_TRACER names another socket (or, being empty, none).
 pub const SOCKET: &str = "/run/stasis-tracer/socket";
 
 /// The longest request, in bytes. Replies are as long as there is something to tell, at most [`crate::wire::MAX_PAYLOAD`].
 pub const MAX_REQUEST: usize = 1024;
+
+/// How long a turn may take, in milliseconds: a fork(2) between two messages on a busy machine.
+pub const TURN_MS: u64 = 50;
 
 /// The longest label of a computation, in bytes.
 pub const MAX_LABEL: usize = 119;
@@ -42,9 +45,13 @@ pub enum Request {
     Connections { computation: u64 },
     /// An open /dev/userfaultfd beside [`Reply::Done`], for a process that is tracked.
     Userfaultfd,
-    /// Have the next process that is made in the initial pid namespace get this pid, if nobody is faster and it is
-    /// free: [`Reply::Done`]. For a process that is tracked.
+    /// Have the next process or thread that is made in the initial pid namespace get this id, if nobody is faster and it
+    /// is free: [`Reply::Done`]. For a process that is tracked. The asker has its *turn* then, for [`TURN_MS`] at most, and
+    /// nobody else has one before it has said [`Request::GoOn`].
     NextPid { pid: u32 },
+    /// The turn is over: the kernel goes on choosing ids where it was before, or after this one if that is higher (0:
+    /// none). [`Reply::Done`], also where there was no turn any more. For a process that is tracked.
+    GoOn { after: u32 },
     /// What the tracer can do here: [`Reply::State`].
     State,
 }
@@ -203,4 +210,33 @@ pub enum What {
         creator: u32,
         command: String,
     },
+}
+
+/// What is sent for a request, header included, written to `buffer`: for who has no memory to allocate. `None` when it
+/// does not fit.
+pub fn frame_in<'a>(request: &Request, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
+    let (header, payload) = buffer.split_at_mut_checked(wire::HEADER)?;
+    let len = postcard::to_slice(request, payload).ok()?.len();
+    header.copy_from_slice(&(len as u32).to_le_bytes());
+    buffer.get(..wire::HEADER + len)
+}
+
+/// Whether a reply's payload says [`Reply::Done`], for the same.
+pub fn is_done(payload: &[u8]) -> bool {
+    postcard::to_slice(&Reply::Done, &mut [0; 4]).is_ok_and(|done| done == payload)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_made_without_memory_is_what_is_made_with_it() {
+        for request in [Request::NextPid { pid: 1 << 21 }, Request::GoOn { after: 0 }] {
+            assert_eq!(frame_in(&request, &mut [0; 16]), wire::frame(&request).ok().as_deref());
+        }
+        assert_eq!(frame_in(&Request::NextPid { pid: 1 << 21 }, &mut [0; 6]), None);
+        assert!(is_done(&wire::encode(&Reply::Done).unwrap()));
+        assert!(!is_done(&wire::encode(&Reply::Hello { version: 1, pid: 1 }).unwrap()) && !is_done(&[]));
+    }
 }

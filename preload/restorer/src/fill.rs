@@ -37,7 +37,7 @@ const MOST: usize = 16;
 
 /// Fills all memory; returns when it is whole and the threads that helped are gone.
 pub fn fill(plan: &Plan) {
-    let fillers = (plan.header().fillers as usize).min(MOST);
+    let (fillers, turns) = ((plan.header().fillers as usize).min(MOST), plan.turns());
     let stacks = relocate::area(plan).stacks + STACK;
     let flags = libc::CLONE_VM
         | libc::CLONE_FS
@@ -57,7 +57,8 @@ pub fn fill(plan: &Plan) {
         running.store(1, Ordering::Release);
         let (entry, plan) = (filler as *const () as usize, &raw const *plan as usize);
         // SAFETY: each has a stack of its own in the area, and the plan outlives it.
-        let tid = unsafe { arch::clone3(&arguments, entry, plan) };
+        let make = || unsafe { arch::clone3(&arguments, entry, plan) };
+        let tid = turns.map_or_else(make, |turns| turns.without_id(make));
         if tid < 0 {
             // The others, and this thread, do its part.
             running.store(0, Ordering::Release);

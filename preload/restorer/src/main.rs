@@ -26,6 +26,7 @@ mod plan;
 mod relocate;
 mod report;
 mod threads;
+mod turns;
 mod watch;
 
 use plan::Plan;
@@ -54,6 +55,7 @@ extern "C" fn second(plan: &Plan) -> ! {
     lazy::leave_to_pager(plan);
     fill::fill(plan);
     watch::watch(plan);
+    threads::make_namespaced_calls(plan);
     plan.make_calls(plan.calls(), stasis_protocol::plan::step::CALL);
     threads::go_on(plan)
 }

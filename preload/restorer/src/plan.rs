@@ -4,9 +4,13 @@ use stasis_protocol::{
     VERSION,
     plan::{Array, Call, Fill, Header, KernelMapping, MAGIC, Mapping, Thread},
 };
-use stasis_sys::{Errno, file, memory, raw};
+use stasis_sys::{
+    Errno,
+    file::{self, Fd},
+    memory, raw,
+};
 
-use crate::{hash::Hash, relocate, report};
+use crate::{hash::Hash, relocate, report, turns::Turns};
 
 /// A mapped plan.
 #[derive(Clone, Copy)]
@@ -118,6 +122,17 @@ impl Plan {
 
     pub fn thread_calls(&self) -> &[Call] {
         self.array(self.header().thread_calls)
+    }
+
+    pub fn namespaced(&self) -> &[Call] {
+        self.array(self.header().namespaced)
+    }
+
+    /// Where ids are had, if not of the kernel.
+    pub fn turns(&self) -> Option<Turns> {
+        let header = self.header();
+        (header.tracer_fd >= 0)
+            .then_some(Turns { socket: header.tracer_fd as Fd, file: header.turns_fd as Fd })
     }
 
     pub fn threads(&self) -> &[Thread] {

@@ -8,7 +8,7 @@ use nix::{errno::Errno, sys::wait::waitpid, unistd::Pid};
 use stasis_protocol::image::{Peer, Sender};
 
 use super::kernel::done;
-use crate::restart::namespace::{clone3, exit};
+use crate::restart::{ids, namespace::exit};
 
 /// Makes calls as somebody else, with the capabilities of this process; `None`: as this process.
 ///
@@ -42,7 +42,7 @@ pub fn with_id<T: Copy>(id: i32, act: impl Fn() -> io::Result<T>) -> io::Result<
     // SAFETY: as long as this, and aligned to a page. The child writes plain data, which is read when it has ended.
     let made = unsafe {
         result.write(None);
-        match clone3(libc::CLONE_FILES as u64, Some(id)) {
+        match ids::make(libc::CLONE_FILES as u64, id) {
             Ok(0) => {
                 result.write(act().ok());
                 exit()

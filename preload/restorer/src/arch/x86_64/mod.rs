@@ -44,7 +44,7 @@ pub unsafe fn leave(entry: u64, sp: u64) -> ! {
 
 /// struct clone_args (clone3(2)), second version.
 #[repr(C)]
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 pub struct CloneArguments {
     pub flags: u64,
     pub pidfd: u64,
