@@ -98,6 +98,24 @@ fn a_set_user_id_program_is_named_as_one() {
 }
 
 #[test]
+fn a_program_for_another_c_library_is_named_as_one() {
+    let lab = Lab::new();
+    let Some(_tracer) = Tracer::start(&lab, &[]) else { return };
+    // sleep(1) with a linker of that name in the directory where it is started, which is glibc's: musl need not be here.
+    let mut program = std::fs::read(find_program("sleep").unwrap()).unwrap();
+    let (linker, other) = (&b"/lib64/ld-linux-x86-64.so.2\0"[..], b"./ld-musl-x86_64.so.1\0");
+    let at = program.windows(linker.len()).position(|bytes| bytes == linker).expect("a linker");
+    program[at..at + other.len()].copy_from_slice(other);
+    let copy = lab.work().join("for-musl");
+    std::fs::copy("/lib64/ld-linux-x86-64.so.2", lab.work().join("ld-musl-x86_64.so.1")).unwrap();
+    std::fs::copy(find_program("sleep").unwrap(), &copy).unwrap();
+    std::fs::write(&copy, program).unwrap();
+    let _running = shell(&lab, "busybox env -i ./for-musl 1000 & echo ready; wait");
+    wait_outside(&lab, &["musl"]);
+    lab.try_checkpoint(&[]).expect_refusal(&["for-musl 1000", "uses musl (./ld-musl-x86_64.so.1)"]);
+}
+
+#[test]
 fn a_checkpoint_can_be_taken_without_them() {
     let lab = Lab::new();
     let Some(_tracer) = Tracer::start(&lab, &[]) else { return };
@@ -196,6 +214,43 @@ fn top_tells_computations_with_their_processes() {
     assert_eq!(computations[0]["outside"], 1, "{found:#}");
     assert!(computations[0]["resident_bytes"].as_u64() > Some(0), "{found:#}");
 }
+
+#[test]
+fn top_tells_how_much_was_written_since_the_last_checkpoint() {
+    let lab = Lab::new();
+    let running = lab.launch(["/usr/bin/python3", "-c", WRITES]);
+    running.wait_ready();
+    let written = || {
+        let found = lab.json(["top"]);
+        let own = found.as_array().unwrap().iter().find(|own| own["tasks"] == 1);
+        own.unwrap_or_else(|| panic!("{found:#}"))["written_bytes"].as_u64()
+    };
+    lab.checkpoint(&[]);
+    if lab.json(["status"])["processes"][0]["tracker"] != "wp-async" {
+        return stasis_tests::skip("what is written is not tracked by the kernel here");
+    }
+    let before = written().expect("it is tracked");
+    assert!(before < 4 << 20, "{before}");
+    std::fs::write(lab.work().join("go"), "").unwrap();
+    running.wait_line("written");
+    let after = written().expect("it is tracked");
+    assert!((8 << 20..14 << 20).contains(&after), "{before} {after}");
+    lab.checkpoint(&[]);
+    assert!(written().expect("it is tracked") < 4 << 20);
+}
+
+/// Of 32 MiB it writes 8 when it may.
+const WRITES: &str = "
+import os, time
+memory = bytearray(b'x') * (32 << 20)
+print('ready', flush=True)
+while not os.path.exists('go'):
+    time.sleep(0.05)
+for at in range(0, 8 << 20, 4096):
+    memory[at] = 1
+print('written', flush=True)
+time.sleep(1000)
+";
 
 #[test]
 fn trace_prints_what_a_computation_does_as_lines_of_json() {

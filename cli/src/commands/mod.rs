@@ -15,3 +15,4 @@ pub mod top;
 pub mod trace;
 pub mod transfer;
 pub mod verify;
+mod written;

@@ -12,6 +12,7 @@ use std::{
 use serde::Serialize;
 use stasis_protocol::tracer::Task;
 
+use super::written;
 use crate::{
     address::{self, Address},
     args::TopArgs,
@@ -36,6 +37,10 @@ struct Computation {
     /// Of those, without the library; `null` without the tracer.
     outside: Option<usize>,
     resident_bytes: u64,
+    /// Written since the last checkpoint; `null` where that is not tracked.
+    written_bytes: Option<u64>,
+    /// How much more that was than when this was looked at before, in bytes a second. What is written again counts once.
+    written_rate: Option<f64>,
     checkpoints_taken: Option<u64>,
     last_pause_us: Option<u64>,
     /// On disk; several computations may share a store.
@@ -46,9 +51,9 @@ struct Computation {
 
 pub fn run(context: &Context, args: &TopArgs) -> anyhow::Result<ExitCode> {
     let live = std::io::stdout().is_terminal() && !args.once && !context.json;
-    let mut stores = HashMap::new();
+    let mut before = Before::default();
     loop {
-        let found = look(context, &mut stores)?;
+        let found = look(context, &mut before)?;
         if context.json {
             output::json(&found)?;
             return Ok(ExitCode::SUCCESS);
@@ -64,10 +69,28 @@ pub fn run(context: &Context, args: &TopArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// What a store had when it was looked at.
-type Stores = HashMap<PathBuf, (Instant, u64)>;
+/// What there was when it was looked at before.
+#[derive(Default)]
+struct Before {
+    /// What a store had, in bytes.
+    stores: HashMap<PathBuf, (Instant, u64)>,
+    /// What a computation had written, in bytes, since so many checkpoints.
+    written: HashMap<String, (Instant, u64, u64)>,
+}
 
-fn look(context: &Context, stores: &mut Stores) -> anyhow::Result<Vec<Computation>> {
+impl Before {
+    /// How fast a computation writes, in bytes a second; not across a checkpoint, which begins anew.
+    fn written(&mut self, id: &str, now: Instant, bytes: Option<u64>, checkpoints: u64) -> Option<f64> {
+        let bytes = bytes?;
+        let (then, before, since) = self.written.insert(id.into(), (now, bytes, checkpoints))?;
+        (since == checkpoints).then(|| {
+            let passed = now.saturating_duration_since(then).as_secs_f64().max(0.001);
+            bytes.saturating_sub(before) as f64 / passed
+        })
+    }
+}
+
+fn look(context: &Context, earlier: &mut Before) -> anyhow::Result<Vec<Computation>> {
     let own = nix::unistd::geteuid().as_raw();
     let tasks = match Tracer::connect() {
         Ok(Some(mut tracer)) => Some(tracer.tasks(None)?.0),
@@ -82,7 +105,7 @@ fn look(context: &Context, stores: &mut Stores) -> anyhow::Result<Vec<Computatio
         by_computation.entry((task.owner, task.computation)).or_default().push(task);
     }
     let mut found = Vec::new();
-    let mut before = stores.clone();
+    let mut before = earlier.stores.clone();
     for address in addresses(context, &by_computation)? {
         let Ok(Some(mut client)) = Client::try_connect(&address) else { continue };
         let status = client.status()?;
@@ -97,7 +120,11 @@ fn look(context: &Context, stores: &mut Stores) -> anyhow::Result<Vec<Computatio
         let store_growth = before.remove(Path::new(&status.store)).map(|(then, bytes)| {
             (store_bytes as f64 - bytes as f64) / now.duration_since(then).as_secs_f64().max(0.001)
         });
-        stores.insert(status.store.clone().into(), (now, store_bytes));
+        earlier.stores.insert(status.store.clone().into(), (now, store_bytes));
+        let written_bytes =
+            pids.iter().filter_map(|&pid| written::bytes(pid)).reduce(|one, other| one + other);
+        let taken = status.checkpoints_taken;
+        let written_rate = earlier.written(&status.computation, now, written_bytes, taken);
         found.push(Computation {
             address: address.to_string(),
             id: Some(status.computation),
@@ -106,7 +133,9 @@ fn look(context: &Context, stores: &mut Stores) -> anyhow::Result<Vec<Computatio
             threads: pids.iter().map(|&pid| threads(pid)).sum(),
             outside: tasks.as_ref().map(|_| pids.difference(&members).count()),
             resident_bytes: pids.iter().map(|&pid| process::memory(pid)).sum(),
-            checkpoints_taken: Some(status.checkpoints_taken),
+            written_bytes,
+            written_rate,
+            checkpoints_taken: Some(taken),
             last_pause_us: status.processes.iter().filter_map(|process| process.last_pause_us).max(),
             store_bytes: Some(store_bytes),
             store_growth,
@@ -122,6 +151,11 @@ fn look(context: &Context, stores: &mut Stores) -> anyhow::Result<Vec<Computatio
             threads: traced.iter().map(|task| threads(task.pid)).sum(),
             outside: None,
             resident_bytes: traced.iter().map(|task| process::memory(task.pid)).sum(),
+            written_bytes: traced
+                .iter()
+                .filter_map(|task| written::bytes(task.pid))
+                .reduce(|one, other| one + other),
+            written_rate: None,
             checkpoints_taken: None,
             last_pause_us: None,
             store_bytes: None,
@@ -174,14 +208,17 @@ fn render(found: &[Computation]) -> String {
         "THREADS",
         "OUTSIDE",
         "MEMORY",
+        "WRITTEN",
+        "RATE",
         "TAKEN",
         "PAUSE",
         "STORE",
         "GROWTH",
         "ADDRESS",
     ];
-    let mut table = output::Table::new(&header, &[1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    let mut table = output::Table::new(&header, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
+    let rate = |rate: f64| format!("{}/s", output::bytes(rate.max(0.0) as u64));
     for computation in found {
         table.row([
             or_dash(computation.id.clone()),
@@ -190,14 +227,32 @@ fn render(found: &[Computation]) -> String {
             computation.threads.to_string(),
             or_dash(computation.outside.map(|count| count.to_string())),
             output::bytes(computation.resident_bytes),
+            or_dash(computation.written_bytes.map(output::bytes)),
+            or_dash(computation.written_rate.map(rate)),
             or_dash(computation.checkpoints_taken.map(|count| count.to_string())),
             or_dash(computation.last_pause_us.map(output::duration)),
             or_dash(computation.store_bytes.map(output::bytes)),
-            or_dash(
-                computation.store_growth.map(|rate| format!("{}/s", output::bytes(rate.max(0.0) as u64))),
-            ),
+            or_dash(computation.store_growth.map(rate)),
             computation.address.clone(),
         ]);
     }
     table.render()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn what_is_written_counts_by_the_second_and_not_across_a_checkpoint() {
+        let (mut before, now) = (Before::default(), Instant::now());
+        assert_eq!(before.written("a", now, Some(100), 1), None);
+        let later = now + Duration::from_secs(2);
+        assert_eq!(before.written("a", later, Some(500), 1), Some(200.0));
+        assert_eq!(before.written("b", later, Some(500), 1), None);
+        assert_eq!(before.written("a", later, Some(10), 2), None);
+        assert_eq!(before.written("a", later, None, 2), None);
+    }
 }

@@ -280,7 +280,9 @@ fn interpreter(mut file: File) -> io::Result<Option<String>> {
         file.seek(SeekFrom::Start(offset))?;
         let mut name = Vec::new();
         file.take(length.min(LONGEST)).read_to_end(&mut name)?;
-        return Ok(Some(String::from_utf8_lossy(&name).trim_end_matches('\0').to_string()));
+        // Up to the first NUL, as the kernel reads it.
+        let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
+        return Ok(Some(String::from_utf8_lossy(name).into_owned()));
     }
     Ok(None)
 }
