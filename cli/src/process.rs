@@ -88,6 +88,13 @@ pub fn catches(pid: u32, signal: i32) -> bool {
     signals(pid, &["SigCgt:"]) & 1 << (signal - 1) != 0
 }
 
+/// Whether a process has a file mapped whose name this is; as it was started, which may have been replaced since. Unknown
+/// where it may not be looked at.
+pub fn has_mapped(pid: u32, file: &str) -> Option<bool> {
+    let is_it = |name: &String| name.strip_suffix(" (deleted)").unwrap_or(name) == file;
+    mapped_files(pid).ok().map(|files| files.iter().any(is_it))
+}
+
 /// Whether a process has more seccomp filters than one that it would have inherited them from.
 pub fn is_filtered_beyond(pid: u32, other: u32) -> bool {
     filters(pid) > filters(other)

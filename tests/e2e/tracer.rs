@@ -63,6 +63,21 @@ fn a_static_program_and_a_cleared_environment_are_named_with_who_started_them() 
 }
 
 #[test]
+fn a_static_program_that_handles_the_stop_signal_itself_is_no_member() {
+    let lab = Lab::new();
+    let Some(_tracer) = Tracer::start(&lab, &[]) else { return };
+    // Go's runtime does, and glibc in every program that makes threads.
+    let program = stasis_tests::compile::program_with("static_filter", &["-static"]);
+    let script = format!("(echo ready; exec sleep 1000) | {} | cat", program.display());
+    let running = shell(&lab, &script);
+    wait_outside(&lab, &["static"]);
+    assert_eq!(lab.json(["status"])["processes"].as_array().unwrap().len(), 3);
+    lab.try_checkpoint(&[]).expect_refusal(&["static_filter", "linked statically"]);
+    lab.checkpoint(&["--on-escape=warn"]);
+    drop(running);
+}
+
+#[test]
 fn an_orphan_without_the_library_is_seen_too() {
     let lab = Lab::new();
     let Some(_tracer) = Tracer::start(&lab, &[]) else { return };

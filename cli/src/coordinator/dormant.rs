@@ -13,7 +13,10 @@ use super::{
     log,
     stopped::{self, STOP_SIGNAL},
 };
-use crate::process::{self, Pidfd};
+use crate::{
+    locate,
+    process::{self, Pidfd},
+};
 
 /// The dormant processes, by their pids here: children of those that are known, and children whose parents have ended.
 pub fn find(computation: &Computation) -> Vec<u32> {
@@ -22,7 +25,7 @@ pub fn find(computation: &Computation) -> Vec<u32> {
     let mut known: BTreeSet<u32> = members.iter().copied().collect();
     let mut found = Vec::new();
     let mut is_dormant = |pid: u32| {
-        let is_one = process::catches(pid, STOP_SIGNAL) && !matches!(process::state(pid), Some('Z' | 'X'));
+        let is_one = can_be_called(pid) && !matches!(process::state(pid), Some('Z' | 'X'));
         is_one && known.insert(pid)
     };
     found.extend(
@@ -41,6 +44,12 @@ pub fn find(computation: &Computation) -> Vec<u32> {
         found.extend(children);
     }
     found
+}
+
+/// Whether a process that has not said hello takes the stop signal for the library. Others have a handler, too: Go, and glibc in
+/// any program with threads.
+pub fn can_be_called(pid: u32) -> bool {
+    process::catches(pid, STOP_SIGNAL) && process::has_mapped(pid, locate::LIBRARY.file).unwrap_or(true)
 }
 
 /// What there is to tell of a dormant process; nothing where it has ended.

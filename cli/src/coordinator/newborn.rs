@@ -16,7 +16,7 @@ use tokio::{
 
 use super::{
     computation::{Event, Events, MemberId},
-    stopped,
+    dormant, stopped,
 };
 use crate::{
     locate,
@@ -89,7 +89,7 @@ impl Newborn {
         let mut remedy = "take the checkpoint when it has ended";
         let mut patience = PATIENCE;
         let is_new = !self.awaited.contains_key(&real_pid);
-        let can_be_called = is_new && process::catches(real_pid, stopped::STOP_SIGNAL);
+        let can_be_called = is_new && dormant::can_be_called(real_pid);
         if can_be_called && process::is_filtered_beyond(real_pid, like) {
             // Such a filter may end it for the very calls that make a checkpoint thread.
             reason = "a seccomp filter of its own allows it some system calls only (seccomp(2)): it could not be stopped, or \

@@ -198,9 +198,7 @@ fn why(task: &Task) -> Option<(&'static str, String, String)> {
         }
     };
     let program = shown.unwrap_or_else(|_| task.command.clone());
-    let has_library = process::mapped_files(task.pid)
-        .is_ok_and(|files| files.iter().any(|name| name == locate::LIBRARY.file));
-    if has_library {
+    if process::has_mapped(task.pid, locate::LIBRARY.file) == Some(true) {
         let reason =
             format!("it is a copy of {program} that was made by a raw system call, not by the C library");
         return Some(("raw-clone", reason, ends));
