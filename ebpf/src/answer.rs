@@ -12,6 +12,7 @@ use crate::{
     connections, pidfd,
     programs::Loaded,
     server::Settings,
+    turns::Wish,
     values::{LabelKeyValue, LabelValue, RequestValue, UserValue, text},
 };
 
@@ -30,8 +31,7 @@ pub enum Answer {
     /// [`Reply::Done`], and then events.
     Watch(Option<u64>),
     /// What [`crate::turns`] says.
-    NextPid(u32),
-    GoOn(u32),
+    InTurns(Wish),
 }
 
 pub fn refused(what: impl Into<String>, reason: impl Into<String>, remedy: impl Into<String>) -> Reply {
@@ -62,11 +62,11 @@ pub fn answer(
             Err(refusal) => refusal,
         },
         Request::NextPid { pid } => match may_have_ids(loaded, asker) {
-            Ok(()) => return Answer::NextPid(pid),
+            Ok(()) => return Answer::InTurns(Wish::NextPid(pid)),
             Err(refusal) => refusal,
         },
         Request::GoOn { after } => match may_have_ids(loaded, asker) {
-            Ok(()) => return Answer::GoOn(after),
+            Ok(()) => return Answer::InTurns(Wish::GoOn(after)),
             Err(refusal) => refusal,
         },
         Request::State => Reply::State(state(loaded)),

@@ -24,7 +24,7 @@ use crate::{
     client::Client,
     events,
     programs::Loaded,
-    turns::{self, Turns},
+    turns::{self, Turns, Wish},
     users::{self, Users},
     values::text,
 };
@@ -234,15 +234,16 @@ impl Server {
             if Self::is_due(client, now) {
                 match self.users.spend(client.uid, now) {
                     Ok(()) => {
-                        let carried_out =
-                            carry_out(client, &mut self.loaded, &self.settings).and_then(|asks| match asks {
-                                Some(asks) => {
-                                    self.users.give_back(client.uid, users::CHEAP);
-                                    let asker = turns::Asker { client: id, uid: client.uid };
-                                    take_turn(client, &mut self.turns, asker, &asks, now)
-                                }
-                                None => Ok(()),
-                            });
+                        let carried_out = match carry_out(client, &mut self.loaded, &self.settings) {
+                            Ok(Some(wish)) => {
+                                self.users.give_back(client.uid, users::CHEAP);
+                                let asker = turns::Asker { client: id, uid: client.uid };
+                                let answer = self.turns.answer(asker, &wish, now);
+                                client.waits = answer.is_none();
+                                answer.map_or(Ok(()), |answer| reply(client, &answer))
+                            }
+                            carried_out => carried_out.map(drop),
+                        };
                         client.ended |= carried_out.is_err();
                     }
                     Err(wait) => client.not_before = Some(now + wait),
@@ -366,7 +367,7 @@ fn tell<'a>(clients: impl Iterator<Item = &'a mut Client>, event: &Event) {
 }
 
 /// Carries out a client's next request; `Some`: what it asks for depends on whose turn it is.
-fn carry_out(client: &mut Client, loaded: &mut Loaded, settings: &Settings) -> io::Result<Option<Asks>> {
+fn carry_out(client: &mut Client, loaded: &mut Loaded, settings: &Settings) -> io::Result<Option<Wish>> {
     let (payload, beside) = client.take_request();
     if !client.greeted {
         wire::decode::<tracer::Hello>(&payload).map_err(io::Error::other)?;
@@ -390,32 +391,9 @@ fn carry_out(client: &mut Client, loaded: &mut Loaded, settings: &Settings) -> i
                 client.send_beside(&frame, device.as_fd())?;
             }
         }
-        Answer::NextPid(pid) => return Ok(Some(Asks::NextPid(pid))),
-        Answer::GoOn(after) => return Ok(Some(Asks::GoOn(after))),
+        Answer::InTurns(wish) => return Ok(Some(wish)),
     }
     Ok(None)
-}
-
-/// What is answered in turns.
-enum Asks {
-    NextPid(u32),
-    GoOn(u32),
-}
-
-/// Answers, or notes that the client waits for its turn.
-fn take_turn(
-    client: &mut Client,
-    turns: &mut Turns<File>,
-    asker: turns::Asker,
-    asks: &Asks,
-    now: Instant,
-) -> io::Result<()> {
-    let answer = match *asks {
-        Asks::NextPid(pid) => turns.ask(asker, pid, now),
-        Asks::GoOn(after) => Some(turns.go_on(asker, after, now)),
-    };
-    client.waits = answer.is_none();
-    answer.map_or(Ok(()), |answer| reply(client, &answer))
 }
 
 fn reply(client: &mut Client, reply: &Reply) -> io::Result<()> {

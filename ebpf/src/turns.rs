@@ -31,6 +31,12 @@ pub struct Asker {
     pub uid: u32,
 }
 
+/// What is asked for: see [`stasis_protocol::tracer::Request`].
+pub enum Wish {
+    NextPid(u32),
+    GoOn(u32),
+}
+
 /// What the ids of the machine are counted by.
 pub trait Counter {
     /// The id that was given last, or is to count as it.
@@ -87,7 +93,7 @@ impl<C: Counter> Turns<C> {
     ///
     /// # Errors
     /// The refusal.
-    pub fn check(&self) -> Result<(), Reply> {
+    fn check(&self) -> Result<(), Reply> {
         match self.counter {
             Some(_) => Ok(()),
             None => Err(refused(
@@ -98,8 +104,16 @@ impl<C: Counter> Turns<C> {
         }
     }
 
-    /// Has this id given next. `None`: the asker waits for its turn, and [`Turns::advance`] answers.
-    pub fn ask(&mut self, asker: Asker, id: u32, now: Instant) -> Option<Reply> {
+    /// `None`: the asker waits for its turn, and [`Turns::advance`] answers.
+    pub fn answer(&mut self, asker: Asker, wish: &Wish, now: Instant) -> Option<Reply> {
+        match *wish {
+            Wish::NextPid(id) => self.ask(asker, id, now),
+            Wish::GoOn(after) => Some(self.go_on(asker, after, now)),
+        }
+    }
+
+    /// Has this id given next, in the asker's turn.
+    fn ask(&mut self, asker: Asker, id: u32, now: Instant) -> Option<Reply> {
         if self.turn.as_ref().is_some_and(|turn| turn.asker != asker) {
             self.waiting.push((asker, id));
             return None;
@@ -135,7 +149,7 @@ impl<C: Counter> Turns<C> {
     }
 
     /// The asker's turn is over, if it has one; ids go on after this one at least.
-    pub fn go_on(&mut self, asker: Asker, after: u32, now: Instant) -> Reply {
+    fn go_on(&mut self, asker: Asker, after: u32, now: Instant) -> Reply {
         if let Err(refusal) = self.check() {
             return refusal;
         }
@@ -146,9 +160,16 @@ impl<C: Counter> Turns<C> {
             && after < LIMIT
             && self.turn.is_none()
             && counter.last().is_some_and(|last| last < after)
-            && let Err(error) = counter.set_last(after)
         {
-            return refused(format!("pid {after}"), format!("ns_last_pid: {error}"), "see `stasis doctor`");
+            // A restart does that once, and it stays: the price is that of the longest turn.
+            self.had.push((asker.uid, TURN));
+            if let Err(error) = counter.set_last(after) {
+                return refused(
+                    format!("pid {after}"),
+                    format!("ns_last_pid: {error}"),
+                    "see `stasis doctor`",
+                );
+            }
         }
         Reply::Done
     }
@@ -231,7 +252,9 @@ mod tests {
         assert_eq!(turns.go_on(A, 0, now), Reply::Done);
         assert_eq!(number.0.get(), 9000);
         // Forward only, and by who has a turn, or nobody.
+        turns.had.clear();
         assert_eq!((turns.go_on(A, 9500, now), number.0.get()), (Reply::Done, 9500));
+        assert_eq!(turns.had, [(A.uid, TURN)]);
         assert_eq!((turns.go_on(A, 300, now), number.0.get()), (Reply::Done, 9500));
         assert_eq!(turns.ask(A, 700, now), Some(Reply::Done));
         assert_eq!((turns.go_on(B, 9800, now), number.0.get()), (Reply::Done, 699));
