@@ -218,6 +218,8 @@ fn list_all(pager: &Arc<Pager>) -> io::Result<()> {
     }
     let pager = Arc::clone(pager);
     std::thread::Builder::new().name("stasis-list".into()).spawn(move || {
+        priority::bring_the_rest();
+        prefetch::await_beginning(&pager);
         let mut faults = 0;
         pager.list(|| prefetch::give_way(&pager, &mut faults));
     })?;

@@ -8,7 +8,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use stasis_protocol::pager::Map;
@@ -24,6 +24,10 @@ const BUSY: u64 = 2;
 
 /// How long to give way before it is looked again: longer than other programs keep this one from its processor.
 const PAUSE: Duration = Duration::from_millis(5);
+
+/// How long the program has the processors for itself before all of its pages are listed, if it does not wait for one sooner: that it
+/// goes on at all takes a few milliseconds of two processors.
+const BEGINNING: Duration = Duration::from_millis(20);
 
 /// So often the threads give way in all, for what the program touches first to be seen: to some the rest matters, too.
 const LEARNING: usize = 400;
@@ -170,6 +174,20 @@ pub fn give_way(pager: &Pager, seen: &mut u64) {
         }
         pauses += 1;
         thread::sleep(PAUSE);
+    }
+}
+
+/// Waits until the program runs, as far as can be seen from here.
+pub fn await_beginning(pager: &Pager) {
+    let end = Instant::now() + BEGINNING;
+    let plan = &pager.prefetch;
+    let mut state = plan.state.lock().unwrap_or_else(PoisonError::into_inner);
+    while pager.statistics.faults() == 0 && !plan.is_urgent(&pager.space) {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        state = plan.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
     }
 }
 

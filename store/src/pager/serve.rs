@@ -151,7 +151,9 @@ fn fault(
         // Another thread has brought it, or it is to be zeros now.
         stasis_sys::userfaultfd::wake(space.uffd(), page * PAGE_SIZE as u64, PAGE_SIZE as u64);
     }
-    pager.statistics.fault(since.elapsed());
+    if pager.statistics.fault(since.elapsed()) {
+        pager.prefetch.look_again();
+    }
     if wanted.end - wanted.start > 1 {
         space.fetch(wanted, buffer, relieve)?;
     }

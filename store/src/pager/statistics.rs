@@ -31,9 +31,10 @@ impl Default for Statistics {
 }
 
 impl Statistics {
-    pub fn fault(&self, took: Duration) {
-        self.faults.fetch_add(1, Ordering::Relaxed);
+    /// Counts a page that was waited for; whether it is the first.
+    pub fn fault(&self, took: Duration) -> bool {
         self.times[bucket(took.as_nanos() as u64)].fetch_add(1, Ordering::Relaxed);
+        self.faults.fetch_add(1, Ordering::Relaxed) == 0
     }
 
     pub fn zero(&self) {
@@ -93,7 +94,8 @@ mod tests {
         }
         let statistics = Statistics::default();
         assert_eq!(statistics.quantile(500), None);
-        (1..=1000).for_each(|us| statistics.fault(Duration::from_micros(us)));
+        let firsts = (1..=1000).filter(|&us| statistics.fault(Duration::from_micros(us)));
+        assert_eq!(firsts.count(), 1);
         let (median, p99) = (statistics.quantile(500).unwrap(), statistics.quantile(990).unwrap());
         assert!(
             (500_000..570_000).contains(&median) && (990_000..1_120_000).contains(&p99),
