@@ -194,6 +194,12 @@ pub fn memory(pid: u32) -> u64 {
     (kibibytes("VmRSS:") + kibibytes("VmSwap:")) << 10
 }
 
+/// The name (comm) of a process, which may be another user's.
+pub fn name(pid: u32) -> Option<String> {
+    let name = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    Some(String::from_utf8_lossy(&name).trim_end_matches('\n').to_owned())
+}
+
 /// A thread, by its id and its name (comm).
 #[derive(Debug)]
 pub struct Thread {

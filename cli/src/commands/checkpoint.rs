@@ -12,7 +12,10 @@ use crate::{
     output,
     process::Pidfd,
     report,
-    tracer::escapes::{self, Escape},
+    tracer::{
+        ends,
+        escapes::{self, Escape},
+    },
 };
 
 pub fn run(context: &Context, args: &CheckpointArgs) -> anyhow::Result<ExitCode> {
@@ -48,7 +51,11 @@ pub fn run(context: &Context, args: &CheckpointArgs) -> anyhow::Result<ExitCode>
     let ends = args.kill && args.on_escape != OnEscape::LeaveRunning;
     let to_end: Vec<Pidfd> =
         outside.iter().filter(|_| ends).filter_map(|escape| Pidfd::open(escape.pid).ok()).collect();
-    let (record, reset) = match client.request(&request)? {
+    let answer = client.request(&request).map_err(|error| match &target {
+        Target::Here(address) => ends::named(error, address),
+        Target::Afar(_) => error,
+    });
+    let (record, reset) = match answer? {
         ClientReply::Checkpoint { record, outside } => (record, outside),
         reply => bail!(client.unexpected(&reply)),
     };

@@ -1,11 +1,12 @@
 //! The tracer, the machine's one privileged service, as a user of it: [`client`] speaks with it, [`escapes`] makes of
-//! its news who in a computation cannot be checkpointed.
+//! its news who in a computation cannot be checkpointed, [`ends`] who has the other ends of connections that lead out of one.
 //!
 //! It need not be there: whoever asks for it gets `None`, and does without.
 //!
 //! Not here: the service itself (`ebpf/`).
 
 pub mod client;
+pub mod ends;
 pub mod escapes;
 
 use std::{fs::File, os::unix::ffi::OsStrExt};
