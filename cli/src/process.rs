@@ -6,6 +6,7 @@ use std::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::fs::MetadataExt,
     },
+    path::Path,
 };
 
 use nix::{
@@ -196,7 +197,11 @@ pub fn memory(pid: u32) -> u64 {
 
 /// The name (comm) of a process, which may be another user's.
 pub fn name(pid: u32) -> Option<String> {
-    let name = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    name_in(Path::new(&format!("/proc/{pid}")))
+}
+
+fn name_in(directory: &Path) -> Option<String> {
+    let name = fs::read(directory.join("comm")).ok()?;
     Some(String::from_utf8_lossy(&name).trim_end_matches('\n').to_owned())
 }
 
@@ -217,8 +222,8 @@ pub fn threads(pid: u32) -> io::Result<Vec<Thread>> {
         let entry = entry?;
         let Some(tid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         // A thread that ended since it was listed needs nothing of us.
-        let Ok(name) = fs::read(entry.path().join("comm")) else { continue };
-        threads.push(Thread { tid, name: String::from_utf8_lossy(&name).trim_end_matches('\n').to_string() });
+        let Some(name) = name_in(&entry.path()) else { continue };
+        threads.push(Thread { tid, name });
     }
     Ok(threads)
 }

@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
 
 use stasis_protocol::{
     PAGE_SIZE,
-    pager::{COMPLETE, HEADER, HURRY, Map, request},
+    pager::{COMPLETE, HEADER, HURRY, Map, TOLD_BY_ONE, request},
     plan::RestartInfo,
 };
 use stasis_sys::{
@@ -280,13 +280,11 @@ impl Words {
     /// The first page from this one on of which the table may tell. A program may have reserved terabytes; what there is of the table
     /// for them is looked for where a page of it begins.
     fn known(table: Fd, page: u64) -> u64 {
-        /// What a page of the table tells of.
-        const KNOWN_BY_ONE: u64 = 8 * PAGE;
-        if !page.is_multiple_of(KNOWN_BY_ONE) {
+        if !page.is_multiple_of(TOLD_BY_ONE) {
             return page;
         }
         let first = |map: Map| match file::seek(table, map.offset(page) as i64, libc::SEEK_DATA) {
-            Ok(data) => page.max(data.saturating_sub(map.offset(0)) * 8),
+            Ok(data) => page.max(map.page(data)),
             Err(Errno(libc::ENXIO)) => u64::MAX,
             Err(_) => page,
         };

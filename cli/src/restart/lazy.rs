@@ -24,7 +24,7 @@ use nix::{
 use stasis_protocol::{
     PAGE_SIZE,
     image::{Backing, Mapping, ProcessImage, flag},
-    store::{MEMORY, kind},
+    store::{Extent, MEMORY, kind},
 };
 use stasis_store::{
     client::Client,
@@ -180,28 +180,37 @@ pub fn watched(image: &ProcessImage, pages: &Pages, left: &[Range<u64>]) -> (Vec
     /// Holes that are smaller are protected, too: that makes page tables, of which there is one for so much.
     const HOLE: u64 = 2 << 20;
     let is_whole = |region: &Range<u64>| left.binary_search_by_key(&region.start, |left| left.start).is_err();
-    let (mut watched, mut unwritten) = (Vec::new(), Vec::<[u64; 2]>::new());
-    let mut extents = pages.of(MEMORY).map(|(extent, _)| extent).filter(|extent| extent.kind != kind::ZERO);
-    let mut next = extents.next();
-    for region in regions(image, pages).0.into_iter().filter(is_whole) {
-        watched.push([region.start, region.end - region.start]);
-        let first = unwritten.len();
-        while let Some(extent) = next {
-            let (start, end) = (extent.first_page * PAGE, (extent.first_page + extent.pages) * PAGE);
-            let (from, to) = (start.max(region.start), end.min(region.end));
-            if from < to {
-                match unwritten[first..].last_mut() {
-                    Some([last, len]) if from - (*last + *len) < HOLE => *len = to - *last,
-                    _ => unwritten.push([from, to - from]),
-                }
+    let in_bytes = |pages: &Range<u64>| [pages.start * PAGE, (pages.end - pages.start) * PAGE];
+    let regions = in_pages(regions(image, pages).0.iter().filter(|region| is_whole(region)));
+    let stored = pages.of(MEMORY).map(|(extent, _)| extent).filter(|extent| extent.kind != kind::ZERO);
+    let stored: Vec<_> = stored.map(pages_of).collect();
+    let unwritten = held(&stored, &regions, HOLE / PAGE);
+    (regions.iter().map(in_bytes).collect(), unwritten.iter().map(in_bytes).collect())
+}
+
+fn in_pages<'a>(regions: impl Iterator<Item = &'a Range<u64>>) -> Vec<Range<u64>> {
+    regions.map(|region| region.start / PAGE..region.end / PAGE).collect()
+}
+
+fn pages_of(extent: &Extent) -> Range<u64> {
+    extent.first_page..extent.first_page + extent.pages
+}
+
+/// What of `regions` is in `known`, with holes between that are smaller than `hole`; all in pages and in address order.
+fn held(known: &[Range<u64>], regions: &[Range<u64>], hole: u64) -> Vec<Range<u64>> {
+    let mut held = Vec::<Range<u64>>::new();
+    for region in regions {
+        let begun = held.len();
+        let from = known.partition_point(|range| range.end <= region.start);
+        for range in known[from..].iter().take_while(|range| range.start < region.end) {
+            let (start, end) = (range.start.max(region.start), range.end.min(region.end));
+            match held[begun..].last_mut() {
+                Some(last) if start < last.end + hole => last.end = last.end.max(end),
+                _ => held.push(start..end),
             }
-            if end > region.end {
-                break;
-            }
-            next = extents.next();
         }
     }
-    (watched, unwritten)
+    held
 }
 
 /// The kernel gives userfaultfd only private anonymous memory whole; locked memory is to be there, and the main stack
@@ -264,9 +273,8 @@ impl Pagers {
 fn start(computation: &Computation, process: usize, regions: &[Range<u64>]) -> anyhow::Result<Ends> {
     let saved = &computation.processes[process];
     let pages = &saved.pages;
-    let regions: Vec<Range<u64>> =
-        regions.iter().map(|region| region.start / PAGE..region.end / PAGE).collect();
-    let all = few().map(|_| held(pages, &regions));
+    let regions = in_pages(regions.iter());
+    let all = few().map(|_| all_of(pages, &regions));
     let (listed, later, count) = match &all {
         Some(all) => (&[][..], all, all.iter().map(|range| range.end - range.start).sum()),
         None => (&regions[..], &pages.later.0, pages.later.1),
@@ -304,25 +312,13 @@ fn start(computation: &Computation, process: usize, regions: &[Range<u64>]) -> a
     }
 }
 
-/// What of `regions` the checkpoint has, in pages and in address order, and small holes with it.
-fn held(pages: &Pages, regions: &[Range<u64>]) -> Vec<Range<u64>> {
+/// What of `regions` the checkpoint has, listed or not, and small holes with it.
+fn all_of(pages: &Pages, regions: &[Range<u64>]) -> Vec<Range<u64>> {
     const HOLE: u64 = (16 << 20) / PAGE;
-    let extents = pages.of(MEMORY).map(|(extent, _)| extent.first_page..extent.first_page + extent.pages);
-    let mut known: Vec<Range<u64>> = extents.chain(pages.later.0.iter().cloned()).collect();
+    let listed = pages.of(MEMORY).map(|(extent, _)| pages_of(extent));
+    let mut known: Vec<_> = listed.chain(pages.later.0.iter().cloned()).collect();
     known.sort_unstable_by_key(|range| range.start);
-    let mut held = Vec::<Range<u64>>::new();
-    for region in regions {
-        let begun = held.len();
-        let from = known.partition_point(|range| range.end <= region.start);
-        for range in known[from..].iter().take_while(|range| range.start < region.end) {
-            let (start, end) = (range.start.max(region.start), range.end.min(region.end));
-            match held[begun..].last_mut() {
-                Some(last) if start < last.end + HOLE => last.end = last.end.max(end),
-                _ => held.push(start..end),
-            }
-        }
-    }
-    held
+    held(&known, regions, HOLE)
 }
 
 /// Asks the store where pages lie, by a connection of the pager's own. Packs stay where they are by that of `stasis restart`, which

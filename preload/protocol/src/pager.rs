@@ -24,6 +24,9 @@ pub const PAGES: u64 = 1 << 35;
 /// The bytes of a map.
 pub const MAP: u64 = PAGES / 8;
 
+/// Pages of which one page of a map tells: so much of it exists, or does not.
+pub const TOLD_BY_ONE: u64 = 8 * PAGE_SIZE as u64;
+
 /// The maps, in this order behind the header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Map {
@@ -43,6 +46,12 @@ impl Map {
     #[must_use]
     pub fn offset(self, page: u64) -> u64 {
         HEADER + self as u64 * MAP + page / 64 * 8
+    }
+
+    /// The first page of which the table's byte there, or what is behind it, tells; the other way round.
+    #[must_use]
+    pub fn page(self, offset: u64) -> u64 {
+        offset.saturating_sub(self.offset(0)) * 8
     }
 }
 

@@ -66,10 +66,15 @@ pub fn fill(plan: &Plan) {
     }
     work(plan);
     for running in &RUNNING {
-        while running.load(Ordering::Acquire) != 0 {
-            // The kernel's wake-up at the thread's end is not FUTEX_PRIVATE.
-            futex(running, libc::FUTEX_WAIT, 1);
-        }
+        await_end(running);
+    }
+}
+
+/// Waits for the end of a thread that this word stands for (CLONE_CHILD_CLEARTID), which is after its last use of its stack.
+pub fn await_end(running: &'static AtomicU32) {
+    while running.load(Ordering::Acquire) != 0 {
+        // The kernel's wake-up at the thread's end is not FUTEX_PRIVATE.
+        futex(running, libc::FUTEX_WAIT, 1);
     }
 }
 

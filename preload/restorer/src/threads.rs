@@ -10,6 +10,7 @@ use stasis_sys::{Errno, Result, process};
 
 use crate::{
     arch::{self, CloneArguments},
+    fill::await_end,
     lazy,
     plan::Plan,
     relocate::{self, STACK, THREAD_STACK},
@@ -124,15 +125,6 @@ unsafe fn clone(
 /// Whether the thread that was made last lives, as long as it is not known to have its id. The kernel writes zero
 /// (CLONE_CHILD_CLEARTID).
 static LIVES: AtomicU32 = AtomicU32::new(0);
-
-/// Waits for the end of a thread that this word stands for, which is after its last use of its stack.
-fn await_end(lives: &AtomicU32) {
-    while lives.load(Ordering::Acquire) != 0 {
-        let arguments = [lives.as_ptr() as usize, libc::FUTEX_WAIT as usize, 1, 0, 0, 0];
-        // SAFETY: a word that lives for ever. The kernel's wake-up at the thread's end is not FUTEX_PRIVATE.
-        unsafe { stasis_sys::raw(libc::SYS_futex, arguments) };
-    }
-}
 
 extern "C" fn begin(start: &Start) -> ! {
     enter(&start.plan, &start.thread)

@@ -10,6 +10,7 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     sys::{
         memfd::{MFdFlags, memfd_create},
         mman::{MapFlags, ProtFlags, mmap, munmap},
@@ -17,10 +18,7 @@ use nix::{
     },
     unistd::{Whence, ftruncate, lseek},
 };
-use stasis_protocol::{
-    PAGE_SIZE,
-    pager::{COMPLETE, HURRY, LEN, Map, PAGES},
-};
+use stasis_protocol::pager::{COMPLETE, HURRY, LEN, Map, PAGES, TOLD_BY_ONE};
 
 /// Pages of a range: from the first to the one behind the last.
 pub type Pages = std::ops::Range<u64>;
@@ -108,13 +106,11 @@ impl Table {
     /// The first page of a range whose bit is `set`. What there is not of the table has none, and does not come into being: a program
     /// may have reserved terabytes, and a mapping of a file in memory has a page for whoever reads it.
     fn next(&self, map: Map, pages: Pages, set: bool) -> Option<u64> {
-        /// What a page of the table tells of.
-        const KNOWN_BY_ONE: u64 = 8 * PAGE_SIZE as u64;
         let end = pages.end.min(PAGES);
         let mut at = pages.start;
         while at < end {
-            let is_far = end - at > KNOWN_BY_ONE;
-            if set && is_far && (at == pages.start || at.is_multiple_of(KNOWN_BY_ONE)) {
+            let is_far = end - at > TOLD_BY_ONE;
+            if set && is_far && (at == pages.start || at.is_multiple_of(TOLD_BY_ONE)) {
                 at = self.existing(map, at, end)?;
             }
             let word = self.word(map, at).load(Ordering::Acquire);
@@ -129,8 +125,12 @@ impl Table {
 
     /// The first page from `at` on, and before `end`, of which there is a word in the table.
     fn existing(&self, map: Map, at: u64, end: u64) -> Option<u64> {
-        let data = lseek(self.memfd.as_fd(), map.offset(at) as i64, Whence::SeekData).ok()?;
-        let found = at.max((data as u64).saturating_sub(map.offset(0)) * 8);
+        let found = match lseek(self.memfd.as_fd(), map.offset(at) as i64, Whence::SeekData) {
+            Ok(data) => at.max(map.page(data as u64)),
+            Err(Errno::ENXIO) => return None,
+            // It is looked at then.
+            Err(_) => at,
+        };
         (found < end).then_some(found)
     }
 
