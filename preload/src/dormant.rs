@@ -25,6 +25,12 @@ static OWNER: AtomicI32 = AtomicI32::new(0);
 /// A process that was called before it was dormant.
 static CALLED: AtomicI32 = AtomicI32::new(0);
 
+/// A child that has come to where it begins.
+static BEGINNING: AtomicI32 = AtomicI32::new(0);
+
+/// A child that was called before it came there, and has begun by that.
+static BEGUN_BY_CALL: AtomicI32 = AtomicI32::new(0);
+
 /// In the constructor: this process has a thread.
 pub fn begin_awake() {
     OWNER.store(process::getpid(), Ordering::Release);
@@ -60,13 +66,30 @@ pub fn wake() {
     process::sigmask(mask);
 }
 
-/// In the stop signal's handler: the coordinator needs the checkpoint thread. False in a child that has just been made, whose
-/// memory is its parent's as it was: whether threads are to stop there does not concern it. Nor in the checkpoint thread: a call goes
-/// to the process, which may be awake.
+/// In a child that has come to where it begins: false where it has begun already, because it was called before.
+pub fn is_to_begin() -> bool {
+    let pid = process::getpid();
+    BEGINNING.store(pid, Ordering::Release);
+    BEGUN_BY_CALL.compare_exchange(pid, 0, Ordering::AcqRel, Ordering::Relaxed).is_err()
+}
+
+/// In the stop signal's handler: the coordinator needs the checkpoint thread. False in a child that has its parent's memory together
+/// with that: whether threads are to stop there does not concern it. Nor in the checkpoint thread: a call goes to the process,
+/// which may be awake.
 pub fn called() -> bool {
     if !is_own() {
-        CALLED.store(process::getpid(), Ordering::Release);
-        return false;
+        let (pid, owner) = (process::getpid(), OWNER.load(Ordering::Acquire));
+        let may_be_the_owner_s =
+            || process::exists(owner) && process::shares(pid, owner, process::Shared::Memory) != Some(false);
+        if BEGINNING.load(Ordering::Acquire) == pid || may_be_the_owner_s() {
+            CALLED.store(pid, Ordering::Release);
+            return false;
+        }
+        // It has just been made, and is on its way to where it begins; or it never comes there: the program made it by a system
+        // call of its own, without libc.
+        // SAFETY: in the child, which has only this thread, or others that the program has made without libc.
+        unsafe { start::begin_in_child() };
+        BEGUN_BY_CALL.store(pid, Ordering::Release);
     }
     make_thread();
     process::gettid() != credentials::thread()

@@ -130,7 +130,7 @@ fn begin(coordinator: &[u8]) -> stasis_sys::Result<()> {
 /// # Safety
 /// Only in the child, before anything else of this library runs there.
 pub unsafe fn begin_in_child() {
-    if arena::start() == 0 {
+    if arena::start() == 0 || !dormant::is_to_begin() {
         return;
     }
     // SAFETY: the checkpoint thread, whose allocations these were, is not in this process.

@@ -174,6 +174,7 @@ mod process {
         daemons_of_a_subreaper: "subreaper";
         daemons_of_a_subreaper_that_leads_a_session: "subreaper" ["leads"];
         children_of_clone_and_of_the_first_thread: "clone_function";
+        a_child_of_a_system_call_of_its_own: "inline_fork";
     }
 }
 

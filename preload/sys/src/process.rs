@@ -21,6 +21,7 @@ pub fn numbers(nr: i64, args: [usize; 5]) -> Result<usize> {
 /// What two threads may have together (kcmp(2)).
 #[derive(Clone, Copy)]
 pub enum Shared {
+    Memory = 1,
     /// The table of descriptors.
     Files = 2,
     /// Working and root directory, umask.
