@@ -20,6 +20,7 @@ mod commands;
 mod context;
 mod coordinator;
 mod doctor;
+mod elf;
 mod failure;
 mod image;
 mod launch;

@@ -92,8 +92,12 @@ pub fn catches(pid: u32, signal: i32) -> bool {
 /// Whether a process has a file mapped whose name this is; as it was started, which may have been replaced since. Unknown
 /// where it may not be looked at.
 pub fn has_mapped(pid: u32, file: &str) -> Option<bool> {
-    let is_it = |name: &String| name.strip_suffix(" (deleted)").unwrap_or(name) == file;
-    mapped_files(pid).ok().map(|files| files.iter().any(is_it))
+    mapped_files(pid).ok().map(|files| files.iter().any(|name| is_name(name, file)))
+}
+
+/// Whether a name in a process' maps is this file's, which may have been replaced since.
+pub fn is_name(shown: &str, file: &str) -> bool {
+    shown.strip_suffix(" (deleted)").unwrap_or(shown) == file
 }
 
 /// Whether a process has more seccomp filters than one that it would have inherited them from.

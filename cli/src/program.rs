@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::failure::Failure;
+use crate::{elf, failure::Failure};
 
 /// How much of a file the kernel looks at to tell what it is (BINPRM_BUF_SIZE).
 const HEAD: usize = 256;
@@ -155,59 +155,34 @@ fn has_capabilities(path: &Path) -> bool {
     unsafe { libc::getxattr(path.as_ptr(), c"security.capability".as_ptr(), std::ptr::null_mut(), 0) > 0 }
 }
 
-/// The dynamic linker that an ELF file asks for (elf(5), PT_INTERP).
+/// The dynamic linker that an ELF file asks for.
 fn elf_interpreter(path: &Path, file: &File, head: &[u8]) -> Result<PathBuf, Failure> {
-    const CLASS: usize = 4;
-    const ELFCLASS64: u8 = 2;
-    const MACHINE: usize = 18;
     const EM_X86_64: u16 = 62;
-    const PHOFF: usize = 32;
-    const PHENTSIZE: usize = 54;
-    const PHNUM: usize = 56;
-    const PT_INTERP: u32 = 3;
-    /// struct Elf64_Phdr: p_type at 0, p_offset at 8, p_filesz at 32.
-    const PHDR: usize = 56;
 
-    if !head.starts_with(b"\x7fELF") {
+    if !elf::is_elf(head) {
         return Err(refused(
             path,
             "it is neither an ELF program nor a script with #!".into(),
             "name its interpreter: stasis launch -- sh FILE",
         ));
     }
-    let machine = u16_at(head, MACHINE).unwrap_or(0);
-    if head.get(CLASS) != Some(&ELFCLASS64) || machine != EM_X86_64 {
+    let machine = elf::machine(head);
+    if machine != (EM_X86_64, true) {
         return Err(refused(
             path,
-            format!("it is not a 64-bit x86-64 program (ELF machine {machine})"),
+            format!("it is not a 64-bit x86-64 program (ELF machine {})", machine.0),
             "use a build of it for x86-64",
         ));
     }
-    let damaged = || refused(path, "its ELF program headers are damaged".into(), "reinstall it");
-    let offset = u64_at(head, PHOFF).ok_or_else(damaged)?;
-    let count = u16_at(head, PHNUM).ok_or_else(damaged)?;
-    // The kernel refuses any other size too (load_elf_phdrs).
-    if u16_at(head, PHENTSIZE) != Some(PHDR as u16) {
-        return Err(damaged());
+    match elf::interpreter(file) {
+        Ok(Some(interpreter)) => Ok(interpreter.into()),
+        Ok(None) => Err(refused(
+            path,
+            "it is linked statically, so that no library can be loaded into it".into(),
+            "use a dynamically linked build of it",
+        )),
+        Err(_) => Err(refused(path, "its ELF program headers are damaged".into(), "reinstall it")),
     }
-    let mut headers = vec![0; usize::from(count) * PHDR];
-    file.read_exact_at(&mut headers, offset).map_err(|_| damaged())?;
-    for header in headers.chunks_exact(PHDR) {
-        if u32_at(header, 0) != Some(PT_INTERP) {
-            continue;
-        }
-        let (start, len) =
-            u64_at(header, 8).zip(u64_at(header, 32)).filter(|&(_, len)| len <= 4096).ok_or_else(damaged)?;
-        let mut interpreter = vec![0; len as usize];
-        file.read_exact_at(&mut interpreter, start).map_err(|_| damaged())?;
-        interpreter.truncate(interpreter.iter().position(|&byte| byte == 0).unwrap_or(interpreter.len()));
-        return Ok(OsString::from(OsStr::from_bytes(&interpreter)).into());
-    }
-    Err(refused(
-        path,
-        "it is linked statically, so that no library can be loaded into it".into(),
-        "use a dynamically linked build of it",
-    ))
 }
 
 /// Whether it is glibc's dynamic linker, executed by its name (ld.so(8)): it loads what LD_PRELOAD names, as ever.
@@ -236,18 +211,6 @@ fn linker(path: &Path, interpreter: &Path) -> Result<(), Failure> {
         )));
     }
     Ok(())
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 
 fn refused(path: &Path, reason: String, remedy: &str) -> Failure {

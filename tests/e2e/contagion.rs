@@ -3,9 +3,11 @@
 use std::{fs, path::Path, thread, time::Duration};
 
 use stasis_tests::{
-    Lab,
+    Lab, Nobody,
     compile::{program, shared_library},
-    find_program, skip,
+    find_program,
+    lab::binary,
+    skip,
 };
 
 #[test]
@@ -107,4 +109,57 @@ fn a_program_under_valgrind_runs_and_is_not_checkpointed() {
     running.wait_ready();
     lab.try_checkpoint(&[]).expect_refusal(&["has no process"]);
     running.expect_ok();
+}
+
+#[test]
+fn a_child_under_valgrind_is_named_and_runs_on() {
+    let Some(valgrind) = find_program("valgrind") else { return skip("valgrind is needed") };
+    let lab = Lab::new();
+    let script = format!("{} --quiet {}; echo ended$?", valgrind.display(), program("heap").display());
+    let running = lab.launch(["bash", "-c", &script]);
+    running.wait_ready();
+    lab.try_checkpoint(&[]).expect_refusal(&["interprets it"]);
+    let files = running.files().clone();
+    fs::write(&files.go, "").unwrap();
+    running.expect_code(0);
+    assert_eq!(fs::read_to_string(&files.stdout).unwrap().lines().last(), Some("ended0"));
+}
+
+/// Shells and Perl fork, and then execute the command.
+#[test]
+fn a_script_takes_its_own_checkpoints() {
+    let stasis = binary("stasis");
+    let take = format!("{} checkpoint || exit 9", stasis.display());
+    let perl = format!("system('{}', 'checkpoint') == 0 or exit 9;", stasis.display());
+    for command in [
+        ["bash", "-c", &format!("for i in 1 2 3; do {take}; sleep 0.01 & {take}; wait; done; echo done")],
+        ["sh", "-c", &format!("({take}); {take}; echo done")],
+        ["perl", "-e", &format!("{perl} fork() or do {{ {perl} exit }}; wait; {perl} print qq(done\\n)")],
+    ] {
+        let lab = Lab::new();
+        let running = lab.launch(command);
+        let files = running.files().clone();
+        running.expect_code(0);
+        assert!(fs::read_to_string(&files.stdout).unwrap().ends_with("done\n"), "{command:?}");
+        // The command that took it has ended well then.
+        let running = lab.restart(["latest"]);
+        running.expect_code(0);
+    }
+}
+
+#[test]
+fn what_is_executed_as_another_user_is_named() {
+    if !stasis_tests::requirement::is_root() {
+        return skip("only root becomes another user");
+    }
+    // Where another user can reach the library.
+    let Nobody { lab, binaries, .. } = &Nobody::new(&[]);
+    let script =
+        "setpriv --reuid=65534 --regid=65534 --clear-groups sh -c 'echo ready; exec sleep 1000'; exit 3";
+    let stasis = binaries.join("stasis");
+    let running = lab.native([stasis.to_str().unwrap(), "launch", "--", "bash", "-c", script]).start();
+    running.wait_ready();
+    lab.try_checkpoint(&[]).expect_refusal(&["uid 65534", "cannot join"]);
+    lab.run(["kill"]).expect_success();
+    running.wait_exit();
 }

@@ -255,6 +255,38 @@ fn a_stopped_job_is_a_stopped_job_of_the_shell_that_restarts_it() {
     running.expect_code(3);
 }
 
+/// What had been launched in the background is in the foreground where `stasis restart` is typed there.
+#[test]
+fn a_job_of_the_background_is_the_foreground_s_where_it_is_restarted_there() {
+    let Some(bash) = path("bash") else { return };
+    let lab = Lab::new();
+    fs::write(lab.work().join("rc"), "PS1='PROMPT> '\n").unwrap();
+    fs::write(lab.work().join("job"), JOB).unwrap();
+    let mut terminal = Pseudoterminal::new(24, 80);
+    let shell = [&bash, "--rcfile", "rc", "-i"];
+    let running = lab.native(shell).environment("TERM", "xterm").on_terminal(&terminal).start();
+    let stasis = binary("stasis").display().to_string();
+    let says = |terminal: &mut Pseudoterminal, text: &str| terminal.expect(text, PATIENCE);
+    says(&mut terminal, "PROMPT> ");
+    terminal.type_line(&format!("{stasis} launch -- sh -c \"$(cat job)\" &"));
+    says(&mut terminal, "run2");
+    for restart in 1..=KILLS {
+        lab.checkpoint(&["--kill"]);
+        terminal.type_line(&format!("wait; {stasis} restart; echo stopped$((40+{restart}))"));
+        lab.wait_joined(&running);
+        terminal.press("\x1a");
+        says(&mut terminal, "Stopped");
+        terminal.type_line("fg");
+        says(&mut terminal, "cont7");
+    }
+    terminal.press("\x03");
+    says(&mut terminal, "PROMPT> ");
+    terminal.type_line("echo status$?");
+    says(&mut terminal, "status130");
+    terminal.type_line("exit 3");
+    running.expect_code(3);
+}
+
 #[test]
 fn vim_with_what_was_typed_and_what_can_be_undone() {
     let Some(vim) = path("vim") else { return };

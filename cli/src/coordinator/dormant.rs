@@ -5,7 +5,10 @@
 
 use std::{collections::BTreeSet, fs, rc::Rc};
 
-use stasis_protocol::coordinator::{Phase, ProcessStatus};
+use stasis_protocol::{
+    births,
+    coordinator::{Phase, ProcessStatus},
+};
 use tokio::task::spawn_local;
 
 use super::{
@@ -14,7 +17,7 @@ use super::{
     stopped::{self, STOP_SIGNAL},
 };
 use crate::{
-    locate,
+    elf, locate,
     process::{self, Pidfd},
 };
 
@@ -52,7 +55,51 @@ pub fn find(computation: &Computation) -> Vec<u32> {
 /// Whether a process that has not said hello takes the stop signal for the library. Others have a handler, too: Go, and glibc in
 /// any program with threads.
 pub fn can_be_called(pid: u32) -> bool {
-    process::catches(pid, STOP_SIGNAL) && process::has_mapped(pid, locate::LIBRARY.file).unwrap_or(true)
+    let is_cut_off =
+        |files: &[String]| is_stasis(pid) || is_static(pid) || is_another_user_s(pid) || !has_library(files);
+    process::catches(pid, STOP_SIGNAL)
+        && process::mapped_files(pid).map_or(true, |files| has_begun(&files) || !is_cut_off(&files))
+}
+
+/// Whether a process is a command that a program gives about itself, which is no part of the computation. (Of clones, `stasis` may
+/// be what they execute, as far as the kernel knows.)
+pub fn is_command(pid: u32) -> bool {
+    is_stasis(pid) && !process::mapped_files(pid).is_ok_and(|files| has_begun(&files))
+}
+
+fn is_stasis(pid: u32) -> bool {
+    fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.ends_with("stasis"))
+}
+
+/// Whether the library has begun in a process, or in the one that it was forked from, which shows in its maps: most have the list of
+/// births.
+fn has_begun(files: &[String]) -> bool {
+    files.iter().any(|name| name.strip_suffix(" (deleted)").unwrap_or(name).ends_with(births::SUFFIX))
+}
+
+/// Whether a process is a static program that has mapped what another one is to have, and executes that: Valgrind. It takes
+/// all signals for itself.
+pub fn is_interpreted(pid: u32) -> bool {
+    is_static(pid) && process::mapped_files(pid).is_ok_and(|files| has_library(&files) && !has_begun(&files))
+}
+
+/// Whether the library is in a process and cannot join: the program was executed after it had become another user's.
+pub fn is_cut_off(pid: u32) -> bool {
+    is_another_user_s(pid)
+        && process::mapped_files(pid).is_ok_and(|files| has_library(&files) && !has_begun(&files))
+}
+
+fn is_static(pid: u32) -> bool {
+    let executed = fs::File::open(format!("/proc/{pid}/exe"));
+    executed.and_then(|file| elf::interpreter(&file)).is_ok_and(|linker| linker.is_none())
+}
+
+fn is_another_user_s(pid: u32) -> bool {
+    process::user(pid).is_some_and(|uid| uid != nix::unistd::geteuid().as_raw())
+}
+
+fn has_library(files: &[String]) -> bool {
+    files.iter().any(|name| process::is_name(name, locate::LIBRARY.file))
 }
 
 /// What there is to tell of a dormant process; nothing where it has ended.

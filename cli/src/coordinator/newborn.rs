@@ -71,9 +71,10 @@ impl Newborn {
         }
     }
 
-    /// Awaits a process whose parent has ended; false where it has ended, too.
+    /// Awaits a process whose parent may have ended; false where it has ended, too, or is none to wait for.
     pub fn await_orphan(&mut self, real_pid: u32, events: &Events) -> bool {
-        self.await_process(real_pid, std::process::id(), "whose parent has ended", events)
+        !dormant::is_command(real_pid)
+            && self.await_process(real_pid, std::process::id(), "whose parent has ended", events)
     }
 
     /// `like`: who has the seccomp filters that this one was made with.
@@ -90,7 +91,18 @@ impl Newborn {
         let mut patience = PATIENCE;
         let is_new = !self.awaited.contains_key(&real_pid);
         let can_be_called = is_new && dormant::can_be_called(real_pid);
-        if can_be_called && process::is_filtered_beyond(real_pid, like) {
+        if is_new && dormant::is_cut_off(real_pid) {
+            reason = format!(
+                "it executes a program as uid {}: the library cannot join the coordinator of uid {} from there",
+                process::user(real_pid).unwrap_or_default(),
+                nix::unistd::geteuid()
+            );
+            remedy = "launch it as its user, or take the checkpoint when it has ended";
+            patience = Duration::ZERO;
+        } else if is_new && dormant::is_interpreted(real_pid) {
+            reason = "a static program interprets it (Valgrind), which could not be restarted".into();
+            patience = Duration::ZERO;
+        } else if can_be_called && process::is_filtered_beyond(real_pid, like) {
             // Such a filter may end it for the very calls that make a checkpoint thread.
             reason = "a seccomp filter of its own allows it some system calls only (seccomp(2)): it could not be stopped, or \
                       would be without the filter when it is restarted"
@@ -149,6 +161,11 @@ impl Newborn {
         let (until, watch) = (now + patience, watch.abort_handle());
         let latest = if patience.is_zero() { until } else { now + self.allowance };
         self.awaited.entry(real_pid).or_insert(Awaited { refusal, until, latest, was_coming: false, watch });
+    }
+
+    /// Does not wait any more for those that have turned out to execute a command about the computation.
+    pub fn leave_commands(&mut self) {
+        self.awaited.retain(|&real_pid, _| !dormant::is_command(real_pid));
     }
 
     /// One has come, or has ended.
@@ -222,9 +239,5 @@ fn refusal(real_pid: u32, awaited: &Awaited) -> Refusal {
 fn children(pid: u32) -> Vec<u32> {
     let children = process::children(pid).into_iter();
     // A command that a program gives about itself is no part of the computation.
-    children.filter(|&child| !is_command(child)).collect()
-}
-
-fn is_command(pid: u32) -> bool {
-    fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.ends_with("stasis"))
+    children.filter(|&child| !dormant::is_command(child)).collect()
 }

@@ -268,6 +268,7 @@ impl<'a> Round<'a> {
                     return Err(one(refusal("the checkpoint", "was given up", "take another one")).into());
                 }
                 Err(_) => {
+                    self.newborn.leave_commands();
                     if let Some(subject) = self.came_to_a_stop() {
                         let reason = "was stopped by a signal while it was checkpointed";
                         return Err(Failure::Again(refusal(

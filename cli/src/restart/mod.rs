@@ -156,6 +156,7 @@ impl Prepared {
             restorer: &self.restorer,
             address,
             detach: args.detach,
+            foreground: terminal::foreground(&self.computation.images(), &self.tree, args.detach),
             shows_progress: self.shows_progress,
         };
         let child = place::spawn(&request)?;

@@ -210,8 +210,7 @@ fn has_ended(pid: Pid) -> bool {
 
 /// The group that had the terminal, where it is not that of `stasis restart`.
 fn terminal(request: &Request<'_>, processes: &[Process]) -> Option<Pid> {
-    let process = super::terminal::foreground(&request.computation.images(), request.tree, request.detach)?;
-    getpgid(Some(processes.get(process)?.here)).ok()
+    getpgid(Some(processes.get(request.foreground?)?.here)).ok()
 }
 
 impl Child {

@@ -53,6 +53,8 @@ pub struct Request<'a> {
     pub restorer: &'a Path,
     pub address: &'a Address,
     pub detach: bool,
+    /// See [`terminal::foreground`].
+    pub foreground: Option<usize>,
     /// Who waits may be told how far it is.
     pub shows_progress: bool,
 }
@@ -80,7 +82,7 @@ pub fn spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
     let before = namespace::hold_signals()?;
     let spawned = try_spawn(request, place);
     if spawned.is_err() {
-        if terminal::foreground(&request.computation.images(), request.tree, request.detach).is_some() {
+        if request.foreground.is_some() {
             terminal::come_forward();
         }
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
@@ -119,7 +121,7 @@ fn try_spawn(request: &Request<'_>, place: Place) -> Result<Child, Unspawned> {
             report: &report_number,
             subreapers: common.images.iter().map(|image| image.settings.subreaper).collect(),
             terminals: terminal::controlling(common, &handed),
-            foreground: terminal::foreground(&common.images, request.tree, request.detach),
+            foreground: request.foreground,
             has_terminal: common.images.iter().map(|image| image.settings.terminal != 0).collect(),
             become_program: &|process| match making.become_program(process) {
                 Ok(never) => match never {},

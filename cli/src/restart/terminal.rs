@@ -18,7 +18,7 @@ use std::{
     ptr,
 };
 
-use nix::unistd::{getpgid, getpgrp, getpid, getppid, getsid, tcsetpgrp};
+use nix::unistd::{getpgid, getpgrp, getpid, getppid, getsid, tcgetpgrp, tcsetpgrp};
 use stasis_protocol::image::ProcessImage;
 
 use super::{
@@ -86,7 +86,8 @@ pub fn joined(images: &[&ProcessImage], detach: bool) -> BTreeSet<i32> {
 }
 
 /// The first process, by its place, whose group had the terminal that is outside, where `stasis restart` shares that with it;
-/// or would have it, were it not a job that stood stopped.
+/// or would have it, were it not a job that stood stopped. Where nobody had it (a job in the background, or what was launched without
+/// a terminal), and `stasis restart` has one, the first one: who types there means the program.
 pub fn foreground(images: &[&ProcessImage], tree: &Tree, detach: bool) -> Option<usize> {
     let shares = |node: &Node| node.session.is_none() && node.group.is_some();
     let had = |(image, node): (&&ProcessImage, &Node)| image.settings.foreground && shares(node);
@@ -94,7 +95,12 @@ pub fn foreground(images: &[&ProcessImage], tree: &Tree, detach: bool) -> Option
         image.settings.stopped && image.settings.terminal != 0 && shares(node)
     };
     let processes = || images.iter().zip(&tree.nodes);
-    processes().position(had).or_else(|| processes().position(waits)).filter(|_| !detach)
+    let first = || processes().position(|(_, node)| shares(node)).filter(|_| is_in_foreground());
+    processes().position(had).or_else(|| processes().position(waits)).or_else(first).filter(|_| !detach)
+}
+
+fn is_in_foreground() -> bool {
+    open().is_some_and(|terminal| tcgetpgrp(&terminal) == Ok(getpgrp()))
 }
 
 /// Whether who started `stasis restart` sees it stop, and continues it: a shell with job control.

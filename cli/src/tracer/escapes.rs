@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     env,
     fs::{self, File},
-    io::{self, Read, Seek, SeekFrom},
+    io,
     os::{fd::AsFd, unix::fs::MetadataExt},
     path::Path,
     time::{Duration, Instant},
@@ -22,7 +22,7 @@ use super::client::Tracer;
 use crate::{
     address::Address,
     client::Client,
-    locate, output,
+    elf, locate, output,
     process::{self, Pidfd},
 };
 
@@ -36,7 +36,7 @@ pub struct Escape {
     pub command: String,
     /// Who made it: `pid 12 (bash)`.
     pub creator: String,
-    /// `static`, `set-user-id`, `musl`, `environment`, `raw-clone`, `executing`, `unknown`.
+    /// `static`, `interpreted`, `set-user-id`, `other-user`, `musl`, `environment`, `raw-clone`, `executing`, `unknown`.
     pub kind: &'static str,
     pub reason: String,
     pub remedy: String,
@@ -198,12 +198,15 @@ fn why(task: &Task) -> Option<(&'static str, String, String)> {
         }
     };
     let program = shown.unwrap_or_else(|_| task.command.clone());
-    if process::has_mapped(task.pid, locate::LIBRARY.file) == Some(true) {
-        let reason =
-            format!("it is a copy of {program} that was made by a raw system call, not by the C library");
-        return Some(("raw-clone", reason, ends));
-    }
-    Some(match interpreter(file) {
+    let has_library = process::has_mapped(task.pid, locate::LIBRARY.file) == Some(true);
+    Some(match elf::interpreter(&file) {
+        Ok(None) if has_library => (
+            "interpreted",
+            format!(
+                "{program} interprets it: the library is in what is interpreted, and could not restart the rest"
+            ),
+            "launch it without, or take the checkpoint when it has ended".into(),
+        ),
         Ok(None) => (
             "static",
             format!(
@@ -211,10 +214,23 @@ fn why(task: &Task) -> Option<(&'static str, String, String)> {
             ),
             "link it dynamically, or take the checkpoint when it has ended".into(),
         ),
-        Ok(Some(name)) if name.contains("ld-musl") => (
+        Ok(Some(name)) if name.to_string_lossy().contains("ld-musl") => (
             "musl",
-            format!("it executes {program}, which uses musl ({name}); the library is for glibc"),
+            format!("it executes {program}, which uses musl ({}); the library is for glibc", name.display()),
             "use a program for glibc, or take the checkpoint when it has ended".into(),
+        ),
+        Ok(Some(_)) if has_library && task.uid != task.owner => (
+            "other-user",
+            format!(
+                "it executes {program} as uid {}: the library cannot join the coordinator of uid {} from there",
+                task.uid, task.owner
+            ),
+            "launch it as its user, or take the checkpoint when it has ended".into(),
+        ),
+        Ok(Some(_)) if has_library => (
+            "raw-clone",
+            format!("it is a copy of {program} that was made by a raw system call, not by the C library"),
+            ends,
         ),
         Ok(Some(_)) => match names_library(task.pid) {
             Some(false) => (
@@ -241,58 +257,4 @@ fn names_library(pid: u32) -> Option<bool> {
     Some(environment.split(|&byte| byte == 0).any(|entry| {
         entry.starts_with(b"LD_PRELOAD=") && entry.windows(name.len()).any(|window| window == name)
     }))
-}
-
-/// The dynamic linker that an executable asks for (elf(5), PT_INTERP); `None` when it asks for none.
-fn interpreter(mut file: File) -> io::Result<Option<String>> {
-    const PT_INTERP: u32 = 3;
-    /// Far above what any program has.
-    const MOST_HEADERS: u16 = 1024;
-    const LONGEST: u64 = 4096;
-    let malformed = || io::Error::other("it is no 64-bit ELF file");
-    let mut header = [0; 64];
-    file.read_exact(&mut header)?;
-    if !header.starts_with(b"\x7fELF\x02") {
-        return Err(malformed());
-    }
-    let word = |bytes: &[u8], at: usize| -> Option<u64> {
-        Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk::<8>()?))
-    };
-    let half =
-        |at: usize| header.get(at..).and_then(|rest| rest.first_chunk::<2>()).map(|x| u16::from_le_bytes(*x));
-    let (table, size, count) = (word(&header, 32), half(54), half(56));
-    let (Some(table), Some(size), Some(count)) = (table, size, count) else { return Err(malformed()) };
-    if size < 56 || count > MOST_HEADERS {
-        return Err(malformed());
-    }
-    for number in 0..count {
-        file.seek(SeekFrom::Start(table.saturating_add(u64::from(number) * u64::from(size))))?;
-        let mut entry = [0; 56];
-        file.read_exact(&mut entry)?;
-        if entry[..4] != PT_INTERP.to_le_bytes() {
-            continue;
-        }
-        let (Some(offset), Some(length)) = (word(&entry, 8), word(&entry, 32)) else {
-            return Err(malformed());
-        };
-        file.seek(SeekFrom::Start(offset))?;
-        let mut name = Vec::new();
-        file.take(length.min(LONGEST)).read_to_end(&mut name)?;
-        // Up to the first NUL, as the kernel reads it.
-        let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
-        return Ok(Some(String::from_utf8_lossy(name).into_owned()));
-    }
-    Ok(None)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_dynamic_program_names_its_linker_and_what_is_no_program_nothing() {
-        let own = interpreter(File::open("/bin/sh").unwrap()).unwrap();
-        assert!(own.unwrap().contains("ld-linux"));
-        assert!(interpreter(File::open("/etc/passwd").unwrap()).is_err());
-    }
 }
