@@ -109,7 +109,7 @@ pub enum Command {
     Export(ExportArgs),
     /// Read checkpoints from standard input: all of them, or none
     Import,
-    /// End every process of the computation (SIGKILL)
+    /// End every process of the computation (SIGKILL), and those without the library of which the tracer knows
     Kill,
     /// Start the coordinator of a computation, in the background
     Coordinator(CoordinatorArgs),

@@ -74,6 +74,7 @@ impl Failure {
         match self {
             Self::Usage(_) => ExitCode::USAGE,
             Self::NoCoordinator { .. } => ExitCode::NO_COORDINATOR,
+            Self::Refused(refusals) if refusals.iter().all(Refusal::is_of_store) => ExitCode::STORE,
             Self::Refused(_) => ExitCode::REFUSED,
             Self::Store { .. } => ExitCode::STORE,
             Self::OutputGone => ExitCode::FAILURE,

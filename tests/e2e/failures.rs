@@ -198,6 +198,23 @@ fn a_store_that_cannot_be_read_is_refused_by_name() {
     lab.run(["restart", &id]).expect_refusal(&["pack"]);
 }
 
+/// By the exit code of stores, as all that is asked of one; the program runs on.
+#[test]
+fn a_checkpoint_into_what_is_no_store_fails_as_one_that_cannot_be_used() {
+    let lab = Lab::new();
+    let running = lab.launch(counter(300, 1));
+    running.wait_line("step 5");
+    lab.checkpoint(&[]);
+    lab.run(["store", "--stop"]).expect_success();
+    fs::remove_dir_all(lab.store()).unwrap();
+    fs::write(lab.store(), "a file").unwrap();
+    let refused = lab.try_checkpoint(&[]).expect_refusal(&["the store ", &lab.store().display().to_string()]);
+    assert_eq!(refused.code(), 5, "{refused}");
+    fs::remove_file(lab.store()).unwrap();
+    lab.checkpoint(&[]);
+    running.expect_ok();
+}
+
 #[test]
 fn a_killed_program_ends_its_checkpoint_with_its_name_and_the_coordinator_lives() {
     let lab = Lab::new();

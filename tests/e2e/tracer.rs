@@ -157,12 +157,14 @@ fn a_checkpoint_can_be_taken_without_them() {
 fn those_without_the_library_end_with_the_others() {
     let lab = Lab::new();
     let Some(_tracer) = Tracer::start(&lab, &[]) else { return };
-    let running = shell(&lab, "(busybox sleep 1000 &); echo ready; sleep 1001");
-    let pid = wait_outside(&lab, &["static"])[0];
-    let stranger = ProcessHandle::open(pid).unwrap();
-    lab.checkpoint(&["--on-escape=warn", "--kill"]);
-    running.wait_exit();
-    assert!(stranger.wait_ended(stasis_tests::DEADLINE));
+    for command in [&["checkpoint", "--on-escape=warn", "--kill"][..], &["kill"]] {
+        let running = shell(&lab, "(busybox sleep 1000 &); echo ready; sleep 1001");
+        let pid = wait_outside(&lab, &["static"])[0];
+        let stranger = ProcessHandle::open(pid).unwrap();
+        lab.run(command).expect_success();
+        running.wait_exit();
+        assert!(stranger.wait_ended(stasis_tests::DEADLINE), "{command:?}");
+    }
 }
 
 #[test]

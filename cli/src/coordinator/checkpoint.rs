@@ -369,8 +369,8 @@ pub async fn blocking<T: Send + 'static, E: std::fmt::Display + Send + 'static>(
 }
 
 pub fn store_refusal(computation: &Computation, reason: String) -> Refusal {
-    refusal(
-        format!("the store {}", computation.settings.store.display()),
+    Refusal::of_store(
+        computation.settings.store.display(),
         reason,
         "the computation runs on: put the store right and take another checkpoint",
     )

@@ -123,6 +123,20 @@ impl Census {
     }
 }
 
+/// Those that are there now.
+///
+/// # Errors
+/// Why tracer or coordinator do not tell.
+pub fn present(address: &Address, client: &mut Client) -> anyhow::Result<Vec<Escape>> {
+    let Some(mut tracer) = Tracer::connect()? else { return Ok(Vec::new()) };
+    seen(&mut tracer, address, client)
+}
+
+fn seen(tracer: &mut Tracer, address: &Address, client: &mut Client) -> anyhow::Result<Vec<Escape>> {
+    let joined: Vec<u32> = client.status()?.processes.iter().map(|process| process.real_pid).collect();
+    Ok(census(tracer, address, &joined)?.strangers(&joined.into_iter().collect()))
+}
+
 /// The escapes that stay: those that join or end within a moment are none. `patient`: waits also for the ends of those
 /// that will never join. Nothing is found where there is no tracer.
 ///
@@ -132,8 +146,7 @@ pub fn settled(address: &Address, client: &mut Client, patient: bool) -> anyhow:
     let Some(mut tracer) = Tracer::connect()? else { return Ok(Vec::new()) };
     let until = Instant::now() + PATIENCE;
     loop {
-        let joined: Vec<u32> = client.status()?.processes.iter().map(|process| process.real_pid).collect();
-        let escapes = census(&mut tracer, address, &joined)?.strangers(&joined.into_iter().collect());
+        let escapes = seen(&mut tracer, address, client)?;
         let left = until.saturating_duration_since(Instant::now());
         let unsettled = escapes.iter().find(|escape| patient || escape.may_join());
         match unsettled {

@@ -4,7 +4,7 @@
 //! A connection opens with [`Hello`], which says who calls; what follows is [`FromProcess`] and
 //! [`ToProcess`], or [`ClientRequest`] and [`ClientReply`].
 
-use alloc::{string::String, vec::Vec};
+use alloc::{format, string::String, vec::Vec};
 
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +46,19 @@ pub struct Refusal {
 impl Refusal {
     /// How a remedy begins where the program itself will put an end to the reason: it was met between two of its steps.
     const PASSES: &str = "take the checkpoint when ";
+
+    /// How `what` begins where it is the store that cannot be used.
+    const STORE: &str = "the store ";
+
+    /// The store in this directory cannot be used.
+    pub fn of_store(directory: impl core::fmt::Display, reason: String, remedy: &str) -> Self {
+        Self { what: format!("{}{directory}", Self::STORE), reason, remedy: remedy.into() }
+    }
+
+    /// Whether it is the store that cannot be used.
+    pub fn is_of_store(&self) -> bool {
+        self.what.starts_with(Self::STORE)
+    }
 
     /// Whether the reason goes by while the program runs.
     pub fn passes(&self) -> bool {
