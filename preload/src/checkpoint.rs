@@ -22,7 +22,10 @@ use crate::{
     aio, arch, arena, births, credentials,
     dump::{self, Dump},
     lazy,
-    link::{coordinator::Coordinator, store::Store},
+    link::{
+        coordinator::Coordinator,
+        store::{self, Store},
+    },
     precopy::{Stood, precopy},
     processor,
     quiesce::{self, Quiet},
@@ -660,12 +663,17 @@ fn is_continued() -> bool {
 
 /// A refusal because of the store.
 pub fn store_refusal(reason: String) -> Vec<Refusal> {
-    vec![Refusal {
-        what: format!("pid {}", process::getpid()),
-        reason,
-        remedy: "see `stasis doctor`; the program runs on, and the next checkpoint starts afresh".into(),
-    }]
+    let remedy = if reason.starts_with(store::GONE) {
+        NEW_SERVER
+    } else {
+        "see `stasis doctor`; the program runs on, and the next checkpoint starts afresh"
+    };
+    vec![Refusal { what: format!("pid {}", process::getpid()), reason, remedy: remedy.into() }]
 }
+
+/// That passes ([`Refusal::passes`]): the coordinator starts one for the next round.
+const NEW_SERVER: &str =
+    "take the checkpoint when there is a new one; see `stasis doctor` if it does not stay";
 
 /// The connection to the store server, made again where the one of the last checkpoint is gone.
 fn connected<'a>(
@@ -696,12 +704,16 @@ fn connected<'a>(
 /// Who has become another user since the coordinator asked may not connect. It is lent a connection when it is asked again.
 fn unreachable(path: &str, error: Errno) -> Vec<Refusal> {
     let mut refusals = store_refusal(format!("the store server at {path} cannot be reached: {error}"));
-    if error == Errno(libc::EACCES) {
-        for refusal in &mut refusals {
-            refusal.remedy =
-                "take the checkpoint when it changes its user no more; see `stasis doctor` if it does not"
-                    .into();
+    let remedy = match error.0 {
+        libc::EACCES => {
+            "take the checkpoint when it changes its user no more; see `stasis doctor` if it does not"
         }
+        // It has just ended.
+        libc::ECONNREFUSED | libc::ENOENT => NEW_SERVER,
+        _ => return refusals,
+    };
+    for refusal in &mut refusals {
+        refusal.remedy = remedy.into();
     }
     refusals
 }

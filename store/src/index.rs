@@ -30,7 +30,7 @@ mod names;
 
 use std::{
     collections::BTreeSet,
-    fs::File,
+    fs::{self, File},
     path::{Path, PathBuf},
     sync::{
         Mutex, MutexGuard, PoisonError, RwLock,
@@ -197,7 +197,18 @@ impl Index {
             let found = names::open_the_rest(directory).and_then(|db| changes_in(&db)).map_err(failed)?;
             told.check_changes(directory, found)?;
         }
+        let is_new = make && !directory.join(CURRENT).exists();
         let db = match open(directory, make) {
+            // Something of an index that was deleted with its store while a server wrote to it came here, by its path. Nothing
+            // is in an index that is being made.
+            Err(_) if is_new => {
+                for entry in
+                    fs::read_dir(directory).map_err(StoreError::io("cannot read", directory))?.flatten()
+                {
+                    let _ = fs::remove_file(entry.path());
+                }
+                open(directory, make).map_err(failed)?
+            }
             Err(Problem(problem)) if is_damage(&problem) && names::open_the_rest(directory).is_ok() => {
                 renew_names(directory, &problem).map_err(failed)?
             }
@@ -952,5 +963,13 @@ mod tests {
         let new = PackRecord { form: Form::Compressed, not_worth: 9, ..record };
         assert_eq!(decode_pack(&wire::encode(&new).unwrap()).unwrap(), new);
         assert!(decode_pack(&old[..old.len() - 1]).is_err());
+    }
+
+    #[test]
+    fn an_index_is_made_where_one_that_was_deleted_has_left_something() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("000009.log"), "of another").unwrap();
+        Index::open(directory.path(), true, &[7; 32]).unwrap();
+        Index::open(directory.path(), false, &[7; 32]).unwrap();
     }
 }

@@ -16,6 +16,9 @@ const MAX_RANGES: usize = 1 << 14;
 /// What is copied to other memory than the staging buffer goes through so many bytes behind it.
 pub const BOUNCE: usize = 256 << 10;
 
+/// How the reason begins when the server has ended: a new one comes by itself.
+pub const GONE: &str = "the store server is gone";
+
 /// A connection on which the store server has said welcome, with a staging buffer of two halves: one
 /// is filled while the other is hashed and written.
 pub struct Store {
@@ -174,15 +177,14 @@ impl Store {
     }
 
     pub fn send(&self, request: &Request, beside: Option<Fd>) -> Result<(), String> {
-        super::send(self.socket, request, beside)
-            .map_err(|error| format!("the store server is gone: {error}"))
+        super::send(self.socket, request, beside).map_err(|error| format!("{GONE}: {error}"))
     }
 
     fn receive(&self) -> Result<Reply, String> {
         match super::receive(self.socket) {
             Ok(Reply::Refused(reason)) => Err(reason),
             Ok(reply) => Ok(reply),
-            Err(error) => Err(format!("the store server is gone: {error}")),
+            Err(error) => Err(format!("{GONE}: {error}")),
         }
     }
 

@@ -242,11 +242,27 @@ impl<'a> Connection<'a> {
                 self.reply_or_refuse(answer)?;
             }
             other => {
+                let is_dump = matches!(other, Request::EndDump { .. });
                 let answer = self.answer(other);
+                if is_dump && answer.is_err() {
+                    self.check_in_place()?;
+                }
                 self.reply_or_refuse(answer)?;
             }
         }
         Ok(())
+    }
+
+    /// Where the store was deleted or moved away the connection closes without an answer: who dumps takes this server for one that is
+    /// ending then, and the checkpoint is taken with the next one.
+    fn check_in_place(&self) -> Result<(), TransportError> {
+        match self.shared.store.directory().check_in_place() {
+            Err(error @ StoreError::Gone { .. }) => {
+                self.shared.end();
+                Err(TransportError::Io(io::Error::other(error.to_string())))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A part of a process' pages.
@@ -349,6 +365,7 @@ impl<'a> Connection<'a> {
 
     fn begin_dump(&mut self, token: u64, base: Option<[u8; 32]>) -> Result<(), TransportError> {
         self.abort_dump();
+        self.check_in_place()?;
         let mut has_base = false;
         if self.shared.stopping.load(Ordering::Acquire) {
             self.problem = Some("the store server is ending; take the checkpoint again".into());
