@@ -113,7 +113,7 @@ pub enum Command {
     Kill,
     /// Start the coordinator of a computation, in the background
     Coordinator(CoordinatorArgs),
-    /// Start the store server of a store (`stasis store --foreground`: and stay)
+    /// Start the store server of a store, unless one runs (`stasis store --foreground`: and stay)
     Store(StoreArgs),
     /// What computations do, as the kernel sees it: needs the tracer
     Trace(TraceArgs),
@@ -128,7 +128,7 @@ impl Command {
     pub fn becomes_a_program(&self) -> bool {
         match self {
             Self::Launch(_) | Self::Restart(_) => true,
-            Self::Store(args) => !args.stop,
+            Self::Store(args) => args.foreground,
             _ => false,
         }
     }

@@ -47,6 +47,7 @@ pub fn run(context: &Context, args: &LaunchArgs) -> anyhow::Result<ExitCode> {
     let path = program::check(name)?;
     let library = locate::find(locate::LIBRARY)?;
     let store = context.store()?;
+    start::check_store(&address, &store, args.new, context.store_is_named())?;
     let (address, mut client) = start::coordinator(address, &store, args.new)?;
     let image = Image::new(&path, &args.program, &library, &address, &store)?;
     if context.store_is_named() {

@@ -87,9 +87,31 @@ pub struct Status {
     pub checkpoints_failed: u64,
     pub interval_ticks_skipped: u64,
     pub last_checkpoint: Option<String>,
+    /// `null` where none failed since the last one that was taken.
+    pub last_failure: Option<FailedCheckpoint>,
     pub processes: Vec<Process>,
     /// Processes of the computation that the library is not in; `null` where no tracer runs.
     pub outside: Option<Vec<Escape>>,
+}
+
+/// The last checkpoint that was not taken, and the first reason.
+#[derive(Debug, Serialize)]
+pub struct FailedCheckpoint {
+    pub failed_us: u64,
+    /// `failed_us` as RFC 3339.
+    pub failed: String,
+    #[serde(flatten)]
+    pub refusal: Refusal,
+}
+
+impl From<&wire::FailedCheckpoint> for FailedCheckpoint {
+    fn from(failed: &wire::FailedCheckpoint) -> Self {
+        Self {
+            failed_us: failed.failed_us,
+            failed: output::timestamp(failed.failed_us),
+            refusal: Refusal::from(&failed.refusal),
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -128,6 +150,7 @@ impl From<wire::Status> for Status {
             checkpoints_failed: status.checkpoints_failed,
             interval_ticks_skipped: status.ticks_skipped,
             last_checkpoint: status.last,
+            last_failure: status.last_failure.as_ref().map(FailedCheckpoint::from),
             processes: status.processes.into_iter().map(Process::from).collect(),
             outside: None,
         }

@@ -2,6 +2,7 @@
 //! whose failures have an exit code.
 
 use std::{
+    ffi::OsString,
     io,
     ops::Range,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -28,8 +29,26 @@ pub fn connect_or_start(directory: &Path) -> anyhow::Result<Client> {
         Err(ClientError::NotRunning(_)) => {}
         other => return Ok(other?),
     }
-    let server = Command::new(locate::find(locate::STORE_SERVER)?);
+    start(directory, &[])
+}
+
+/// Connects to the server of the store in `directory`; where none runs, starts one with these options of `stasis-store`.
+///
+/// # Errors
+/// As [`connect_or_start`].
+pub fn start(directory: &Path, options: &[OsString]) -> anyhow::Result<Client> {
+    let mut server = Command::new(locate::find(locate::STORE_SERVER)?);
+    server.args(options);
     Ok(Client::connect_or_start_with(directory, server)?)
+}
+
+/// Looks whether there is a store in `directory`, or can be one: nothing is opened or made.
+///
+/// # Errors
+/// [`Failure::Store`].
+pub fn check(directory: &Path) -> Result<(), Failure> {
+    stasis_store::usable::check(directory)
+        .map_err(|unusable| Failure::Store { directory: directory.to_owned(), message: unusable.to_string() })
 }
 
 /// A store to read from.

@@ -22,28 +22,18 @@ use nix::{
 use crate::{
     error::StoreError,
     failpoint::FailPoint,
-    index::COUNT_FILE as COUNT,
     location::{LOCK, identity},
     pack::reader::list,
+    usable::{self, FORMAT_FILE, INDEX, KEY_FILE, PACKS},
 };
 
 /// The format that this program writes, and the newest that it reads.
 pub const FORMAT: u32 = 3;
 
-const FORMAT_FILE: &str = "FORMAT";
-pub(crate) const KEY_FILE: &str = "key";
-const PACKS: &str = "packs";
-const INDEX: &str = "index";
 const SCRATCH: &str = "scratch.new";
 
 /// The file by which RocksDB begins to read its database.
 pub(crate) const CURRENT: &str = "CURRENT";
-
-/// The server's log, in the store's directory.
-pub const LOG: &str = "server.log";
-
-/// What was in it before it became too long.
-pub const OLD_LOG: &str = "server.log.old";
 
 /// A store directory that this process holds the lock of.
 #[derive(Debug)]
@@ -70,8 +60,8 @@ impl Directory {
         let path = fs::canonicalize(path).map_err(StoreError::io("cannot find", path))?;
         check_owner(&path)?;
         // Nothing is advised, changed or left in a directory that is somebody else's.
-        if !has(&path, FORMAT_FILE)? {
-            check_free(&path)?;
+        if let Some(found) = usable::foreign(&path).map_err(StoreError::io("cannot list", &path))? {
+            return Err(StoreError::NotAStore { directory: path, found });
         }
         close_to_others(&path)?;
         let lock = take_lock(&path, wait)?;
@@ -290,23 +280,6 @@ fn close_to_others(path: &Path) -> Result<(), StoreError> {
     }
     fs::set_permissions(path, fs::Permissions::from_mode(0o700))
         .map_err(StoreError::io("cannot close to others", path))
-}
-
-/// Whether a store may be made here.
-fn check_free(path: &Path) -> Result<(), StoreError> {
-    for entry in fs::read_dir(path).map_err(StoreError::io("cannot list", path))? {
-        let name = entry.map_err(StoreError::io("cannot list", path))?.file_name();
-        let known = [LOCK, LOG, OLD_LOG, KEY_FILE, PACKS, INDEX, COUNT, "lost+found"]
-            .iter()
-            .any(|known| name == *known);
-        if !known && !name.to_string_lossy().ends_with(".new") {
-            return Err(StoreError::NotAStore {
-                directory: path.to_owned(),
-                found: name.to_string_lossy().into_owned(),
-            });
-        }
-    }
-    Ok(())
 }
 
 fn has(directory: &Path, name: &str) -> Result<bool, StoreError> {

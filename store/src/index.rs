@@ -50,15 +50,14 @@ use stasis_protocol::{
 
 use count::{Count, Told};
 
-pub use count::FILE as COUNT_FILE;
-
 use crate::{
-    directory::{CURRENT, KEY_FILE, is_at},
+    directory::{CURRENT, is_at},
     error::StoreError,
     hash::Hash,
     limit,
     manifest::Node,
     pack::{Form, PAGE, Place},
+    usable::KEY_FILE,
 };
 
 const PAGES: &str = "pages";

@@ -29,6 +29,7 @@ pub mod read_ahead;
 mod stored;
 pub mod transport;
 pub mod unpack;
+pub mod usable;
 
 #[cfg(feature = "server")]
 mod catalog;

@@ -14,7 +14,7 @@ use nix::{
     unistd::{dup2_stderr, dup2_stdout},
 };
 
-use crate::directory::{LOG, OLD_LOG};
+use crate::usable::{LOG, OLD_LOG};
 
 /// In bytes; then another one is begun, and one is kept.
 const LONGEST: u64 = 1 << 20;

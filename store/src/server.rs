@@ -36,7 +36,7 @@ use background::Background;
 
 use crate::{error::StoreError, location::socket_path, log, store::Store};
 
-pub use crate::directory::{FORMAT, LOG};
+pub use crate::{directory::FORMAT, usable::LOG};
 
 /// The most connections at a time: a thread and two descriptors each.
 const MAX_CONNECTIONS: usize = 8192;

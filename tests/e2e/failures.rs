@@ -258,3 +258,35 @@ fn everything_in_the_background_goes_away_when_idle() {
     // The store server stays for 60 s after its last client (stasis-store --help), the coordinator for 10.
     stasis_tests::lab::wait_all_ended(&started, Duration::from_secs(90));
 }
+
+#[test]
+fn why_the_last_checkpoint_failed_is_told_until_one_is_taken_again() {
+    let lab = Lab::new();
+    let running = lab.launch(counter(300, 1));
+    running.wait_ready();
+    assert!(lab.json(["status"])["last_failure"].is_null());
+    // There was none when it was launched.
+    fs::write(lab.store(), "").unwrap();
+    lab.try_checkpoint(&[]).expect_refusal(&["cannot be used as a store"]);
+    let failure = &lab.json(["status"])["last_failure"];
+    assert!(failure["reason"].as_str().unwrap().contains("cannot be used as a store"), "{failure:#}");
+    assert!(failure["failed_us"].as_u64() > Some(0), "{failure:#}");
+    let status = lab.run(["status"]).expect_success().stdout;
+    let line = status.lines().find(|line| line.starts_with("last failed")).expect("a line that tells of it");
+    assert!(line.contains(failure["failed"].as_str().unwrap()) && line.contains("store"), "{status}");
+
+    fs::remove_file(lab.store()).unwrap();
+    lab.checkpoint(&[]);
+    assert!(lab.json(["status"])["last_failure"].is_null());
+    running.expect_ok();
+}
+
+#[test]
+fn a_store_whose_server_runs_says_so_at_once() {
+    let lab = Lab::new();
+    let started = lab.json(["store"])["server_pid"].take();
+    assert!(started.as_u64().is_some(), "{started}");
+    let again = lab.run(["store"]).expect_success();
+    assert_eq!(again.stdout, format!("store server {started} of {}\n", lab.store().display()));
+    lab.run(["store", "--idle-seconds", "5"]).expect_refusal(&[&format!("pid {started}"), "runs already"]);
+}

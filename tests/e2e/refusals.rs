@@ -185,3 +185,31 @@ fn the_first_process_of_a_pid_namespace() {
     lab.try_checkpoint(&[]).expect_refusal(&["pid 1", "first process", "--init"]);
     running.expect_ok();
 }
+
+#[test]
+fn a_store_that_cannot_be_one_before_anything_is_launched() {
+    let lab = Lab::new();
+    let (file, full) = (lab.work().join("file"), lab.work().join("full"));
+    fs::write(&file, "").unwrap();
+    fs::create_dir(&full).unwrap();
+    fs::write(full.join("letter"), "").unwrap();
+    let program = compile::program("trivial");
+    for (store, why) in [
+        (&file, "is not a directory"),
+        (&file.join("store"), "cannot be made"),
+        (&full, "is not a store: it holds \"letter\""),
+    ] {
+        let lab = lab.with_store(store);
+        let refused = launch(&lab, &program).expect_refusal(&[store.to_str().unwrap(), why, "; "]);
+        assert_eq!(refused.code(), 5, "{refused}");
+        let refused = lab.run(["coordinator", "--interval", "1"]).expect_refusal(&[why]);
+        assert_eq!(refused.code(), 5, "{refused}");
+        assert_eq!(lab.run(["status"]).code(), 3, "a coordinator was started");
+    }
+    // Where one listens, it is its store that matters, unless another is named.
+    lab.run(["coordinator"]).expect_success();
+    let mut elsewhere = lab.with_store(&file).stasis();
+    let home = elsewhere.env_remove("STASIS_STORE").env("XDG_DATA_HOME", &file);
+    let launched = home.arg("launch").arg("--").arg(&program).output().unwrap();
+    assert_eq!(String::from_utf8(launched.stdout).unwrap(), "ran\n");
+}

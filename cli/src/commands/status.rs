@@ -1,6 +1,6 @@
 //! `stasis status`.
 
-use stasis_protocol::{PAGE_SIZE, coordinator::Refusal};
+use stasis_protocol::{PAGE_SIZE, coordinator};
 use stasis_store::pager::{self, report::Progress};
 
 use crate::{
@@ -8,7 +8,8 @@ use crate::{
     client::Client,
     context::Context,
     failure::ExitCode,
-    output, process, report,
+    output, process,
+    report::{self, FailedCheckpoint, Refusal},
     tracer::{client::Tracer, escapes},
 };
 
@@ -78,6 +79,12 @@ fn render(status: &report::Status, quiet: bool) -> String {
         ] {
             text.push_str(&format!("{name:<12} {}\n", output::printable(value)));
         }
+        if let Some(FailedCheckpoint { failed, refusal: Refusal { what, reason, remedy }, .. }) =
+            &status.last_failure
+        {
+            let why = output::printable(&format!("{what}: {reason}; {remedy}"));
+            text.push_str(&format!("{:<12} {failed}, {why}\n", "last failed"));
+        }
         if status.processes.is_empty() {
             text.push_str("no process\n");
             text.push_str(&outside(status));
@@ -114,7 +121,7 @@ fn render(status: &report::Status, quiet: bool) -> String {
 /// Whoever cannot be checkpointed, and why.
 fn outside(status: &report::Status) -> String {
     let escapes = status.outside.iter().flatten();
-    escapes.map(|escape| format!("\nnot checkpointed: {}\n", Refusal::from(escape))).collect()
+    escapes.map(|escape| format!("\nnot checkpointed: {}\n", coordinator::Refusal::from(escape))).collect()
 }
 
 /// How the memory of a lazily restarted process arrives.

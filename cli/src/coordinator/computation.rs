@@ -13,7 +13,7 @@ use std::{
 };
 
 use stasis_protocol::{
-    coordinator::{FromProcess, Phase, ProcessStatus, Refusal, Status, ToProcess},
+    coordinator::{FailedCheckpoint, FromProcess, Phase, ProcessStatus, Refusal, Status, ToProcess},
     wire,
 };
 use tokio::{
@@ -186,6 +186,7 @@ struct State {
     taken: u64,
     failed: u64,
     last: Option<String>,
+    last_failure: Option<FailedCheckpoint>,
 }
 
 impl Computation {
@@ -430,11 +431,16 @@ impl Computation {
             Ok(id) => {
                 log::line(format_args!("checkpoint {id}"));
                 state.taken += 1;
+                state.last_failure = None;
                 state.last = Some(id.to_string());
                 state.parent = Some(id.to_string());
             }
             Err(refusals) => {
                 state.failed += 1;
+                state.last_failure = refusals.first().map(|refusal| FailedCheckpoint {
+                    failed_us: output::now_us(),
+                    refusal: refusal.clone(),
+                });
                 for refusal in refusals {
                     log::line(format_args!("no checkpoint: {refusal}"));
                 }
@@ -576,6 +582,7 @@ impl Computation {
             checkpoints_failed: state.failed,
             ticks_skipped: state.ticks_skipped,
             last: state.last.clone(),
+            last_failure: state.last_failure.clone(),
             processes: state.members.values().map(process_status).collect(),
         })
     }

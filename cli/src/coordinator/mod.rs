@@ -68,6 +68,10 @@ pub fn run(context: &Context, args: &CoordinatorArgs) -> anyhow::Result<ExitCode
         Target::Afar(_) => Client::reach(&target)?,
         Target::Here(address) => {
             let store = context.store()?;
+            // The command that starts it has looked, or only reads there (`restart`).
+            if args.ready_fd.is_none() {
+                start::check_store(address, &store, false, false)?;
+            }
             if let Some(listen) = &listen {
                 token::make_where_missing(&listen.token_file)?;
             }

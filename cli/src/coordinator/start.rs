@@ -17,7 +17,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use stasis_protocol::coordinator::{ClientRequest, IntervalLasts};
 
 use super::log;
-use crate::{address::Address, args, client::Client, failure::Failure, output};
+use crate::{address::Address, args, client::Client, failure::Failure, output, store};
 
 /// What a coordinator writes to its starter when it listens.
 pub const READY: &[u8] = b"ready";
@@ -83,6 +83,18 @@ pub fn coordinator(address: Address, store: &Path, new: bool) -> anyhow::Result<
     }
     let client = connect_or_start(&address, store, &options)?;
     Ok((address, client))
+}
+
+/// Looks whether checkpoints can be kept at all, before anything runs that relies on them. What listens already keeps its own
+/// where it was told to, unless that is named (`is_named`), too.
+///
+/// # Errors
+/// [`Failure::Store`].
+pub fn check_store(address: &Address, store: &Path, new: bool, is_named: bool) -> anyhow::Result<()> {
+    match store::check(store) {
+        Err(failure) if new || is_named || Client::try_connect(address)?.is_none() => bail!(failure),
+        _ => Ok(()),
+    }
 }
 
 /// Tells people where a coordinator is whose address nobody has named.

@@ -319,7 +319,18 @@ pub struct Status {
     pub ticks_skipped: u64,
     /// The last checkpoint's id.
     pub last: Option<String>,
+    /// The last checkpoint that failed; `None` where one was taken since.
+    pub last_failure: Option<FailedCheckpoint>,
     pub processes: Vec<ProcessStatus>,
+}
+
+/// A checkpoint that was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedCheckpoint {
+    /// In microseconds since 1970.
+    pub failed_us: u64,
+    /// The first reason, of which there may be more.
+    pub refusal: Refusal,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -22,7 +22,7 @@ pub mod tracer;
 pub mod wire;
 
 /// The version of all that is defined in this crate.
-pub const VERSION: u32 = 23;
+pub const VERSION: u32 = 24;
 
 /// The page size of x86-64, in bytes: the unit of dumping, of hashing and of restoring.
 pub const PAGE_SIZE: usize = 4096;

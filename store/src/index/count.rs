@@ -16,10 +16,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{directory::CURRENT, error::StoreError};
-
-/// The file's name, in the store's directory.
-pub const FILE: &str = "COUNT";
+use crate::{directory::CURRENT, error::StoreError, usable::COUNT_FILE as FILE};
 
 /// What CURRENT holds before a number.
 const MANIFEST: &str = "MANIFEST-";
