@@ -117,7 +117,10 @@ pub enum Command {
     Store(StoreArgs),
     /// What computations do, as the kernel sees it: needs the tracer
     Trace(TraceArgs),
-    /// The computations of this machine, live
+    /// The computations of this machine, live: needs the tracer
+    ///
+    /// Without it only those are found whose coordinators are at --coord or at HOST:PORT, and of them only the processes with
+    /// the library; where there is none of them, that is refused.
     Top(TopArgs),
     /// Say what of this machine Stasis can use, and what is missing
     Doctor,
@@ -169,9 +172,9 @@ pub struct CheckpointArgs {
     /// A name for the checkpoint; it moves from an older checkpoint to this one
     #[arg(long)]
     pub label: Option<String>,
-    /// What to do about processes of the computation that the library is not in, which the tracer sees
-    #[arg(long, value_name = "POLICY", value_enum, default_value_t = OnEscape::Refuse)]
-    pub on_escape: OnEscape,
+    /// What to do about processes of the computation that the library is not in: needs the tracer [default: refuse]
+    #[arg(long, value_name = "POLICY", value_enum)]
+    pub on_escape: Option<OnEscape>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

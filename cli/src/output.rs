@@ -125,6 +125,14 @@ pub fn bytes(bytes: u64) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
+/// How many there are of something, for people: `1 pack`, `2 packs`.
+pub fn count(number: impl Into<u64>, what: &str) -> String {
+    match number.into() {
+        1 => format!("1 {what}"),
+        number => format!("{number} {what}s"),
+    }
+}
+
 /// A duration in microseconds, for people: `840 µs`, `1.2 ms`, `3.4 s`, `5 min`, `2 h`, `4 days`.
 pub fn duration(micros: u64) -> String {
     const SECOND: u64 = 1_000_000;

@@ -47,6 +47,12 @@ pub struct Coordinator {
     pub network: Option<String>,
 }
 
+/// What `coordinator --stop` prints.
+#[derive(Debug, Serialize)]
+pub struct CoordinatorStopped {
+    pub coordinator_pid: u32,
+}
+
 #[derive(Debug, Serialize)]
 pub struct Launched {
     pub computation: String,

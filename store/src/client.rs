@@ -47,15 +47,22 @@ pub enum ClientError {
     NotRunning(PathBuf),
     #[error("the store server of {} could not be started: {reason}", directory.display())]
     NotStarted { directory: PathBuf, reason: String },
-    #[error("{} cannot be used as a store: {source}", path.display())]
-    Directory { path: PathBuf, source: io::Error },
+    #[error("{} cannot be used as a store: {error}", path.display())]
+    Directory { path: PathBuf, error: io::Error },
     /// What the server says, in its words.
     #[error("{0}")]
     Refused(String),
     #[error("the store server went away: {0}")]
-    Lost(#[from] TransportError),
+    Lost(TransportError),
     #[error("the store server gave an answer to something else: {0}")]
     Unexpected(String),
+}
+
+/// Not its source: it is in the text already.
+impl From<TransportError> for ClientError {
+    fn from(error: TransportError) -> Self {
+        Self::Lost(error)
+    }
 }
 
 /// A connection to a store server.
@@ -165,7 +172,7 @@ impl Client {
             Err(ClientError::NotRunning(_)) => {}
             other => return other,
         }
-        let unusable = |source| ClientError::Directory { path: directory.to_owned(), source };
+        let unusable = |error| ClientError::Directory { path: directory.to_owned(), error };
         DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(unusable)?;
         // Of several that come at once, one starts the server; the others find it when they get here.
         let _starting = Starting::take(directory).map_err(unusable)?;

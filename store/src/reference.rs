@@ -40,6 +40,7 @@ fn follow(index: &Index, reference: &str) -> Result<CheckpointRecord, StoreError
         let Some(at) = at else {
             return refuse(match all.len() {
                 0 => "the store has no checkpoint; take one with `stasis checkpoint`".into(),
+                1 => format!("{reference:?}: the store has only one checkpoint; see `stasis list`"),
                 count => format!("{reference:?}: the store has only {count} checkpoints; see `stasis list`"),
             });
         };
@@ -48,7 +49,11 @@ fn follow(index: &Index, reference: &str) -> Result<CheckpointRecord, StoreError
     let mut record = find(index, name)?;
     for step in 0..back {
         let Some(parent) = &record.draft.parent else {
-            return refuse(format!("{reference:?}: {name} has only {step} checkpoints before it"));
+            return refuse(match step {
+                0 => format!("{reference:?}: {name} has no checkpoint before it"),
+                1 => format!("{reference:?}: {name} has only one checkpoint before it"),
+                step => format!("{reference:?}: {name} has only {step} checkpoints before it"),
+            });
         };
         record = index.by_id(parent)?.ok_or_else(|| {
             StoreError::Refused(format!(

@@ -270,6 +270,8 @@ fn why_the_last_checkpoint_failed_is_told_until_one_is_taken_again() {
     lab.try_checkpoint(&[]).expect_refusal(&["cannot be used as a store"]);
     let failure = &lab.json(["status"])["last_failure"];
     assert!(failure["reason"].as_str().unwrap().contains("cannot be used as a store"), "{failure:#}");
+    let reason = failure["reason"].as_str().unwrap();
+    assert_eq!(reason.matches("File exists").count(), 1, "{reason}");
     assert!(failure["failed_us"].as_u64() > Some(0), "{failure:#}");
     let status = lab.run(["status"]).expect_success().stdout;
     let line = status.lines().find(|line| line.starts_with("last failed")).expect("a line that tells of it");

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::{FileExt, PermissionsExt},
+    os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -212,4 +212,45 @@ fn a_store_that_cannot_be_one_before_anything_is_launched() {
     let home = elsewhere.env_remove("STASIS_STORE").env("XDG_DATA_HOME", &file);
     let launched = home.arg("launch").arg("--").arg(&program).output().unwrap();
     assert_eq!(String::from_utf8(launched.stdout).unwrap(), "ran\n");
+}
+
+#[test]
+fn a_lease_that_is_being_broken() {
+    const SCRIPT: &str = "
+import fcntl, os, signal, time
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO])
+fcntl.fcntl(os.open('leased', os.O_CREAT | os.O_RDONLY), fcntl.F_SETLEASE, fcntl.F_RDLCK)
+print('ready', flush=True)
+time.sleep(1000)
+";
+    let lab = Lab::new();
+    let running = lab.launch(["/usr/bin/python3", "-c", SCRIPT]);
+    running.wait_ready();
+    let opened = fs::File::options()
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(lab.work().join("leased"))
+        .map_err(|error| error.kind());
+    assert_eq!(opened.err(), Some(std::io::ErrorKind::WouldBlock));
+    lab.try_checkpoint(&[]).expect_refusal(&[
+        "leased",
+        "a lease (F_SETLEASE) that is being broken",
+        "given it up",
+    ]);
+}
+
+#[test]
+fn a_process_without_the_library_says_what_the_tracer_would_be_good_for() {
+    if find_program("busybox").is_none() {
+        return skip("a static busybox is needed");
+    }
+    let lab = Lab::new();
+    let running = lab.launch(["sh", "-c", "busybox sleep 1000 & echo ready; wait"]);
+    running.wait_ready();
+    let refused = lab.try_checkpoint(&[]).expect_refusal(&["busybox", "(--on-escape)", "start the tracer"]);
+    assert!(!refused.stderr.contains("--on-escape does nothing"), "{refused}");
+    for policy in ["warn", "refuse"] {
+        lab.try_checkpoint(&["--on-escape", policy])
+            .expect_refusal(&["--on-escape does nothing without the tracer", "busybox"]);
+    }
 }

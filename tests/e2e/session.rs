@@ -262,3 +262,14 @@ fn an_empty_name_of_a_store_is_none() {
     let said = String::from_utf8_lossy(&listed.stderr);
     assert!(said.contains(&*lab.work().join("stasis").to_string_lossy()), "not the default: {said}");
 }
+
+#[test]
+fn what_is_printed_as_json_is_json_where_something_ends_too() {
+    let lab = Lab::new();
+    let running = lab.launch([session()]);
+    running.wait_ready();
+    let status = lab.json(["status"]);
+    assert_eq!(status["processes"][0]["command"], session().to_str().unwrap());
+    assert_eq!(lab.json(["coordinator", "--stop"])["coordinator_pid"], status["coordinator_pid"]);
+    running.expect_ok();
+}

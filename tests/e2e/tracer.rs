@@ -401,3 +401,47 @@ fn ordinary_users_see_their_own_computations_and_root_sees_all() {
     let ended = user.run(&["kill"]);
     assert!(ended.status.success(), "{ended:?}");
 }
+
+#[test]
+fn top_without_the_tracer_refuses_what_it_cannot_know() {
+    let lab = Lab::new();
+    let refused = lab.run(["top"]).expect_refusal(&["the tracer", "does not run"]);
+    assert_eq!(refused.code(), 4, "{refused}");
+    let _running = shell(&lab, "sleep 1001 & echo ready; wait");
+    let found = lab.run(["top"]).expect_success().stdout;
+    assert!(found.contains("coord.sock") && found.contains("no tracer runs"), "{found}");
+}
+
+#[test]
+fn what_is_stasis_own_is_not_counted_or_listed_as_the_program_s() {
+    let lab = Lab::new();
+    let Some(_tracer) = Tracer::start(&lab, &[]) else { return };
+    let program = stasis_tests::compile::program("counter");
+    let running = lab.launch([program.as_os_str(), "100000".as_ref(), "64".as_ref()]);
+    running.wait_ready();
+    assert_eq!(lab.json(["trace", "--connections"]), serde_json::json!([]));
+    let id = lab.checkpoint(&[]);
+    // Beside the original: in a pid namespace, with what stands around that.
+    let other = lab.with_coordinator("other");
+    let restarted = other.restart([&id, "--lazy"]);
+    other.wait_joined(&restarted);
+    assert!(other.memory()["pager_pid"].as_u64().is_some(), "it has a pager");
+    let found = lab.json(["top"]);
+    let computations = found.as_array().unwrap();
+    assert_eq!(computations.len(), 2, "{found:#}");
+    for computation in computations {
+        let counts = ["tasks", "threads", "outside"].map(|name| computation[name].as_u64());
+        assert_eq!(counts, [Some(1), Some(1), Some(0)], "{found:#}");
+    }
+    assert_eq!(other.json(["trace", "--connections"]), serde_json::json!([]));
+}
+
+#[test]
+fn trace_where_no_coordinator_listens_says_so() {
+    let lab = Lab::new();
+    let Some(_tracer) = Tracer::start(&lab, &[]) else { return };
+    for arguments in [&["trace", "--count", "1"][..], &["trace", "--connections"]] {
+        let refused = lab.run(arguments).expect_refusal(&["no coordinator listens"]);
+        assert_eq!(refused.code(), 3, "{refused}");
+    }
+}

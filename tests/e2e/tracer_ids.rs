@@ -286,6 +286,18 @@ fn without_pids_to_give_it_goes_on_in_a_namespace_as_without_a_tracer() {
     assert!(!said.contains("the tracer gives ids"), "{said}");
 }
 
+#[test]
+fn doctor_says_that_the_tracer_gives_them() {
+    let Some((nobody, _tracer)) = start(&[], &[]) else { return };
+    let outcome = nobody.run(&["doctor", "--json"]);
+    let doctor: serde_json::Value = serde_json::from_str(&outcome.stdout).expect("JSON");
+    let ids =
+        doctor["probes"].as_array().expect("probes").iter().find(|probe| probe["name"] == "original pids");
+    let ids = ids.expect("a probe of them");
+    assert_eq!(ids["state"], "ok", "{ids:#}");
+    assert!(ids["detail"].as_str().unwrap().contains("the tracer gives them"), "{ids:#}");
+}
+
 /// Another user, who asks for ids without end, by several connections, and never says that a turn is over.
 const FLOOD: &str = "
 import array, os, select, socket, struct, sys

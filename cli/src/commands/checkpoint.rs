@@ -9,10 +9,11 @@ use crate::{
     client::Client,
     context::Context,
     failure::{ExitCode, Failure},
-    output,
+    locate, output,
     process::Pidfd,
     report,
     tracer::{
+        client::Tracer,
         ends,
         escapes::{self, Escape},
     },
@@ -20,7 +21,8 @@ use crate::{
 
 pub fn run(context: &Context, args: &CheckpointArgs) -> anyhow::Result<ExitCode> {
     let target = context.coordinator()?;
-    if matches!(target, Target::Afar(_)) && args.on_escape != OnEscape::Refuse {
+    let on_escape = args.on_escape.unwrap_or(OnEscape::Refuse);
+    if matches!(target, Target::Afar(_)) && on_escape != OnEscape::Refuse {
         bail!(Failure::refused(
             format!("--on-escape for the computation at {target}"),
             "what it is about is seen by the tracer of that host, by pids there",
@@ -37,8 +39,14 @@ pub fn run(context: &Context, args: &CheckpointArgs) -> anyhow::Result<ExitCode>
         ExternalSockets::Refuse => Outside::Refuse,
         ExternalSockets::Close | ExternalSockets::Keep => Outside::Reset,
     };
+    if args.on_escape.is_some() && matches!(target, Target::Here(_)) && !runs() {
+        output::note(
+            "--on-escape does nothing without the tracer, which tells the processes that the library is not in: have root \
+             start it (systemctl start stasis-tracer, or stasis-tracer by hand)",
+        );
+    }
     let outside = match &target {
-        Target::Here(address) => outside(&mut client, address, args.on_escape)?,
+        Target::Here(address) => outside(&mut client, address, on_escape)?,
         Target::Afar(_) => Vec::new(),
     };
     let request = ClientRequest::Checkpoint {
@@ -48,11 +56,11 @@ pub fn run(context: &Context, args: &CheckpointArgs) -> anyhow::Result<ExitCode>
         outside: external,
     };
     // A pid is used again; these are the processes that were seen.
-    let ends = args.kill && args.on_escape != OnEscape::LeaveRunning;
+    let ends = args.kill && on_escape != OnEscape::LeaveRunning;
     let to_end: Vec<Pidfd> =
         outside.iter().filter(|_| ends).filter_map(|escape| Pidfd::open(escape.pid).ok()).collect();
     let answer = client.request(&request).map_err(|error| match &target {
-        Target::Here(address) => ends::named(error, address),
+        Target::Here(address) => with_remedy(ends::named(error, address)),
         Target::Afar(_) => error,
     });
     let (record, reset) = match answer? {
@@ -85,6 +93,32 @@ pub fn run(context: &Context, args: &CheckpointArgs) -> anyhow::Result<ExitCode>
         ));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether a tracer runs.
+fn runs() -> bool {
+    !matches!(Tracer::connect(), Ok(None))
+}
+
+/// Says what a tracer would be good for in a refusal because of a process without the library, where none runs.
+fn with_remedy(error: anyhow::Error) -> anyhow::Error {
+    let is_because_of_one = |refusal: &Refusal| {
+        refusal.reason.starts_with("it runs without") && refusal.reason.contains(locate::LIBRARY.file)
+    };
+    match error.downcast::<Failure>() {
+        Ok(Failure::Refused(mut refusals)) => {
+            if refusals.iter().any(is_because_of_one) && !runs() {
+                for refusal in refusals.iter_mut().filter(|refusal| is_because_of_one(refusal)) {
+                    refusal
+                        .remedy
+                        .push_str(", or without it (--on-escape), for which root must start the tracer");
+                }
+            }
+            Failure::Refused(refusals).into()
+        }
+        Ok(failure) => failure.into(),
+        Err(error) => error,
+    }
 }
 
 /// The processes that the checkpoint is to be taken without.

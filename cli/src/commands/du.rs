@@ -109,10 +109,10 @@ fn render(report: &Report, totals: bool) -> String {
     let mut text = table.render();
     if totals {
         text.push_str(&format!(
-            "\n{} of memory in {} checkpoints, {} of it distinct; on disk {} of packs ({} garbage: `stasis gc`) \
+            "\n{} of memory in {}, {} of it distinct; on disk {} of packs ({} garbage: `stasis gc`) \
              and {} of index; {}\n",
             bytes(report.logical_bytes),
-            report.checkpoints.len(),
+            output::count(report.checkpoints.len() as u64, "checkpoint"),
             bytes(report.distinct_bytes),
             bytes(report.packs_bytes),
             bytes(report.garbage_bytes),

@@ -40,10 +40,10 @@ pub fn render(collected: &Collected) -> String {
         }
     };
     format!(
-        "{} given back{waiting}: {} packs removed{moved}{compressed}, {} manifest nodes removed\n",
+        "{} given back{waiting}: {} removed{moved}{compressed}, {} removed\n",
         output::bytes(collected.freed),
-        collected.packs_removed,
-        collected.nodes_removed
+        output::count(collected.packs_removed, "pack"),
+        output::count(collected.nodes_removed, "manifest node")
     )
 }
 

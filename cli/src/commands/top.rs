@@ -9,18 +9,20 @@ use std::{
     time::Instant,
 };
 
+use anyhow::bail;
 use serde::Serialize;
 use stasis_protocol::tracer::Task;
 
-use super::written;
+use super::{trace, written};
 use crate::{
     address::{self, Address},
     args::TopArgs,
     client::Client,
     context::Context,
+    coordinator::CHECKPOINT_THREAD,
     failure::ExitCode,
     output, process,
-    tracer::{self, client::Tracer},
+    tracer::{self, client::Tracer, escapes},
 };
 
 /// A computation, as it is now. The names are an interface.
@@ -49,16 +51,26 @@ struct Computation {
     store_growth: Option<f64>,
 }
 
+/// What is missing where no tracer runs.
+const NOT_TRACED: &str = "no tracer runs: of computations at unix:PATH, only the one at --coord is known\n";
+
 pub fn run(context: &Context, args: &TopArgs) -> anyhow::Result<ExitCode> {
     let live = std::io::stdout().is_terminal() && !args.once && !context.json;
     let mut before = Before::default();
+    let mut is_first = true;
     loop {
-        let found = look(context, &mut before)?;
+        let (found, is_traced) = look(context, &mut before)?;
+        if std::mem::take(&mut is_first) && found.is_empty() && !is_traced {
+            bail!(trace::no_tracer());
+        }
         if context.json {
             output::json(&found)?;
             return Ok(ExitCode::SUCCESS);
         }
-        let table = render(&found);
+        let mut table = render(&found);
+        if !is_traced && !context.quiet {
+            table.push_str(NOT_TRACED);
+        }
         if !live {
             output::print(&table)?;
             return Ok(ExitCode::SUCCESS);
@@ -90,10 +102,15 @@ impl Before {
     }
 }
 
-fn look(context: &Context, earlier: &mut Before) -> anyhow::Result<Vec<Computation>> {
+/// The computations, and whether a tracer has told of them.
+fn look(context: &Context, earlier: &mut Before) -> anyhow::Result<(Vec<Computation>, bool)> {
     let own = nix::unistd::geteuid().as_raw();
     let tasks = match Tracer::connect() {
-        Ok(Some(mut tracer)) => Some(tracer.tasks(None)?.0),
+        Ok(Some(mut tracer)) => {
+            let mut tasks = tracer.tasks(None)?.0;
+            tasks.retain(|task| !escapes::is_ours(task.pid));
+            Some(tasks)
+        }
         Ok(None) => None,
         Err(error) => {
             output::note(&format!("the tracer: {error:#}"));
@@ -162,7 +179,7 @@ fn look(context: &Context, earlier: &mut Before) -> anyhow::Result<Vec<Computati
             store_growth: None,
         });
     }
-    Ok(found)
+    Ok((found, tasks.is_some()))
 }
 
 /// Where coordinators of this user may be: at the address that was asked for, beside the default one, and where the
@@ -185,8 +202,10 @@ fn addresses(context: &Context, traced: &BTreeMap<(u32, u64), Vec<&Task>>) -> an
     Ok(found)
 }
 
+/// Of the program.
 fn threads(pid: u32) -> usize {
-    process::threads(pid).map_or(0, |threads| threads.len())
+    process::threads(pid)
+        .map_or(0, |threads| threads.iter().filter(|thread| thread.name != CHECKPOINT_THREAD).count())
 }
 
 /// What the files of a store take on disk.

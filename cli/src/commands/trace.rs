@@ -5,11 +5,13 @@ use serde::Serialize;
 use stasis_protocol::tracer::{Connection, Event, OtherEnd, What};
 
 use crate::{
+    address::Address,
     args::TraceArgs,
+    client::Client,
     context::Context,
     failure::{ExitCode, Failure},
     output,
-    tracer::{self, client::Tracer},
+    tracer::{self, client::Tracer, escapes, own},
 };
 
 /// What is said where there is none.
@@ -23,12 +25,13 @@ pub fn no_tracer() -> Failure {
 
 pub fn run(context: &Context, args: &TraceArgs) -> anyhow::Result<ExitCode> {
     let Some(mut tracer) = Tracer::connect()? else { bail!(no_tracer()) };
-    let computation = if args.all { None } else { Some(tracer::number(&context.address()?)) };
+    let computation = if args.all { None } else { Some(computation(&mut tracer, &context.address()?)?) };
     if args.connections {
         let Some(computation) = computation else {
             bail!(Failure::Usage("--connections is of one computation: leave --all out".into()))
         };
-        let connections = tracer.connections(computation)?;
+        let mut connections = tracer.connections(computation)?;
+        connections.retain(|connection| !own::has(connection));
         let reports: Vec<Report<'_>> = connections.iter().map(Report::from).collect();
         if context.json {
             output::json(&reports)?;
@@ -53,6 +56,23 @@ pub fn run(context: &Context, args: &TraceArgs) -> anyhow::Result<ExitCode> {
         Ok(left != Some(0))
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The number of the computation at `address`.
+///
+/// # Errors
+/// [`Failure::NoCoordinator`] where there is none, and nothing that one has left.
+fn computation(tracer: &mut Tracer, address: &Address) -> anyhow::Result<u64> {
+    let number = tracer::number(address);
+    if Client::try_connect(address)?.is_none()
+        && tracer.tasks(Some(number))?.0.iter().all(|task| escapes::is_ours(task.pid))
+    {
+        bail!(Failure::NoCoordinator {
+            address: address.to_string(),
+            remedy: "`stasis launch` starts one with the program, and --all is for all computations"
+        });
+    }
+    Ok(number)
 }
 
 /// An event as JSON: the names are an interface.

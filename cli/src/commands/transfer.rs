@@ -43,9 +43,8 @@ pub fn export(context: &Context, args: &ExportArgs) -> anyhow::Result<ExitCode> 
         eprintln!("{}", serde_json::to_string(&report::Exported::from(&exported))?);
     } else if !context.quiet {
         output::note(&format!(
-            "{} {} exported, {}",
-            exported.checkpoints,
-            if exported.checkpoints == 1 { "checkpoint" } else { "checkpoints" },
+            "{} exported, {}",
+            output::count(exported.checkpoints, "checkpoint"),
             output::bytes(exported.bytes)
         ));
     }
@@ -73,8 +72,8 @@ pub fn import(context: &Context) -> anyhow::Result<ExitCode> {
     }
     if !context.quiet {
         output::note(&format!(
-            "{} checkpoints imported, {} were there already; {} of memory, {} written",
-            imported.checkpoints.len(),
+            "{} imported, {} were there already; {} of memory, {} written",
+            output::count(imported.checkpoints.len() as u64, "checkpoint"),
             imported.known,
             output::bytes(imported.memory_bytes),
             output::bytes(imported.written_bytes)

@@ -189,9 +189,11 @@ fn another_version(version: u32) -> io::Error {
 fn command_line(argv: &[String]) -> String {
     const LONGEST: usize = 1024;
     let line = argv.join(" ");
+    // What follows the last zero byte of /proc/PID/cmdline is no argument.
+    let line = line.trim_end();
     match line.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{}...", &line[..end]),
-        None => line,
+        None => line.to_owned(),
     }
 }
 

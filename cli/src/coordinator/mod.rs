@@ -47,6 +47,7 @@ use crate::{
     remote::token,
     report,
 };
+pub use stopped::CHECKPOINT_THREAD;
 use tcp::Listen;
 
 /// `stasis coordinator`.
@@ -55,7 +56,11 @@ pub fn run(context: &Context, args: &CoordinatorArgs) -> anyhow::Result<ExitCode
     if args.stop {
         let mut client = Client::reach(&target)?;
         client.count(&ClientRequest::Shutdown)?;
+        let stopped = report::CoordinatorStopped { coordinator_pid: client.coordinator_pid() };
         client.await_end();
+        if context.json {
+            output::json(&stopped)?;
+        }
         return Ok(ExitCode::SUCCESS);
     }
     let listen = args.listen.as_ref().map(|at| listen(context, at)).transpose()?;
@@ -99,7 +104,8 @@ pub fn run(context: &Context, args: &CoordinatorArgs) -> anyhow::Result<ExitCode
     if context.json {
         output::json(&report)?;
     } else if !context.quiet {
-        let network = report.network.map(|network| format!(" and {network}")).unwrap_or_default();
+        let network = report.network.filter(|_| matches!(target, Target::Here(_)));
+        let network = network.map(|network| format!(" and {network}")).unwrap_or_default();
         output::print(&format!("coordinator {} at {}{network}\n", report.coordinator_pid, report.address))?;
     }
     Ok(ExitCode::SUCCESS)

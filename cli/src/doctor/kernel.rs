@@ -17,8 +17,10 @@ use nix::{
 
 use super::Finding;
 use crate::{
+    context::Context,
     process::Pidfd,
     restart::{namespace, session::Session},
+    tracer,
 };
 
 /// linux/prctl.h
@@ -116,13 +118,16 @@ fn descriptor_of_child() -> io::Result<()> {
     taken
 }
 
-/// Makes a process with a pid of our choice, as restart does; else, tries the namespaces in which that is
+/// Makes a process with a pid of our choice, as restart does; else, asks the tracer, and tries the namespaces in which that is
 /// allowed to everybody.
-pub fn set_tid() -> Finding {
+pub fn set_tid(context: &Context) -> Finding {
     let denied = match choose_pid() {
         Ok(pid) => return Finding::Works(format!("clone3 gave the pid {pid} that was asked for")),
         Err(error) => error,
     };
+    if context.address().and_then(|address| tracer::of_ids(&address)).is_ok() {
+        return Finding::Works(format!("clone3 with set_tid: {denied}; the tracer gives them instead"));
+    }
     match namespaces() {
         Finding::Works(how) => Finding::falls(
             format!("clone3 with set_tid: {denied}; {how}, which takes its place"),

@@ -50,7 +50,7 @@ pub fn run(context: &Context) -> anyhow::Result<ExitCode> {
         probe("tid addresses", "checkpoint", kernel::tid_address()),
         probe("timer list", "checkpoint", kernel::timers()),
         probe("pidfd_getfd", "restart", kernel::pidfd_getfd()),
-        probe("original pids", "restart", kernel::set_tid()),
+        probe("original pids", "restart", kernel::set_tid(context)),
         probe("pid namespaces", "restart beside the original", kernel::namespaces()),
         probe("tracer", "naming escapes, stasis trace", tracer::service(context)),
         probe("coordinator", "checkpoint, status", parts::coordinator(context)),

@@ -168,7 +168,7 @@ fn await_change(address: &Address, pid: u32, at_most: Duration) -> anyhow::Resul
 }
 
 /// Whether it is a part of Stasis: a program that takes its own checkpoint starts some.
-fn is_ours(pid: u32) -> bool {
+pub fn is_ours(pid: u32) -> bool {
     let identity = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
     let Some(executed) = identity(Path::new(&format!("/proc/{pid}/exe"))) else { return false };
     let parts = [env::current_exe().ok(), locate::find(locate::STORE_SERVER).ok()];

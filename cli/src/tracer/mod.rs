@@ -1,5 +1,6 @@
 //! The tracer, the machine's one privileged service, as a user of it: [`client`] speaks with it, [`escapes`] makes of
-//! its news who in a computation cannot be checkpointed, [`ends`] who has the other ends of connections that lead out of one.
+//! its news who in a computation cannot be checkpointed, [`ends`] who has the other ends of connections that lead out of one,
+//! [`own`] knows what of its news is about Stasis itself.
 //!
 //! It need not be there: whoever asks for it gets `None`, and does without.
 //!
@@ -8,6 +9,7 @@
 pub mod client;
 pub mod ends;
 pub mod escapes;
+pub mod own;
 
 use std::{fs::File, os::unix::ffi::OsStrExt};
 

@@ -276,6 +276,8 @@ impl FakeStore {
     fn start(directory: &Path) -> Self {
         let socket = directory.join("s");
         fs::create_dir(directory).unwrap();
+        // Who launches looks whether this is a store.
+        fs::write(directory.join("FORMAT"), "").unwrap();
         let listener = UnixListener::bind(&socket).unwrap();
         fs::write(directory.join("LOCK"), format!("{}\n{}\n", std::process::id(), socket.display())).unwrap();
         let store = Self { kept: Arc::default(), discarded: Arc::default(), full: Arc::default() };

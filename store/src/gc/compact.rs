@@ -96,9 +96,9 @@ pub fn all(
             Err(error) if error.is_full() => {
                 let bytes: u64 = rest.iter().map(|victim| victim.live * PAGE).sum();
                 compacted.left.push(format!(
-                    "{} packs were not compacted: {} MiB would have to be copied, and the file system of {} is full ({}); \
+                    "{} not compacted: {} MiB would have to be copied, and the file system of {} is full ({}); \
                      make room there, and run `stasis gc` again",
-                    rest.len(),
+                    if rest.len() == 1 { "1 pack was".into() } else { format!("{} packs were", rest.len()) },
                     (bytes >> 20) + 1,
                     store.directory().path().display(),
                     store.directory().full_in_numbers()

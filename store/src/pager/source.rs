@@ -207,7 +207,8 @@ impl Source {
     #[must_use]
     pub fn describe(&self) -> String {
         let packs = self.packs.lock().unwrap_or_else(PoisonError::into_inner).len();
-        format!("{packs} packs in {}", self.directory.join("packs").display())
+        let packs = if packs == 1 { "1 pack".into() } else { format!("{packs} packs") };
+        format!("{packs} in {}", self.directory.join("packs").display())
     }
 
     /// The packs' descriptors, as far as it is known which are needed.

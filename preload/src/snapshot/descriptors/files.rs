@@ -150,6 +150,8 @@ pub fn locks(open: &Open) -> Result<Locks, Refusal> {
         let exclusive = match mode {
             b"READ" => false,
             b"WRITE" => true,
+            // A lease that somebody waits for has the mode that it is to become.
+            b"UNLCK" if class == b"LEASE" => false,
             _ => return unknown(open),
         };
         let record = |start, end| {
