@@ -84,7 +84,12 @@ impl AsFd for Client {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verification {
     pub pages: u64,
+    /// How many pages and nodes are damaged.
+    pub damaged: u64,
+    /// A line for each, as far as there is room.
     pub damage: Vec<String>,
+    /// The same in short.
+    pub summary: Vec<String>,
 }
 
 impl Client {
@@ -361,7 +366,9 @@ impl Client {
     /// There is no such checkpoint, or the index cannot be read.
     pub fn verify(&mut self, reference: Option<&str>) -> Result<Verification, ClientError> {
         match self.ask(&Request::Verify { id: reference.map(str::to_owned) })? {
-            Reply::Verified { pages, damage } => Ok(Verification { pages, damage }),
+            Reply::Verified { pages, damaged, damage, summary } => {
+                Ok(Verification { pages, damaged, damage, summary })
+            }
             other => Err(unexpected(&other)),
         }
     }

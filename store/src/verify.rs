@@ -1,9 +1,12 @@
 //! Reading everything back: every page of every checkpoint against its name.
 //!
 //! Leaves shared by checkpoints are read once. What is damaged is reported with the pack, the offset
-//! and the name, and with all checkpoints that need it.
+//! and the name, and with all checkpoints that need it; for people, what of a pack the same ones need in one line.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    path::Path,
+};
 
 use stasis_protocol::store::{CheckpointRecord, Hash, kind};
 
@@ -19,18 +22,37 @@ use crate::{
     store::Store,
 };
 
-/// How many damaged things are reported one by one.
-const MAX_LINES: usize = 1000;
+/// How much is reported one by one, in bytes: a message has room for some 90000 pages, which is five packs.
+const MOST: usize = 16 << 20;
 
 /// What `verify` found.
 #[derive(Default)]
 pub struct Report {
     pub pages: u64,
+    /// How many things are damaged.
+    pub damaged: u64,
+    /// A line for each.
     pub damage: Vec<String>,
+    /// The same in short.
+    pub summary: Vec<String>,
 }
 
 /// Something damaged: a page or a node, by name.
-type Damage = BTreeMap<Hash, String>;
+type Damage = BTreeMap<Hash, Problem>;
+
+/// What is wrong with it.
+enum Problem {
+    Node(String),
+    Page(Lies),
+}
+
+struct Lies {
+    place: Place,
+    /// For a message.
+    shown: String,
+    /// Why it cannot be read; `None`: it holds something else.
+    error: Option<String>,
+}
 
 /// What reading pages has shown.
 #[derive(Default)]
@@ -67,7 +89,7 @@ pub fn verify(store: &Store, reference: Option<&str>) -> Result<Report, StoreErr
             check_leaf(store, &mut packs, leaf, &mut buffer, &mut found);
         }
         Err(problem) => {
-            found.damage.insert(*name, problem);
+            found.damage.insert(*name, Problem::Node(problem));
         }
     });
     let Found { damage, damaged, unreadable, whole } = found;
@@ -79,12 +101,15 @@ pub fn verify(store: &Store, reference: Option<&str>) -> Result<Report, StoreErr
             store.index().checkpoints()?.into_iter().map(|record| record.id).collect();
         let checkpoints: Vec<CheckpointRecord> =
             checkpoints.into_iter().filter(|record| left.contains(&record.id)).collect();
-        report.damage = explain(store, &checkpoints, damage);
+        explain(store, &checkpoints, damage, &mut report);
     }
-    if reference.is_none() {
-        report
-            .damage
-            .extend(store.index().check_pages().map(|problem| format!("{problem}; needed by no checkpoint")));
+    if reference.is_none()
+        && let Some(problem) = store.index().check_pages()
+    {
+        let line = format!("{problem}; needed by no checkpoint");
+        report.damaged += 1;
+        report.summary.push(line.clone());
+        report.damage.push(line);
     }
     Ok(report)
 }
@@ -97,7 +122,6 @@ fn check_leaf(store: &Store, packs: &mut PackReader, leaf: &Leaf, buffer: &mut V
         }
         let names = leaf.names(run.first, run.pages);
         buffer.resize(run.pages * PAGE_SIZE, 0);
-        let pack = run.place.pack;
         let place = |at: usize| Place { slot: run.place.slot + at as u32, ..run.place };
         let mut is_away = vec![false; run.pages];
         let is_read = packs.read_pages(store.catalog(), run.place, buffer).is_ok();
@@ -108,8 +132,9 @@ fn check_leaf(store: &Store, packs: &mut PackReader, leaf: &Leaf, buffer: &mut V
                 if let Err(error) = packs.read_pages(store.catalog(), place(at), page) {
                     page.fill(0);
                     is_away[at] = error.is_unreadable();
-                    let lies = lies(store, packs, place(at));
-                    damage.insert(*name, format!("page {}, {lies}: {error}", hex(name)));
+                    let shown = lies(store, packs, place(at));
+                    let error = Some(error.to_string());
+                    damage.insert(*name, Problem::Page(Lies { place: place(at), shown, error }));
                 }
             }
         }
@@ -124,10 +149,8 @@ fn check_leaf(store: &Store, packs: &mut PackReader, leaf: &Leaf, buffer: &mut V
                 unreadable.push(place);
             } else {
                 damaged.push(place);
-                let path = pack::path(&store.directory().packs(), pack);
                 damage.entry(*name).or_insert_with(|| {
-                    let lies = lies(store, packs, place);
-                    format!("page {}: {}, {lies}, holds something else", hex(name), path.display())
+                    Problem::Page(Lies { place, shown: lies(store, packs, place), error: None })
                 });
             }
         }
@@ -145,8 +168,8 @@ fn lies(store: &Store, packs: &mut PackReader, place: Place) -> String {
     }
 }
 
-/// One line for each damaged thing, with the checkpoints that need it.
-fn explain(store: &Store, checkpoints: &[CheckpointRecord], damage: Damage) -> Vec<String> {
+/// Reports each damaged thing, with the checkpoints that need it.
+fn explain(store: &Store, checkpoints: &[CheckpointRecord], damage: Damage, report: &mut Report) {
     let mut touched: BTreeMap<Hash, BTreeSet<&str>> = BTreeMap::new();
     for checkpoint in checkpoints {
         let one = std::slice::from_ref(checkpoint);
@@ -164,20 +187,59 @@ fn explain(store: &Store, checkpoints: &[CheckpointRecord], damage: Damage) -> V
             }
         });
     }
-    let total = touched.len();
-    let mut lines: Vec<String> = damage
-        .into_iter()
-        .filter(|(name, _)| touched.contains_key(name))
-        .take(MAX_LINES)
-        .map(|(name, problem)| {
-            let ids: Vec<&str> = touched.get(&name).into_iter().flatten().copied().collect();
-            format!("{problem}; needed by {}", ids.join(", "))
-        })
-        .collect();
-    if total > MAX_LINES {
-        lines.push(format!("and {} more", total - MAX_LINES));
+    report.damaged = touched.len() as u64;
+    let path = |pack| pack::path(&store.directory().packs(), pack);
+    let mut room = MOST;
+    let mut pages: BTreeMap<(u32, bool, String), Vec<(Lies, Hash)>> = BTreeMap::new();
+    for (name, problem) in damage {
+        let Some(ids) = touched.get(&name) else { continue };
+        let ids = ids.iter().copied().collect::<Vec<_>>().join(", ");
+        let line = match &problem {
+            Problem::Node(problem) => format!("{problem}; needed by {ids}"),
+            Problem::Page(lies) => one(&name, lies, &path(lies.place.pack), &ids),
+        };
+        match problem {
+            Problem::Node(_) => report.summary.push(line.clone()),
+            Problem::Page(lies) => {
+                let alike = (lies.place.pack, lies.error.is_some(), ids);
+                pages.entry(alike).or_default().push((lies, name));
+            }
+        }
+        if let Some(left) = room.checked_sub(line.len()) {
+            room = left;
+            report.damage.push(line);
+        }
     }
-    lines
+    if report.damage.len() < touched.len() {
+        report.damage.push(format!("and {} more", touched.len() - report.damage.len()));
+    }
+    for ((pack, _, ids), mut pages) in pages {
+        pages.sort_by_key(|(lies, _)| lies.place.slot);
+        let path = path(pack);
+        report.summary.push(match &pages[..] {
+            [(first, _), .., (last, _)] => {
+                let problem = match &first.error {
+                    Some(error) => format!(": {error}"),
+                    None => ", hold something else".into(),
+                };
+                let (count, shown) = (pages.len(), path.display());
+                format!(
+                    "{count} pages of {shown}, {} to {}{problem}; needed by {ids}",
+                    first.shown, last.shown
+                )
+            }
+            alone => alone.iter().map(|(lies, name)| one(name, lies, &path, &ids)).collect(),
+        });
+    }
+}
+
+/// What is wrong with a page.
+fn one(name: &Hash, Lies { shown, error, .. }: &Lies, pack: &Path, ids: &str) -> String {
+    let name = hex(name);
+    match error {
+        Some(error) => format!("page {name}, {shown}: {error}; needed by {ids}"),
+        None => format!("page {name}: {}, {shown}, holds something else; needed by {ids}", pack.display()),
+    }
 }
 
 /// Shows every leaf of some checkpoints, and every node that cannot be read, with its problem.

@@ -207,8 +207,12 @@ pub enum Reply {
     },
     Verified {
         pages: u64,
-        /// One line for each damaged page or pack: what is damaged and which checkpoints it touches.
+        /// How many pages and nodes are damaged.
+        damaged: u64,
+        /// One line for each, as far as there is room: what is damaged and which checkpoints it touches.
         damage: Vec<String>,
+        /// The same in short: one line for what of a pack the same checkpoints need.
+        summary: Vec<String>,
     },
     Usage(Usage),
     /// Answers `Restrict`; the other end of the new connection travels beside it.

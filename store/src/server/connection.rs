@@ -43,7 +43,7 @@ use crate::{
     release::Releases,
     staging::Staging,
     transport::{self, TransportError},
-    verify::verify,
+    verify::{Report, verify},
 };
 
 /// How long a connection may take to say hello.
@@ -304,8 +304,8 @@ impl<'a> Connection<'a> {
                 Reply::Checkpoint(reference::resolve(store.index(), &reference)?)
             }
             Request::Verify { id } => {
-                let report = verify(store, id.as_deref())?;
-                Reply::Verified { pages: report.pages, damage: report.damage }
+                let Report { pages, damaged, damage, summary } = verify(store, id.as_deref())?;
+                Reply::Verified { pages, damaged, damage, summary }
             }
             Request::Usage => Reply::Usage(store.usage()?),
             Request::DiskUsage => Reply::DiskUsage(du::usage(store)?),

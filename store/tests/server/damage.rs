@@ -47,18 +47,25 @@ fn a_missing_pack_is_named_and_the_rest_goes_on() {
     let store = Store::new();
     let server = store.serve();
     let mut client = server.client();
-    let record = checkpoint(&mut client, 1, &memory(0, 10, 0)).unwrap();
+    let record = checkpoint(&mut client, 1, &memory(0, 1100, 0)).unwrap();
     let process = client.read_process(&record.draft.processes[0].manifest, &[]).unwrap();
     let pack = process.directory.join(format!("packs/{:08x}.pack", process.pages().unwrap().0[0].pack));
     server.crash();
     fs::remove_file(&pack).unwrap();
     let server = store.serve();
     let mut client = server.client();
-    let damage = client.verify(None).unwrap().damage;
-    assert_eq!(damage.len(), 10);
-    assert!(damage[0].contains(&pack.display().to_string()), "{}", damage[0]);
-    assert!(damage[0].contains(&record.id), "{}", damage[0]);
-    let new = checkpoint(&mut client, 2, &memory(0, 10, 100)).unwrap();
+    let found = client.verify(None).unwrap();
+    assert_eq!(
+        (found.damaged, found.damage.len(), found.summary.len()),
+        (1100, 1100, 1),
+        "{:?}",
+        found.summary
+    );
+    for line in [&found.damage[0], &found.damage[1099], &found.summary[0]] {
+        assert!(line.contains(&pack.display().to_string()) && line.contains(&record.id), "{line}");
+    }
+    assert!(found.summary[0].starts_with("1100 pages of "), "{}", found.summary[0]);
+    let new = checkpoint(&mut client, 2, &memory(0, 10, 2000)).unwrap();
     assert!(client.verify(Some(&new.id)).unwrap().damage.is_empty());
 }
 
