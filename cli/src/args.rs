@@ -109,7 +109,9 @@ pub enum Command {
     Export(ExportArgs),
     /// Read checkpoints from standard input: all of them, or none
     Import,
-    /// End every process of the computation (SIGKILL), and those without the library of which the tracer knows
+    /// End every process of the computation (SIGKILL)
+    ///
+    /// Where the tracer runs, also those that the library is not in.
     Kill,
     /// Start the coordinator of a computation, in the background
     Coordinator(CoordinatorArgs),

@@ -74,7 +74,9 @@ impl Failure {
         match self {
             Self::Usage(_) => ExitCode::USAGE,
             Self::NoCoordinator { .. } => ExitCode::NO_COORDINATOR,
-            Self::Refused(refusals) if refusals.iter().all(Refusal::is_of_store) => ExitCode::STORE,
+            Self::Refused(refusals) if refusals.iter().all(Refusal::is_for_want_of_a_store) => {
+                ExitCode::STORE
+            }
             Self::Refused(_) => ExitCode::REFUSED,
             Self::Store { .. } => ExitCode::STORE,
             Self::OutputGone => ExitCode::FAILURE,

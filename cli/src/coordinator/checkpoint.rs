@@ -114,7 +114,8 @@ async fn round(
     }
     let directory = computation.settings.store.clone();
     let opened = blocking(move || store::connect_or_start(&directory)).await;
-    let store = opened.map_err(|reason| one(store_refusal(computation, reason)))?;
+    let store = opened
+        .map_err(|reason| one(Refusal::no_store(computation.settings.store.display(), &reason, PUT_RIGHT)))?;
     let token = random().map_err(|error| {
         one(refusal("the coordinator", format!("has no random numbers: {error}"), "is /dev/urandom there?"))
     })?;
@@ -368,12 +369,11 @@ pub async fn blocking<T: Send + 'static, E: std::fmt::Display + Send + 'static>(
     }
 }
 
+/// What is to be done about a store.
+const PUT_RIGHT: &str = "the computation runs on: put the store right and take another checkpoint";
+
 pub fn store_refusal(computation: &Computation, reason: String) -> Refusal {
-    Refusal::of_store(
-        computation.settings.store.display(),
-        reason,
-        "the computation runs on: put the store right and take another checkpoint",
-    )
+    refusal(format!("the store {}", computation.settings.store.display()), reason, PUT_RIGHT)
 }
 
 pub fn refusal(what: impl Into<String>, reason: impl Into<String>, remedy: impl Into<String>) -> Refusal {

@@ -47,17 +47,21 @@ impl Refusal {
     /// How a remedy begins where the program itself will put an end to the reason: it was met between two of its steps.
     const PASSES: &str = "take the checkpoint when ";
 
-    /// How `what` begins where it is the store that cannot be used.
-    const STORE: &str = "the store ";
+    /// How the reason begins where there is no store to put a checkpoint into.
+    const NO_STORE: &str = "cannot be opened: ";
 
-    /// The store in this directory cannot be used.
-    pub fn of_store(directory: impl core::fmt::Display, reason: String, remedy: &str) -> Self {
-        Self { what: format!("{}{directory}", Self::STORE), reason, remedy: remedy.into() }
+    /// The store in this directory cannot be opened.
+    pub fn no_store(directory: impl core::fmt::Display, reason: &str, remedy: &str) -> Self {
+        Self {
+            what: format!("the store {directory}"),
+            reason: format!("{}{reason}", Self::NO_STORE),
+            remedy: remedy.into(),
+        }
     }
 
-    /// Whether it is the store that cannot be used.
-    pub fn is_of_store(&self) -> bool {
-        self.what.starts_with(Self::STORE)
+    /// Whether it is [`Refusal::no_store`].
+    pub fn is_for_want_of_a_store(&self) -> bool {
+        self.reason.starts_with(Self::NO_STORE)
     }
 
     /// Whether the reason goes by while the program runs.
