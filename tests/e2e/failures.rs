@@ -7,7 +7,7 @@ use std::{
     os::unix::fs::FileExt,
     path::PathBuf,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::sys::signal::Signal;
@@ -203,7 +203,11 @@ fn a_store_that_cannot_be_read_is_refused_by_name() {
 fn a_checkpoint_into_what_is_no_store_fails_as_one_that_cannot_be_used() {
     let lab = Lab::new();
     let running = lab.launch(counter(300, 1));
-    running.wait_line("step 5");
+    // The coordinator starts one that nobody has asked for yet, once.
+    let end = Instant::now() + DEADLINE;
+    while lab.processes("stasis-store").is_empty() {
+        assert!(Instant::now() < end, "no store server comes by itself");
+    }
     lab.checkpoint(&[]);
     lab.run(["store", "--stop"]).expect_success();
     fs::remove_dir_all(lab.store()).unwrap();
