@@ -44,7 +44,11 @@ pub fn is_ending(pid: u32) -> bool {
 /// /proc/PID/maps cannot be read.
 pub fn mapped_files(pid: u32) -> io::Result<Vec<String>> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
-    Ok(maps.lines().filter_map(|line| Some(line.rsplit_once('/')?.1.to_owned())).collect())
+    let name = |line: &str| {
+        let shown = line.rsplit_once('/')?.1;
+        Some(shown.strip_suffix(" (deleted)").unwrap_or(shown).to_owned())
+    };
+    Ok(maps.lines().filter_map(name).collect())
 }
 
 /// Whether a signal stopped the process. Its state letter is its first thread's, which may have ended
@@ -92,12 +96,7 @@ pub fn catches(pid: u32, signal: i32) -> bool {
 /// Whether a process has a file mapped whose name this is; as it was started, which may have been replaced since. Unknown
 /// where it may not be looked at.
 pub fn has_mapped(pid: u32, file: &str) -> Option<bool> {
-    mapped_files(pid).ok().map(|files| files.iter().any(|name| is_name(name, file)))
-}
-
-/// Whether a name in a process' maps is this file's, which may have been replaced since.
-pub fn is_name(shown: &str, file: &str) -> bool {
-    shown.strip_suffix(" (deleted)").unwrap_or(shown) == file
+    mapped_files(pid).ok().map(|files| files.iter().any(|name| name == file))
 }
 
 /// Whether a process has more seccomp filters than one that it would have inherited them from.

@@ -663,13 +663,15 @@ fn is_continued() -> bool {
 
 /// A refusal because of the store.
 pub fn store_refusal(reason: String) -> Vec<Refusal> {
-    let remedy = if reason.starts_with(store::GONE) {
-        NEW_SERVER
-    } else {
-        "see `stasis doctor`; the program runs on, and the next checkpoint starts afresh"
-    };
+    let remedy = if reason.starts_with(store::GONE) { NEW_SERVER } else { DOCTOR };
+    because_of_store(reason, remedy)
+}
+
+fn because_of_store(reason: String, remedy: &str) -> Vec<Refusal> {
     vec![Refusal { what: format!("pid {}", process::getpid()), reason, remedy: remedy.into() }]
 }
+
+const DOCTOR: &str = "see `stasis doctor`; the program runs on, and the next checkpoint starts afresh";
 
 /// That passes ([`Refusal::passes`]): the coordinator starts one for the next round.
 const NEW_SERVER: &str =
@@ -703,19 +705,15 @@ fn connected<'a>(
 
 /// Who has become another user since the coordinator asked may not connect. It is lent a connection when it is asked again.
 fn unreachable(path: &str, error: Errno) -> Vec<Refusal> {
-    let mut refusals = store_refusal(format!("the store server at {path} cannot be reached: {error}"));
     let remedy = match error.0 {
         libc::EACCES => {
             "take the checkpoint when it changes its user no more; see `stasis doctor` if it does not"
         }
         // It has just ended.
         libc::ECONNREFUSED | libc::ENOENT => NEW_SERVER,
-        _ => return refusals,
+        _ => DOCTOR,
     };
-    for refusal in &mut refusals {
-        refusal.remedy = remedy.into();
-    }
-    refusals
+    because_of_store(format!("the store server at {path} cannot be reached: {error}"), remedy)
 }
 
 /// As much as the program has resident, in bounds: prefaulting costs 0.7 ms a MiB.

@@ -188,19 +188,17 @@ impl Index {
     pub fn open(directory: &Path, make: bool, key: &[u8; 32]) -> Result<Self, StoreError> {
         let held = File::open(directory).map_err(StoreError::io("cannot open", directory))?;
         let failed = |source| error(directory, source);
-        if directory.join(CURRENT).exists()
-            && let Some(told) = Told::read(directory)
-        {
+        let is_new = !directory.join(CURRENT).exists();
+        if !is_new && let Some(told) = Told::read(directory) {
             told.check_manifest(directory)?;
             // To open it for writing removes the log as far as it cannot be read.
             let found = names::open_the_rest(directory).and_then(|db| changes_in(&db)).map_err(failed)?;
             told.check_changes(directory, found)?;
         }
-        let is_new = make && !directory.join(CURRENT).exists();
         let db = match open(directory, make) {
             // Something of an index that was deleted with its store while a server wrote to it came here, by its path. Nothing
             // is in an index that is being made.
-            Err(_) if is_new => {
+            Err(_) if make && is_new => {
                 for entry in
                     fs::read_dir(directory).map_err(StoreError::io("cannot read", directory))?.flatten()
                 {

@@ -215,19 +215,40 @@ fn wait_all_stopped(lab: &Lab) {
     }
 }
 
+#[track_caller]
+fn says(terminal: &mut Pseudoterminal, text: &str) {
+    terminal.expect(text, PATIENCE);
+}
+
+/// A shell that is no part of the computation, where [`JOB`] is in the file `job`.
+fn shell_outside(lab: &Lab, bash: &str) -> (Pseudoterminal, Running) {
+    fs::write(lab.work().join("rc"), "PS1='PROMPT> '\n").unwrap();
+    fs::write(lab.work().join("job"), JOB).unwrap();
+    let mut terminal = Pseudoterminal::new(24, 80);
+    let shell = [bash, "--rcfile", "rc", "-i"];
+    let running = lab.native(shell).environment("TERM", "xterm").on_terminal(&terminal).start();
+    says(&mut terminal, "PROMPT> ");
+    (terminal, running)
+}
+
+/// ^C ends the job in its foreground, of which the shell tells, and then the shell ends.
+#[track_caller]
+fn interrupt(mut terminal: Pseudoterminal, shell: Running) {
+    terminal.press("\x03");
+    says(&mut terminal, "PROMPT> ");
+    terminal.type_line("echo status$?");
+    says(&mut terminal, "status130");
+    terminal.type_line("exit 3");
+    shell.expect_code(3);
+}
+
 /// What ^Z has stopped stands stopped again, and so does `stasis restart`: the shell's `fg` continues both.
 #[test]
 fn a_stopped_job_is_a_stopped_job_of_the_shell_that_restarts_it() {
     let Some(bash) = path("bash") else { return };
     let lab = Lab::new();
-    fs::write(lab.work().join("rc"), "PS1='PROMPT> '\n").unwrap();
-    fs::write(lab.work().join("job"), JOB).unwrap();
-    let mut terminal = Pseudoterminal::new(24, 80);
-    let shell = [&bash, "--rcfile", "rc", "-i"];
-    let running = lab.native(shell).environment("TERM", "xterm").on_terminal(&terminal).start();
+    let (mut terminal, running) = shell_outside(&lab, &bash);
     let stasis = binary("stasis").display().to_string();
-    let says = |terminal: &mut Pseudoterminal, text: &str| terminal.expect(text, PATIENCE);
-    says(&mut terminal, "PROMPT> ");
     terminal.type_line(&format!("{stasis} launch -- sh -c \"$(cat job)\"; echo status$?"));
     says(&mut terminal, "run2");
     terminal.press("\x1a");
@@ -247,12 +268,7 @@ fn a_stopped_job_is_a_stopped_job_of_the_shell_that_restarts_it() {
     }
     terminal.type_line("fg");
     says(&mut terminal, "cont7");
-    terminal.press("\x03");
-    says(&mut terminal, "PROMPT> ");
-    terminal.type_line("echo status$?");
-    says(&mut terminal, "status130");
-    terminal.type_line("exit 3");
-    running.expect_code(3);
+    interrupt(terminal, running);
 }
 
 /// What had been launched in the background is in the foreground where `stasis restart` is typed there.
@@ -260,14 +276,8 @@ fn a_stopped_job_is_a_stopped_job_of_the_shell_that_restarts_it() {
 fn a_job_of_the_background_is_the_foreground_s_where_it_is_restarted_there() {
     let Some(bash) = path("bash") else { return };
     let lab = Lab::new();
-    fs::write(lab.work().join("rc"), "PS1='PROMPT> '\n").unwrap();
-    fs::write(lab.work().join("job"), JOB).unwrap();
-    let mut terminal = Pseudoterminal::new(24, 80);
-    let shell = [&bash, "--rcfile", "rc", "-i"];
-    let running = lab.native(shell).environment("TERM", "xterm").on_terminal(&terminal).start();
+    let (mut terminal, running) = shell_outside(&lab, &bash);
     let stasis = binary("stasis").display().to_string();
-    let says = |terminal: &mut Pseudoterminal, text: &str| terminal.expect(text, PATIENCE);
-    says(&mut terminal, "PROMPT> ");
     terminal.type_line(&format!("{stasis} launch -- sh -c \"$(cat job)\" &"));
     says(&mut terminal, "run2");
     for restart in 1..=KILLS {
@@ -279,12 +289,7 @@ fn a_job_of_the_background_is_the_foreground_s_where_it_is_restarted_there() {
         terminal.type_line("fg");
         says(&mut terminal, "cont7");
     }
-    terminal.press("\x03");
-    says(&mut terminal, "PROMPT> ");
-    terminal.type_line("echo status$?");
-    says(&mut terminal, "status130");
-    terminal.type_line("exit 3");
-    running.expect_code(3);
+    interrupt(terminal, running);
 }
 
 #[test]

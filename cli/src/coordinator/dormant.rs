@@ -55,10 +55,35 @@ pub fn find(computation: &Computation) -> Vec<u32> {
 /// Whether a process that has not said hello takes the stop signal for the library. Others have a handler, too: Go, and glibc in
 /// any program with threads.
 pub fn can_be_called(pid: u32) -> bool {
-    let is_cut_off =
-        |files: &[String]| is_stasis(pid) || is_static(pid) || is_another_user_s(pid) || !has_library(files);
-    process::catches(pid, STOP_SIGNAL)
-        && process::mapped_files(pid).map_or(true, |files| has_begun(&files) || !is_cut_off(&files))
+    process::catches(pid, STOP_SIGNAL) && library(pid) == Library::Begun
+}
+
+/// What the library is in a process that has not said hello.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Library {
+    /// It is at work there, or will be; or nobody may look.
+    Begun,
+    /// It cannot join: the program was executed after it had become another user's.
+    CutOff,
+    /// A static program has mapped what another one is to have, and executes that: Valgrind. It takes all signals for itself.
+    Interpreted,
+    /// It is not there, or not to do anything: in a command about the computation.
+    None,
+}
+
+pub fn library(pid: u32) -> Library {
+    let Ok(files) = process::mapped_files(pid) else { return Library::Begun };
+    if has_begun(&files) {
+        Library::Begun
+    } else if is_stasis(pid) || !files.iter().any(|name| name == locate::LIBRARY.file) {
+        Library::None
+    } else if process::user(pid).is_some_and(|uid| uid != nix::unistd::geteuid().as_raw()) {
+        Library::CutOff
+    } else if is_static(pid) {
+        Library::Interpreted
+    } else {
+        Library::Begun
+    }
 }
 
 /// Whether a process is a command that a program gives about itself, which is no part of the computation. (Of clones, `stasis` may
@@ -74,32 +99,12 @@ fn is_stasis(pid: u32) -> bool {
 /// Whether the library has begun in a process, or in the one that it was forked from, which shows in its maps: most have the list of
 /// births.
 fn has_begun(files: &[String]) -> bool {
-    files.iter().any(|name| name.strip_suffix(" (deleted)").unwrap_or(name).ends_with(births::SUFFIX))
-}
-
-/// Whether a process is a static program that has mapped what another one is to have, and executes that: Valgrind. It takes
-/// all signals for itself.
-pub fn is_interpreted(pid: u32) -> bool {
-    is_static(pid) && process::mapped_files(pid).is_ok_and(|files| has_library(&files) && !has_begun(&files))
-}
-
-/// Whether the library is in a process and cannot join: the program was executed after it had become another user's.
-pub fn is_cut_off(pid: u32) -> bool {
-    is_another_user_s(pid)
-        && process::mapped_files(pid).is_ok_and(|files| has_library(&files) && !has_begun(&files))
+    files.iter().any(|name| name.ends_with(births::SUFFIX))
 }
 
 fn is_static(pid: u32) -> bool {
     let executed = fs::File::open(format!("/proc/{pid}/exe"));
     executed.and_then(|file| elf::interpreter(&file)).is_ok_and(|linker| linker.is_none())
-}
-
-fn is_another_user_s(pid: u32) -> bool {
-    process::user(pid).is_some_and(|uid| uid != nix::unistd::geteuid().as_raw())
-}
-
-fn has_library(files: &[String]) -> bool {
-    files.iter().any(|name| process::is_name(name, locate::LIBRARY.file))
 }
 
 /// What there is to tell of a dormant process; nothing where it has ended.

@@ -16,7 +16,8 @@ use tokio::{
 
 use super::{
     computation::{Event, Events, MemberId},
-    dormant, stopped,
+    dormant::{self, Library},
+    stopped::{self, STOP_SIGNAL},
 };
 use crate::{
     locate,
@@ -90,8 +91,9 @@ impl Newborn {
         let mut remedy = "take the checkpoint when it has ended";
         let mut patience = PATIENCE;
         let is_new = !self.awaited.contains_key(&real_pid);
-        let can_be_called = is_new && dormant::can_be_called(real_pid);
-        if is_new && dormant::is_cut_off(real_pid) {
+        let library = if is_new { dormant::library(real_pid) } else { Library::None };
+        let can_be_called = library == Library::Begun && process::catches(real_pid, STOP_SIGNAL);
+        if library == Library::CutOff {
             reason = format!(
                 "it executes a program as uid {}: the library cannot join the coordinator of uid {} from there",
                 process::user(real_pid).unwrap_or_default(),
@@ -99,7 +101,7 @@ impl Newborn {
             );
             remedy = "launch it as its user, or take the checkpoint when it has ended";
             patience = Duration::ZERO;
-        } else if is_new && dormant::is_interpreted(real_pid) {
+        } else if library == Library::Interpreted {
             reason = "a static program interprets it (Valgrind), which could not be restarted".into();
             patience = Duration::ZERO;
         } else if can_be_called && process::is_filtered_beyond(real_pid, like) {

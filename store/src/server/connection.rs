@@ -179,12 +179,7 @@ impl<'a> Connection<'a> {
             )))?;
             return Ok(false);
         }
-        // Without an answer the client takes this server for one that is ending, and starts the next one.
-        if let Err(error @ StoreError::Gone { .. }) = self.shared.store.directory().check_in_place() {
-            log!("{error}");
-            self.shared.end();
-            return Ok(false);
-        }
+        self.check_in_place()?;
         self.reply(&Reply::Welcome { version: VERSION, server_pid })?;
         Ok(true)
     }
@@ -253,8 +248,8 @@ impl<'a> Connection<'a> {
         Ok(())
     }
 
-    /// Where the store was deleted or moved away the connection closes without an answer: who dumps takes this server for one that is
-    /// ending then, and the checkpoint is taken with the next one.
+    /// Where the store was deleted or moved away the connection closes without an answer: the client takes this server for one that is
+    /// ending then, and goes to the next one.
     fn check_in_place(&self) -> Result<(), TransportError> {
         match self.shared.store.directory().check_in_place() {
             Err(error @ StoreError::Gone { .. }) => {
