@@ -290,6 +290,8 @@ fn settle(token: u64, committed: bool) {
 /// When the coordinator cannot be told: it is gone, and the program runs.
 fn take(coordinator: &Coordinator, order: &Order<'_>, passed: Option<Fd>) -> core::result::Result<(), Errno> {
     let &Order { token, was_stopped, .. } = order;
+    // Each of the rounds waits for the last of all processes.
+    process::take_short_turns();
     if was_stopped {
         take_continue();
     }

@@ -24,6 +24,7 @@ use stasis_store::{
     limit, log,
     server::{LOG, Server},
 };
+use stasis_sys::process;
 
 const USAGE: &str = "usage: stasis-store DIR [--idle-seconds N] [--foreground]";
 
@@ -43,7 +44,8 @@ fn main() -> ExitCode {
     let outcome = arguments().and_then(|arguments| {
         umask(Mode::from_bits_truncate(0o077));
         keep_freed_memory();
-        give_way();
+        // Programs wait for it while they are copied.
+        process::take_short_turns();
         limit::lift().map_err(|errno| format!("cannot set RLIMIT_FSIZE: {errno}"))?;
         if arguments.foreground { serve(&arguments, None) } else { start(&arguments) }
     });
@@ -54,15 +56,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Lets programs that are being checkpointed go first where there are not enough processors: hashing a gigabyte takes
-/// two of them for 0.2 s, and a program must not notice.
-fn give_way() {
-    /// A third of the weight of a thread with nice 0 (sched(7)).
-    const NICE: libc::c_int = 5;
-    // SAFETY: nice(2) takes a number. Where it fails, nothing is lost but this.
-    let _ = unsafe { libc::nice(NICE) };
 }
 
 /// Tells malloc to keep some of what is freed. A dump allocates and frees some hundred KiB for each block of

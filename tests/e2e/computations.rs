@@ -3,7 +3,7 @@
 use std::{fs, thread};
 
 use nix::sys::signal::Signal;
-use stasis_tests::{DEADLINE, Lab, Workload, lab::wait_all_ended};
+use stasis_tests::{DEADLINE, Lab, Workload, lab::wait_all_ended, skip};
 
 const TREE: Workload = Workload { program: "tree", arguments: &[] };
 
@@ -241,4 +241,53 @@ time.sleep(1000)
     assert!(after < before + (32 << 10), "{before} KiB, then {after}");
     lab.run(["kill"]).expect_success();
     running.wait_exit();
+}
+
+/// The slices of time that a process' threads ask for in nanoseconds (sched_getattr(2), since Linux 6.12): those of the checkpoint
+/// thread, and of all others.
+fn slices(pid: u32) -> (Vec<u64>, Vec<u64>) {
+    let (mut own, mut others) = (Vec::new(), Vec::new());
+    for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
+        let tid: i32 = task.file_name().to_str().unwrap().parse().unwrap();
+        // SAFETY: plain numbers.
+        let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };
+        let size = size_of::<libc::sched_attr>();
+        // SAFETY: sched_getattr(2) fills in at most `size` bytes of the structure.
+        let asked = unsafe { libc::syscall(libc::SYS_sched_getattr, tid, &raw mut attributes, size, 0) };
+        assert_eq!(asked, 0, "thread {tid}");
+        let is_own = fs::read_to_string(task.path().join("comm")).unwrap() == "stasis-ckpt\n";
+        if is_own { &mut own } else { &mut others }.push(attributes.sched_runtime);
+    }
+    (own, others)
+}
+
+/// Else each round of a checkpoint takes as long as all that compute have their turn.
+#[test]
+fn those_who_are_waited_for_take_short_turns_and_nobody_else_does() {
+    const SHORT: u64 = 100_000;
+    let (_, usual) = slices(std::process::id());
+    if usual[0] == 0 {
+        return skip("slices of time that threads ask for (Linux 6.12)");
+    }
+    let lab = Lab::new();
+    let mut running = lab.launch(["sh", "-c", "sleep 1000 & sleep 1000; :"]);
+    for _ in 0..2 {
+        lab.wait_joined(&running);
+        while lab.json(["status"])["processes"].as_array().unwrap().len() < 3 {
+            assert!(!running.has_ended());
+        }
+        lab.checkpoint(&[]);
+        for process in lab.json(["status"])["processes"].as_array().unwrap() {
+            let (own, others) = slices(process["real_pid"].as_u64().unwrap() as u32);
+            assert_eq!(own, [SHORT], "{process}");
+            assert!(others.iter().all(|slice| *slice == usual[0]), "{others:?} of {process}");
+        }
+        let served = lab.processes("stasis-store").into_iter().chain([lab.coordinator()]);
+        for server in served {
+            let (_, of_server) = slices(server.pid());
+            assert!(of_server.iter().all(|slice| *slice == SHORT), "{of_server:?} of {}", server.comm());
+        }
+        lab.checkpoint_kill(running);
+        running = lab.restart(["latest"]);
+    }
 }

@@ -17,9 +17,10 @@ use stasis_tests::{
     watch::{self, Directory},
 };
 
-/// `tests/programs/counter.c`, with so many steps and so much memory.
-fn counter(steps: u32, megabytes: u32) -> [OsString; 3] {
-    [compile::program("counter").into(), steps.to_string().into(), megabytes.to_string().into()]
+/// `tests/programs/counter.c`, with so many steps and so much memory. It runs until it is told to go on.
+fn counter(steps: u32, megabytes: u32) -> [OsString; 4] {
+    let [steps, megabytes] = [steps, megabytes].map(|number| number.to_string().into());
+    [compile::program("counter").into(), steps, megabytes, "waits".into()]
 }
 
 fn packs(lab: &Lab) -> Vec<PathBuf> {

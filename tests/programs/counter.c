@@ -1,14 +1,11 @@
 // Counts, prints every step, and keeps a block of memory whose content it knows.
 //
-//   counter STEPS MEGABYTES
+//   counter STEPS MEGABYTES [waits]
 //
 // Each step changes one page in sixteen. The last line is a checksum of the whole block: it is what an
-// undisturbed run prints only if no page was lost or is of another moment.
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
+// undisturbed run prints only if no page was lost or is of another moment. One that `waits` does so until it is told to go on,
+// before that: its steps may be over long before a busy machine has done what a test does meanwhile.
+#include "verify.h"
 
 static uint64_t mix(uint64_t x) {
     x += 0x9e3779b97f4a7c15u;
@@ -18,8 +15,8 @@ static uint64_t mix(uint64_t x) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 3) {
-        fprintf(stderr, "usage: counter STEPS MEGABYTES\n");
+    if (argc != 3 && argc != 4) {
+        fprintf(stderr, "usage: counter STEPS MEGABYTES [waits]\n");
         return 2;
     }
     uint64_t steps = strtoull(argv[1], NULL, 0), words = strtoull(argv[2], NULL, 0) << 17;
@@ -39,6 +36,8 @@ int main(int argc, char **argv) {
         fflush(stdout);
         nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
     }
+    if (argc == 4)
+        await_go();
     uint64_t sum = 0;
     for (uint64_t i = 0; i < words; i++)
         sum = mix(sum ^ block[i]);

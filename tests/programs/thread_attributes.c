@@ -1,4 +1,4 @@
-// Of each thread: name, CPU affinity, niceness, scheduling class and timer slack.
+// Of each thread: name, CPU affinity, niceness, scheduling class, the slice of time that it asks for, and timer slack.
 #include "verify.h"
 #include <sched.h>
 #include <sys/prctl.h>
@@ -19,6 +19,27 @@ static const struct expected all[] = {
 };
 enum { THREADS = sizeof all / sizeof *all };
 
+// struct sched_attr (sched_setattr(2)), first version. Since Linux 6.12 `runtime` is the slice of an ordinary thread.
+struct attributes {
+    uint32_t size, policy;
+    uint64_t flags;
+    int32_t nice;
+    uint32_t priority;
+    uint64_t runtime, deadline, period;
+};
+
+static struct attributes attributes(void) {
+    struct attributes now = {0};
+    REQUIRE(syscall(SYS_sched_getattr, 0, &now, sizeof now, 0) == 0);
+    return now;
+}
+
+static void ask_for_slice(uint64_t nanoseconds) {
+    struct attributes wanted = attributes();
+    wanted.runtime = nanoseconds;
+    REQUIRE(syscall(SYS_sched_setattr, 0, &wanted, 0) == 0);
+}
+
 static atomic_int waiting;
 static atomic_int go_on;
 
@@ -35,6 +56,9 @@ static void *body(void *argument) {
     REQUIRE(sched_setscheduler(0, mine->policy, &none) == 0);
     // Threads have a niceness of their own here (setpriority(2), C library/kernel differences).
     REQUIRE(setpriority(PRIO_PROCESS, 0, mine->nice) == 0);
+    if (mine->cpu == 0)
+        ask_for_slice(700000);
+    uint64_t slice = attributes().runtime;
     REQUIRE(prctl(PR_SET_TIMERSLACK, mine->slack) == 0);
     REQUIRE(sched_getaffinity(0, sizeof before, &before) == 0);
     atomic_fetch_add(&waiting, 1);
@@ -51,6 +75,8 @@ static void *body(void *argument) {
         setpriority(PRIO_PROCESS, 0, 3);
     if (loses("policy"))
         sched_setscheduler(0, SCHED_OTHER, &none);
+    if (loses("slice"))
+        ask_for_slice(400000);
     if (loses("slack"))
         prctl(PR_SET_TIMERSLACK, 55555);
     char path[64], comm[32] = "", name[32];
@@ -64,6 +90,8 @@ static void *body(void *argument) {
     int nice = getpriority(PRIO_PROCESS, 0);
     CHECK(nice == mine->nice, "the niceness of %s is %d", mine->name, nice);
     CHECK(sched_getscheduler(0) == mine->policy, "the scheduling class of %s is %d", mine->name, sched_getscheduler(0));
+    uint64_t has = attributes().runtime;
+    CHECK(has == slice, "the slice of %s is %llu", mine->name, (unsigned long long)has);
     int slack = prctl(PR_GET_TIMERSLACK);
     CHECK(slack == mine->slack, "the timer slack of %s is %d", mine->name, slack);
     return NULL;

@@ -5,6 +5,7 @@ use std::{
     io::{BufRead, BufReader, PipeReader, Write},
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
+    sync::LazyLock,
     thread,
 };
 
@@ -12,9 +13,14 @@ use anyhow::{Context, Result, bail};
 
 use crate::orphans;
 
-/// The workspace's root.
+/// The workspace's root. Cargo says at each run where that is; it takes what was built in another clone into the same target
+/// directory for built here.
 pub fn workspace() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace")
+    static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
+        let own = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        Path::new(&own).parent().expect("xtask lies in the workspace").to_owned()
+    });
+    &ROOT
 }
 
 /// Where release binaries are. This program lies in `<target>/debug`, whatever told cargo so.

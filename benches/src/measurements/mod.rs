@@ -61,6 +61,7 @@ pub fn all(quick: bool) -> Vec<Measurement> {
         let name = format!("processes-{count}");
         all.push(measurement(name, Box::new(move |setting| processes::measure(setting, count))));
     }
+    all.push(measurement("processes-computing".into(), Box::new(processes::crowd)));
     let sizes = if quick { lazy::QUICK_FLAT } else { lazy::FLAT };
     all.push(measurement("lazy-first-tick".into(), Box::new(|setting| lazy::first_tick(setting, sizes))));
     let mib = if quick { 64 } else { 2048 };

@@ -1,6 +1,6 @@
 //! Checkpoints and restarts of computations of many small processes.
 
-use std::ffi::OsStr;
+use std::{ffi::OsStr, thread};
 
 use anyhow::Context as _;
 
@@ -22,6 +22,17 @@ const GOAL_COUNT: usize = 32;
 const GOAL_DURABLE: f64 = 50.0;
 const GOAL_TICKING: f64 = 60.0;
 
+/// Computing processes for each processor, and how much longer a checkpoint may take than where they sleep: as long as
+/// what has its turn when all others had theirs.
+const CROWD: usize = 8;
+const GOAL_CROWDED: f64 = CROWD as f64 + 1.0;
+
+#[derive(Clone, Copy, Debug)]
+struct Family {
+    count: usize,
+    computes: bool,
+}
+
 #[derive(Default)]
 struct Figures {
     first: Samples,
@@ -29,18 +40,14 @@ struct Figures {
     restart: Samples,
 }
 
+/// Processes that sleep most of the time.
 pub fn measure(setting: &Setting<'_>, count: usize) -> anyhow::Result<Vec<Line>> {
     let rounds = match (setting.quick, count) {
         (true, _) => 1,
         (_, ..=100) => 7,
         _ => 3,
     };
-    let mut figures = Figures::default();
-    for _ in 0..rounds {
-        let directory = place::directory(setting.directory)?;
-        round(directory.path(), count, &mut figures)
-            .with_context(|| format!("{}; {}", tools::STASIS, place::log_end(directory.path())))?;
-    }
+    let [figures] = figures(setting, rounds, [Family { count, computes: false }])?;
     let goal = |milliseconds| (count == GOAL_COUNT).then_some(Goal::AtMost(milliseconds));
     let line = |quantity, samples| Line::new(tools::STASIS, quantity, Unit::Milliseconds, samples);
     Ok(vec![
@@ -50,11 +57,48 @@ pub fn measure(setting: &Setting<'_>, count: usize) -> anyhow::Result<Vec<Line>>
     ])
 }
 
-fn round(directory: &std::path::Path, count: usize, figures: &mut Figures) -> anyhow::Result<()> {
+/// More processes than there are processors, which compute all the time.
+pub fn crowd(setting: &Setting<'_>) -> anyhow::Result<Vec<Line>> {
+    let count = CROWD * thread::available_parallelism()?.get();
+    let families = [false, true].map(|computes| Family { count, computes });
+    let rounds = if setting.quick { 1 } else { 7 };
+    let [asleep, computing] = figures(setting, rounds, families)?;
+    let line =
+        |quantity, samples: &Samples| Line::new(tools::STASIS, quantity, Unit::Milliseconds, samples.clone());
+    Ok(vec![
+        line("asleep: second checkpoint durable", &asleep.second),
+        line("computing: first checkpoint durable", &computing.first),
+        line("computing: second checkpoint durable", &computing.second),
+        Line::new(tools::STASIS, "the same, of asleep", Unit::Ratio, computing.second.ratio(&asleep.second))
+            .goal_of_stasis(Some(Goal::AtMost(GOAL_CROWDED))),
+        line("computing: restart until all tick", &computing.restart),
+    ])
+}
+
+/// Measures families in turns.
+fn figures<const N: usize>(
+    setting: &Setting<'_>,
+    rounds: usize,
+    families: [Family; N],
+) -> anyhow::Result<[Figures; N]> {
+    let mut all = [(); N].map(|()| Figures::default());
+    for _ in 0..rounds {
+        for (&family, figures) in families.iter().zip(&mut all) {
+            let directory = place::directory(setting.directory)?;
+            round(directory.path(), family, figures)
+                .with_context(|| format!("{}; {}", tools::STASIS, place::log_end(directory.path())))?;
+        }
+    }
+    Ok(all)
+}
+
+fn round(directory: &std::path::Path, family: Family, figures: &mut Figures) -> anyhow::Result<()> {
     let mut session = StasisSession::open(&Stasis::find()?, directory)?;
     let page = SharedPage::create()?;
     let path = page.path().to_str().context("a path that is not UTF-8")?;
-    let program = workload(&["family", "--count", &count.to_string(), "--page", path])?;
+    let count = family.count.to_string();
+    let mut program = workload(&["family", "--count", &count, "--page", path])?;
+    program.extend(family.computes.then(|| "--computes".into()));
     let program: Vec<&OsStr> = program.iter().map(AsRef::as_ref).collect();
 
     let ready = page.ask_for_tick();

@@ -5,7 +5,7 @@ use std::{
     path::Path,
     sync::atomic::{AtomicU32, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
@@ -19,16 +19,36 @@ const EACH_MILLISECOND: usize = 32;
 /// Memory that each process has written, in bytes: little, so that what is measured is the processes.
 const OWN: usize = 64 << 10;
 
+/// What each does between two ticks.
+#[derive(Clone, Copy)]
+enum Between {
+    Sleeps,
+    Computes,
+}
+
+impl Between {
+    fn pass(self, period: Duration) {
+        match self {
+            Self::Sleeps => thread::sleep(period),
+            Self::Computes => {
+                let begun = Instant::now();
+                while begun.elapsed() < period {}
+            }
+        }
+    }
+}
+
 /// Forks until there are `count` processes, and ticks until it is told to end.
-pub fn run(count: usize, page: &Path) -> anyhow::Result<()> {
+pub fn run(count: usize, computes: bool, page: &Path) -> anyhow::Result<()> {
     let shared = SharedPage::open(page)?;
+    let between = if computes { Between::Computes } else { Between::Sleeps };
     let ticks = ticks(count)?;
     let period = Duration::from_millis(count.div_ceil(EACH_MILLISECOND) as u64);
     for own in &ticks[1..] {
         // SAFETY: this process has one thread.
         match unsafe { libc::fork() } {
             0 => {
-                live(&shared, own, period);
+                live(&shared, own, between, period);
                 // SAFETY: nothing of the parent's is to be run here.
                 unsafe { libc::_exit(0) };
             }
@@ -49,7 +69,7 @@ pub fn run(count: usize, page: &Path) -> anyhow::Result<()> {
             seen = counts(ticks);
         }
         awaited = is_awaited;
-        thread::sleep(period);
+        between.pass(period);
     }
     for _ in 1..count {
         // SAFETY: any child; nothing is written.
@@ -59,12 +79,12 @@ pub fn run(count: usize, page: &Path) -> anyhow::Result<()> {
 }
 
 /// A child's life.
-fn live(shared: &SharedPage, ticks: &AtomicU32, period: Duration) {
+fn live(shared: &SharedPage, ticks: &AtomicU32, between: Between, period: Duration) {
     let mut own = vec![1u8; OWN];
     while !shared.is_to_stop() {
         let tick = ticks.fetch_add(1, Ordering::Relaxed) as usize;
         own[tick % OWN] = tick as u8;
-        thread::sleep(period);
+        between.pass(period);
     }
     std::hint::black_box(&own);
 }

@@ -39,6 +39,9 @@ pub enum Workload {
     Family {
         #[arg(long)]
         count: usize,
+        /// Compute all the time, and do not sleep between two ticks
+        #[arg(long)]
+        computes: bool,
         /// The file of the shared page
         #[arg(long)]
         page: PathBuf,
@@ -62,7 +65,7 @@ pub fn run(workload: &Workload) -> anyhow::Result<()> {
     match workload {
         Workload::Memory { mib, seed, page } => memory::run(*mib, *seed, page),
         Workload::Call { call, millis } => calls::run(*call, *millis),
-        Workload::Family { count, page } => family::run(*count, page),
+        Workload::Family { count, computes, page } => family::run(*count, *computes, page),
         Workload::Compute { steps, mib, every } => {
             compute::run(*steps, *mib, *every);
             Ok(())

@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use stasis_protocol::coordinator::IntervalLasts;
+use stasis_sys::process;
 use tokio::{
     net::UnixStream,
     signal::unix::{SignalKind, signal},
@@ -57,6 +58,8 @@ pub fn run(
         }
     };
     raise_descriptor_limit();
+    // All processes of a checkpoint wait for it in each round.
+    process::take_short_turns();
     let settings = Settings { address, store, deadline: args.deadline_seconds, idle: args.idle_seconds };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = match runtime {

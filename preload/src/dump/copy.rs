@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use stasis_protocol::{PAGE_SIZE, coordinator::Refusal, store::MEMORY};
 use stasis_sys::{
     file,
-    process::{self, PARTS, Part},
+    process::{PARTS, Part},
 };
 
 use super::{
@@ -15,7 +15,7 @@ use super::{
 use crate::pagemap::{Run, State};
 
 impl Dump<'_> {
-    /// Copies while the program may unmap what is copied, and may want the processor.
+    /// Copies while the program may unmap what is copied.
     pub(super) fn copy_running(&mut self, found: &[Run]) -> Result<(), Vec<Refusal>> {
         let mut runs =
             found.iter().filter(|run| matches!(run.state, State::Present | State::Swapped)).copied();
@@ -42,9 +42,6 @@ impl Dump<'_> {
                 }
             };
             self.gather(&mut parts, offset, target)?;
-            if !self.hurries && self.slices.is_none() {
-                process::give_way();
-            }
         }
         Ok(())
     }

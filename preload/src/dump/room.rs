@@ -273,9 +273,8 @@ impl<'a> Room<'a> {
             for at in (0..len).step_by(AT_ONCE) {
                 // SAFETY: both are as long as a half, and apart.
                 unsafe { core::ptr::copy_nonoverlapping(from.add(at), to.add(at), AT_ONCE.min(len - at)) };
-                match &mut slices {
-                    Some(slices) => slices.turn()?,
-                    None => process::give_way(),
+                if let Some(slices) = &mut slices {
+                    slices.turn()?;
                 }
             }
             rest.move_by(offset);
